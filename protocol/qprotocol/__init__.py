@@ -1,0 +1,1 @@
+"""The vocabulary of qbroker: frames, messages, errors, options. Pure values, no I/O."""

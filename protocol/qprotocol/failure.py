@@ -1,0 +1,47 @@
+"""A failure as data: what an error looks like on the wire and in a dead letter.
+
+Errors are never imported by name at the other end; they travel as text.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import msgpack
+
+TEXT_BYTES_MAX = 64 * 1024
+"""Message and traceback are cut to this many characters each; a cut says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task failed. ``kind`` is the error's class name, qualified by its module."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+    def pack(self) -> bytes:
+        """A msgpack array of three strings."""
+        texts = [shorten(self.kind), shorten(self.message), shorten(self.traceback)]
+        return bytes(msgpack.packb(texts, unicode_errors="backslashreplace"))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Self:
+        """The failure in ``raw``. Raises ValueError if it is not one."""
+        try:
+            parts = msgpack.unpackb(
+                raw, raw=False, max_array_len=16, max_map_len=0, max_ext_len=0
+            )
+        except Exception as error:  # msgpack raises a dozen kinds for hostile input
+            raise ValueError(f"not a packed failure: {error}") from error
+        if type(parts) is not list or len(parts) < 3 or any(type(p) is not str for p in parts[:3]):
+            raise ValueError("not a packed failure: expected three strings")
+        return cls(*parts[:3])
+
+
+def shorten(text: str) -> str:
+    """``text``, its middle left out if it is over TEXT_BYTES_MAX characters."""
+    if len(text) <= TEXT_BYTES_MAX:
+        return text
+    half = TEXT_BYTES_MAX // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"

@@ -1,0 +1,424 @@
+"""Every frame that crosses the wire, each defined once.
+
+On the wire a frame is ``u32 length | u16 header length | header | raw section``; the
+length counts everything after itself. The header is one msgpack array
+``[type, correlation, *fields]``, fields in the order written here. codec.py turns
+frames into bytes and back; nothing else knows the bytes.
+
+Rule 1. A field is added at the end, with a default. Older peers ignore a tail they do
+        not know and newer peers fill one they did not get: no version bump is due.
+Rule 2. Type numbers are never reused.
+Rule 3. A request carries a correlation id above 0, and its answer the same one. A push
+        carries 0, or the number of the Part frames that go before it.
+Rule 4. ``raw`` is never decoded by the codec; wire.py says what is in it.
+"""
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+CLIENT, SERVER, BOTH = "client", "server", "both"
+
+
+@dataclass(slots=True)
+class Frame:
+    """What every frame has."""
+
+    TYPE: ClassVar[int] = 0
+    SENDER: ClassVar[str] = ""
+    FIELDS: ClassVar[tuple[str, ...]] = ()
+    KINDS: ClassVar[tuple[type, ...]] = ()
+    REQUIRED: ClassVar[int] = 0
+
+    correlation: int = 0
+    raw: bytes = b""
+
+
+F = TypeVar("F", bound=type[Frame])
+FRAMES: dict[int, type[Frame]] = {}
+"""Every frame by its type number."""
+
+_KINDS: dict[str, type] = {
+    "int": int,
+    "str": str,
+    "bytes": bytes,
+    "bool": bool,
+    "list[str]": list,
+    "dict[str, Any]": dict,
+}
+
+
+@dataclass_transform(kw_only_default=True)
+def frame(number: int, sender: str) -> Any:
+    """Register a frame class under its type number."""
+
+    def register(cls: F) -> F:
+        # Slots, not frozen: a frozen dataclass costs four times as much to build,
+        # and one is built for every frame. Nobody assigns to a frame once sent.
+        made: Any = dataclass(slots=True, kw_only=True)(cls)
+        assert number not in FRAMES, f"{cls.__name__} reuses {number:#04x}"
+        own = [f for f in fields(made) if f.name not in ("correlation", "raw")]
+        made.TYPE, made.SENDER = number, sender
+        made.FIELDS = tuple(f.name for f in own)
+        made.KINDS = tuple(_KINDS[str(f.type)] for f in own)
+        made.REQUIRED = sum(f.default is MISSING and f.default_factory is MISSING for f in own)
+        FRAMES[number] = made
+        return made  # type: ignore[no-any-return]
+
+    return register
+
+
+# The handshake.
+
+
+@frame(0x01, SERVER)
+class Greeting(Frame):
+    """The broker's first word: who it is, what it speaks, and how much of it."""
+
+    product: "str"
+    version: "str"
+    protocol_min: "int"
+    protocol_max: "int"
+    limits: "dict[str, Any]"
+    features: "list[str]"
+    mechanisms: "list[str]"
+    nonce: "bytes"
+    cluster: "str"
+    node: "str"
+    epoch: "int"
+    server_ms: "int"
+
+
+@frame(0x02, CLIENT)
+class Auth(Frame):
+    """Who I am, by one mechanism. Answered by Ok, Challenge or Error(AUTH_FAILED)."""
+
+    mechanism: "str"
+    data: "bytes" = b""
+
+
+@frame(0x03, SERVER)
+class Challenge(Frame):
+    """The mechanism's next step; answered by another Auth."""
+
+    data: "bytes"
+
+
+@frame(0x04, CLIENT)
+class Hello(Frame):
+    """What I am for. Raw: tokens (wire.TOKEN) that this session or member still runs.
+
+    ``session`` names a worker's session and outlives connections; the parent and its
+    members share one, and ``member`` is 0 for the parent. Empty: no session, and what
+    this connection consumes is held for as long as the connection lives.
+    Answered by Welcome.
+    """
+
+    protocol: "int"
+    role: "str"
+    client_id: "str"
+    name: "str" = ""
+    host: "str" = ""
+    pid: "int" = 0
+    language: "str" = ""
+    library: "str" = ""
+    app: "str" = ""
+    session: "bytes" = b""
+    member: "int" = 0
+    heartbeat_ms: "int" = 0
+
+
+@frame(0x05, SERVER)
+class Welcome(Frame):
+    """The conversation is open. Raw: those of Hello's tokens that are not valid any more."""
+
+    protocol: "int"
+    heartbeat_ms: "int"
+    session_timeout_ms: "int"
+    server_ms: "int"
+
+
+@frame(0x06, BOTH)
+class Heartbeat(Frame):
+    """I live. From a worker's parent, raw: the tokens that run now (wire.TOKEN). No answer."""
+
+    sent_ms: "int" = 0
+
+
+@frame(0x07, BOTH)
+class Part(Frame):
+    """A piece of the raw section of a later frame with the same correlation id.
+
+    The raw section of that frame is all its parts in order and then its own. Nothing
+    is true before that frame. ``index`` counts from 0. No answer of its own.
+    """
+
+    index: "int"
+
+
+@frame(0x08, SERVER)
+class Ok(Frame):
+    """Done, and durable as the request asked."""
+
+    count: "int" = 0
+
+
+@frame(0x09, SERVER)
+class Error(Frame):
+    """Not done (``definite``) or not known (else). With correlation 0 the connection ends."""
+
+    code: "str"
+    message: "str"
+    retryable: "bool" = False
+    definite: "bool" = True
+    retry_after_ms: "int" = 0
+    details: "dict[str, Any]" = None  # type: ignore[assignment]
+
+
+# Publishing.
+
+
+@frame(0x10, CLIENT)
+class Publish(Frame):
+    """Put ``count`` messages where their routes say, all or none. Raw: packed messages.
+
+    ``producer`` is 64 random bits a process, ``sequence`` counts its chunks from 1: a
+    chunk sent again is recognised and answered as a duplicate. Answered by Published
+    once it would survive a crash (or as its queues' fsync option says).
+    """
+
+    producer: "int"
+    sequence: "int"
+    count: "int"
+
+
+@frame(0x11, SERVER)
+class Published(Frame):
+    """Confirmed. Message i of the chunk has position ``first + i``.
+
+    With ``duplicate`` the chunk was here before, and ``first`` is 0.
+    """
+
+    first: "int"
+    count: "int"
+    durability: "str"
+    duplicate: "bool" = False
+
+
+# Consuming.
+
+
+@frame(0x20, CLIENT)
+class Consume(Frame):
+    """Hand me messages of these queues, up to ``credit`` unsettled ones. Answered by Ok."""
+
+    subscription: "int"
+    queues: "list[str]"
+    credit: "int"
+
+
+@frame(0x21, CLIENT)
+class Credit(Frame):
+    """From now on at most ``credit`` unsettled; below what is out, nothing is taken back. No answer."""
+
+    subscription: "int"
+    credit: "int"
+
+
+@frame(0x22, CLIENT)
+class Unsubscribe(Frame):
+    """No more deliveries; what is out stays leased. Answered by Ok."""
+
+    subscription: "int"
+
+
+@frame(0x23, SERVER)
+class Deliver(Frame):
+    """``count`` messages under one grant.
+
+    Raw: ``runs`` position runs (wire.RUN), ``touched`` rows (wire.TOUCHED) for those
+    handed out before, then the packed messages in the order of the runs.
+    """
+
+    subscription: "int"
+    grant: "int"
+    count: "int"
+    runs: "int"
+    touched: "int"
+
+
+# Settling.
+
+
+@frame(0x30, CLIENT)
+class Ack(Frame):
+    """Done, nothing to keep. Raw: runs (wire.ACK_RUN). Answered by Settled."""
+
+    session: "bytes" = b""
+
+
+@frame(0x31, CLIENT)
+class Settle(Frame):
+    """How ``count`` deliveries ended, one by one. Raw: packed outcomes. Answered by Settled.
+
+    Each outcome is atomic with its result and follow-on messages.
+    """
+
+    count: "int"
+
+
+@frame(0x32, SERVER)
+class Settled(Frame):
+    """Confirmed. Raw: positions (u64) that were not yours any more; nothing was done to those."""
+
+    durability: "str"
+    lost: "int" = 0
+
+
+@frame(0x33, CLIENT)
+class Running(Frame):
+    """These tokens have begun to run (raw, wire.TOKEN): a lost worker counts as their crash. No answer."""
+
+
+# Results.
+
+
+@frame(0x40, CLIENT)
+class Watch(Frame):
+    """What became of a task; waits up to ``wait_ms`` for its end. Answered by Result.
+
+    ``position`` is the one from Published, or 0 if only the id is known.
+    """
+
+    id: "str"
+    position: "int" = 0
+    wait_ms: "int" = 0
+
+
+@frame(0x41, SERVER)
+class Result(Frame):
+    """A task's state, and in raw its result (SUCCESS) or packed failure (RETRY, FAILURE, REVOKED).
+
+    ``state`` is a number of states.State, ``content`` how the result is encoded.
+    """
+
+    id: "str"
+    state: "int"
+    position: "int" = 0
+    content: "int" = 0
+    failures: "int" = 0
+    finished_ms: "int" = 0
+    run_ms: "int" = 0
+    stored: "bool" = False
+
+
+@frame(0x42, CLIENT)
+class Forget(Frame):
+    """Drop the task's result. Answered by Ok; count is 1 if there was one."""
+
+    id: "str"
+    position: "int" = 0
+
+
+@frame(0x43, CLIENT)
+class Cancel(Frame):
+    """Settle a task as REVOKED if it is not finished. Answered by Result with its state.
+
+    A running one is told to stop by a Revoke push; with ``terminate`` its process is killed.
+    """
+
+    id: "str"
+    position: "int" = 0
+    terminate: "bool" = False
+
+
+# Looking and operating.
+
+
+@frame(0x50, CLIENT)
+class Declare(Frame):
+    """Make a queue with options, or find it with the same ones. Answered by Ok."""
+
+    queue: "str"
+    options: "dict[str, Any]"
+
+
+@frame(0x51, CLIENT)
+class Purge(Frame):
+    """Settle every waiting message of a queue as purged. Answered by Ok with their count."""
+
+    queue: "str"
+
+
+@frame(0x52, CLIENT)
+class Peek(Frame):
+    """Look at up to ``count`` waiting messages without taking them. Answered by Peeked."""
+
+    queue: "str"
+    count: "int" = 10
+
+
+@frame(0x53, SERVER)
+class Peeked(Frame):
+    """Raw: ``count`` times wire.PEEKED, the reason, the last error, the packed message."""
+
+    count: "int"
+
+
+@frame(0x54, CLIENT)
+class Inspect(Frame):
+    """Ask for a table: ``what`` is "queues" or "stats". Answered by Report."""
+
+    what: "str"
+
+
+@frame(0x55, SERVER)
+class Report(Frame):
+    """Raw: JSON in UTF-8."""
+
+
+# Pushes, and the end.
+
+
+@frame(0x60, SERVER)
+class Goaway(Frame):
+    """The broker will close this connection; settle what you have and come back."""
+
+    reason: "str"
+    deadline_ms: "int" = 0
+
+
+@frame(0x61, SERVER)
+class Blocked(Frame):
+    """Publishes are not read for the moment; settlements are."""
+
+    reason: "str"
+
+
+@frame(0x62, SERVER)
+class Unblocked(Frame):
+    """Publishes are read again."""
+
+
+@frame(0x63, SERVER)
+class Revoke(Frame):
+    """These deliveries (raw, wire.TOKEN) were cancelled: stop them, their outcome is void."""
+
+    terminate: "bool" = False
+
+
+@frame(0x64, SERVER)
+class Recall(Frame):
+    """Release those of these deliveries (raw, wire.TOKEN) that have not begun."""
+
+
+@frame(0x65, SERVER)
+class Control(Frame):
+    """An order to a worker: ``verb`` is quiet, resume, drain or terminate."""
+
+    verb: "str"
+    arguments: "dict[str, Any]" = None  # type: ignore[assignment]
+
+
+@frame(0x66, CLIENT)
+class Bye(Frame):
+    """The session ends; its leases are returned uncounted. Answered by Ok."""

@@ -1,0 +1,263 @@
+"""A message as a value, packed and unpacked; and the walk over many packed ones.
+
+Clients and workers build and read ``Message``. The broker only walks: see ``walk``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from qprotocol import wire
+from qprotocol.ids import pack_id, unpack_id
+from qprotocol.limits import PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
+
+_FIXED = wire.MESSAGE.size
+_U16 = 0xFFFF
+
+
+@dataclass(slots=True)
+class Message:
+    """What a queue holds. ``kind`` is a task unless ``task`` is empty."""
+
+    queue: str
+    """The routing key; with the empty exchange, the name of the queue."""
+    body: bytes
+    id: str = ""
+    """Needed by tasks; a plain message may have none."""
+    task: str = ""
+    exchange: str = ""
+    priority: int = 0
+    due_ms: int = 0
+    expires_ms: int = 0
+    keys: bytes = b""
+    """Lane keys, opaque here: reserved for concurrency, ordering and fairness keys."""
+    flags: int = 0
+    content: int = 0
+    """How the body is encoded; the client's business."""
+    root: str = ""
+    parent: str = ""
+    principal: str = ""
+    """Set by the broker; empty when published."""
+    trace: str = ""
+    headers: bytes = b""
+
+    def pack(self) -> bytes:
+        """The message's bytes. Raises ValueError naming the field that is out of bounds."""
+        route = pack_route(self.exchange, self.queue, self.task, self.keys)
+        return pack_message(route, self)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A message as a consumer gets it: with its token and its three counters."""
+
+    message: Message
+    position: int
+    grant: int
+    deliveries: int = 1
+    failures: int = 0
+    crashes: int = 0
+    raw: bytes = field(default=b"", repr=False)
+
+
+def counted(name: str, text: str, limit: int = 255) -> bytes:
+    """``text`` as UTF-8 behind its length in one byte."""
+    raw = text.encode()
+    if len(raw) > limit:
+        raise ValueError(f"{name} has {len(raw)} bytes: at most {limit}")
+    return bytes((len(raw),)) + raw
+
+
+def pack_route(exchange: str, key: str, task: str, keys: bytes = b"") -> bytes:
+    """The route section: where a message goes and which lane it takes there."""
+    return (
+        counted("exchange", exchange)
+        + counted("routing key", key)
+        + counted("task", task, TASK_BYTES_MAX)
+        + keys
+    )
+
+
+def unpack_route(route: bytes) -> tuple[str, str, str, bytes]:
+    """Exchange, routing key, task name and lane keys. Raises ValueError if they overlap the end."""
+    parts, at = [], 0
+    for _ in range(3):
+        end = at + 1 + route[at] if at < len(route) else len(route) + 1
+        if end > len(route):
+            raise ValueError("the route section ends inside a name")
+        parts.append(route[at + 1 : end].decode())
+        at = end
+    return parts[0], parts[1], parts[2], route[at:]
+
+
+def pack_message(route: bytes, message: Message) -> bytes:
+    """Like ``Message.pack``, with the route packed before: many messages share one."""
+    if not PRIORITY_MIN <= message.priority <= PRIORITY_MAX:
+        raise ValueError(
+            f"priority is {message.priority}: from {PRIORITY_MIN} to {PRIORITY_MAX}"
+        )
+    flags, raw_id = message.flags & ~wire.ID_MINTED, b""
+    if message.id:
+        raw_id, minted = pack_id(message.id)
+        flags |= wire.ID_MINTED if minted else 0
+    meta = b""
+    if message.root or message.parent or message.principal or message.trace:
+        meta = (
+            counted("root", message.root)
+            + counted("parent", message.parent)
+            + counted("principal", message.principal)
+            + counted("trace context", message.trace)
+        )
+    for name, part in (("the route", route), ("meta", meta), ("headers", message.headers)):
+        if len(part) > _U16:
+            raise ValueError(f"{name} has {len(part)} bytes: at most {_U16}")
+    variable = route + raw_id + meta + message.headers
+    fixed = wire.MESSAGE.pack(
+        _FIXED - 4 + len(variable) + len(message.body),
+        wire.ENVELOPE_VERSION,
+        wire.KIND_TASK if message.task else wire.KIND_PLAIN,
+        message.priority,
+        flags,
+        message.due_ms,
+        message.expires_ms,
+        len(route),
+        len(raw_id),
+        message.content,
+        len(meta),
+        len(message.headers),
+    )
+    return b"".join((fixed, variable, message.body))
+
+
+def unpack_message(raw: bytes, at: int = 0) -> Message:
+    """The message packed at offset ``at``. Raises ValueError for anything malformed."""
+    if len(raw) - at < _FIXED:
+        raise ValueError(f"a packed message has at least {_FIXED} bytes, {len(raw) - at} are left")
+    (size, version, _kind, priority, flags, due, expires, n_route, n_id, content, n_meta, n_head) = (
+        wire.MESSAGE.unpack_from(raw, at)
+    )
+    end = at + 4 + size
+    if version != wire.ENVELOPE_VERSION:
+        raise ValueError(f"envelope version {version}: this side reads {wire.ENVELOPE_VERSION}")
+    if end > len(raw) or size < _FIXED - 4 + n_route + n_id + n_meta + n_head:
+        raise ValueError("a packed message's lengths disagree")
+    at += _FIXED
+    exchange, key, task, keys = unpack_route(raw[at : at + n_route])
+    at += n_route
+    minted = bool(flags & wire.ID_MINTED)
+    text_id = unpack_id(raw[at : at + n_id], minted=minted) if n_id else ""
+    at += n_id
+    root, parent, principal, trace = unpack_meta(raw[at : at + n_meta])
+    at += n_meta
+    return Message(
+        key,
+        raw[at + n_head : end],
+        text_id,
+        task,
+        exchange,
+        priority,
+        due,
+        expires,
+        keys,
+        flags,
+        content,
+        root,
+        parent,
+        principal,
+        trace,
+        raw[at : at + n_head],
+    )
+
+
+def unpack_meta(meta: bytes) -> tuple[str, str, str, str]:
+    """Root, parent, principal, trace context; all empty if there is no meta section."""
+    if not meta:
+        return "", "", "", ""
+    parts, at = [], 0
+    for _ in range(4):
+        end = at + 1 + meta[at] if at < len(meta) else len(meta) + 1
+        if end > len(meta):
+            raise ValueError("the meta section ends inside a name")
+        parts.append(meta[at + 1 : end].decode())
+        at = end
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def walk(raw: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
+    """Start and end of each packed message in ``raw``, by their sizes alone.
+
+    Raises ValueError where a size does not fit. Checks nothing else.
+    """
+    total = len(raw)
+    while at < total:
+        if total - at < _FIXED:
+            raise ValueError(f"{total - at} bytes are left over after the last message")
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        if end > total or end - at < _FIXED:
+            raise ValueError(f"a message of {end - at} bytes where {total - at} are left")
+        yield at, end
+        at = end
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one delivery ended (or goes on: extend, progress, start)."""
+
+    outcome: int
+    position: int
+    grant: int
+    run_ms: int = 0
+    delay_ms: int = wire.DELAY_BY_POLICY
+    result: bytes = b""
+    """The result of an ack, the packed Failure of a fail or crash, the reason of a reject."""
+    flags: int = 0
+    content: int = 0
+    policy: bytes = b""
+    follow_on: tuple[bytes, ...] = ()
+    """Packed messages that become true together with this outcome."""
+
+    def pack(self) -> bytes:
+        """The outcome's bytes."""
+        flags = self.flags | (wire.HAS_POLICY if self.policy else 0)
+        rest = self.policy + self.result + b"".join(self.follow_on)
+        return (
+            wire.OUTCOME.pack(
+                wire.OUTCOME.size - 4 + len(rest),
+                self.outcome,
+                flags,
+                self.content,
+                0,
+                len(self.follow_on),
+                self.position,
+                self.grant,
+                self.run_ms,
+                self.delay_ms,
+                len(self.result),
+            )
+            + rest
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes, at: int = 0) -> tuple[Self, int]:
+        """The outcome at ``at`` and where the next one begins. Raises ValueError if malformed."""
+        if len(raw) - at < wire.OUTCOME.size:
+            raise ValueError("the outcomes end inside one")
+        (size, kind, flags, content, zero, follows, position, grant, run_ms, delay, n_result) = (
+            wire.OUTCOME.unpack_from(raw, at)
+        )
+        end, at = at + 4 + size, at + wire.OUTCOME.size
+        if end > len(raw) or kind not in wire.OUTCOMES or zero or flags & ~wire.OUTCOME_FLAGS:
+            raise ValueError(f"an outcome of kind {kind}, flags {flags:#x} and {size} bytes")
+        policy = b""
+        if flags & wire.HAS_POLICY:
+            policy, at = raw[at : at + wire.POLICY.size], at + wire.POLICY.size
+        result, at = raw[at : at + n_result], at + n_result
+        if at > end:
+            raise ValueError("an outcome's lengths disagree")
+        messages = tuple(raw[a:b] for a, b in walk(raw[:end], at))
+        if len(messages) != follows:
+            raise ValueError(f"{len(messages)} follow-on messages where {follows} were announced")
+        found = cls(
+            kind, position, grant, run_ms, delay, result, flags, content, policy, messages
+        )
+        return found, end

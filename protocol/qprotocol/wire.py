@@ -1,0 +1,109 @@
+"""The bytes that messages, outcomes and tokens have on the wire and in the log.
+
+All integers are little-endian. Each layout is one ``struct.Struct``, used whole;
+nothing else in the project cuts these bytes by hand. The broker walks messages
+with ``MESSAGE`` and slices them; it never looks into headers or bodies.
+
+A packed message (envelope version 1), ``MESSAGE`` and then the variable parts::
+
+    0        4    5     6     7      8       16       24       26   27      28      30
+    | size   |ver |kind |prio |flags | due   | expires| route  | id |content| meta  | headers |
+    | u32    |u8  |u8   |i8   |u8    | u64 ms| u64 ms | u16 len| u8 | u8    |u16 len| u16 len |
+    32: route | id | meta | headers | body (the rest)
+
+    route    u8-counted exchange, routing key, task name; then the lane keys
+    id       16 bytes if ID_MINTED (a UUIDv7), else UTF-8, 1 to 255 bytes
+    meta     u8-counted root id, parent id, principal, trace context
+    headers  the client's, opaque: a msgpack map
+
+``size`` counts the bytes after itself. ``due`` and ``expires`` are wall-clock
+milliseconds since 1970, 0 for none. The namespace of exchanges and queues is
+reserved: names hold no "/".
+
+A packed outcome (how one delivery ended), ``OUTCOME`` and then its parts::
+
+    | size u32 | outcome u8 | flags u8 | content u8 | 0 | follow-on count u16 |
+    | position u64 | grant u64 | run_ms u32 | delay_ms u32 | result length u32 |
+    policy (if HAS_POLICY) | result or error | follow-on messages, packed
+
+A token is ``TOKEN``: a position and the number of the grant that leased it. The
+grant number is ``boot epoch << 40 | counter``, so it names one grant for ever.
+"""
+
+from struct import Struct
+
+MESSAGE = Struct("<IBBbBQQHBBHH")
+OUTCOME = Struct("<IBBBBHQQIII")
+TOKEN = Struct("<QQ")
+RUN = Struct("<QI")
+"""A run of consecutive positions: the first, and how many."""
+ACK_RUN = Struct("<QQI")
+"""A run of plain acks under one grant: grant, first position, how many."""
+TOUCHED = Struct("<IHHH")
+"""A delivery that was handed out before: its index, deliveries, failures, crashes."""
+POLICY = Struct("<HIIHB")
+POSITION = Struct("<Q")
+PEEKED = Struct("<QQHHHBII")
+"""A message looked at: position, due_ms, deliveries, failures, crashes, state, reason length, error length."""
+
+ENVELOPE_VERSION = 1
+
+KIND_PLAIN = 0
+KIND_TASK = 1
+
+# Flags of a message.
+ID_MINTED = 0x01
+"""The id is a UUIDv7 as 16 bytes, minted from the broker's clock."""
+IGNORE_RESULT = 0x02
+"""Nobody will ask for the result: keep failures only."""
+ACK_EARLY = 0x04
+"""Started at most once: a lost worker means FAILURE, never a redelivery."""
+MESSAGE_FLAGS = ID_MINTED | IGNORE_RESULT | ACK_EARLY
+
+# Outcomes.
+ACK = 1
+RELEASE = 2
+FAIL = 3
+REJECT = 4
+EXTEND = 5
+PROGRESS = 6
+START = 7
+CRASH = 8
+OUTCOMES = {
+    ACK: "ack",
+    RELEASE: "release",
+    FAIL: "fail",
+    REJECT: "reject",
+    EXTEND: "extend",
+    PROGRESS: "progress",
+    START: "start",
+    CRASH: "crash",
+}
+
+# Flags of an outcome.
+HAS_RESULT = 0x01
+"""Keep the result bytes: somebody may ask for them."""
+HAS_POLICY = 0x02
+NO_RETRY = 0x04
+"""FAIL: the failure is final, whatever any policy says."""
+HAS_REPLACEMENT = 0x08
+"""FAIL, RELEASE: the first follow-on message replaces envelope and body under the same id."""
+IN_PARTS = 0x10
+"""The result bytes came as Part frames before; the result length is 0 here."""
+OUTCOME_FLAGS = HAS_RESULT | HAS_POLICY | NO_RETRY | HAS_REPLACEMENT | IN_PARTS
+
+DELAY_BY_POLICY = 0xFFFF_FFFF
+"""FAIL: take the delay from the retry policy."""
+
+SLOT_BITS = 20
+EPOCH_SHIFT = 40
+
+
+def batch_of(position: int) -> int:
+    """The number of the batch that holds ``position``."""
+    return position >> SLOT_BITS
+
+
+def grant_epoch(grant: int) -> int:
+    """The boot epoch in which ``grant`` was given."""
+    return grant >> EPOCH_SHIFT
