@@ -176,10 +176,12 @@ def encode_in_parts(frame: Frame, frame_bytes_max: int = FRAME_BYTES_MAX) -> lis
         return [encode(frame)]
     assert frame.correlation, f"{type(frame).__name__} in parts needs a correlation id"
     raw, out, index = frame.raw, [], 0
-    step = room(Part(index=2**32, correlation=frame.correlation), frame_bytes_max)
+    step = room(Part(index=2**32, of=frame.TYPE, correlation=frame.correlation), frame_bytes_max)
     while len(raw) - index * step > fits:
         piece = raw[index * step : (index + 1) * step]
-        out.append(encode(Part(index=index, correlation=frame.correlation, raw=piece)))
+        out.append(
+            encode(Part(index=index, of=frame.TYPE, correlation=frame.correlation, raw=piece))
+        )
         index += 1
     frame.raw = raw[index * step :]
     out.append(encode(frame))

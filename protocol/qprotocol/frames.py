@@ -149,10 +149,12 @@ class Part(Frame):
     """A piece of the raw section of a later frame with the same correlation id.
 
     The raw section of that frame is all its parts in order and then its own. Nothing
-    is true before that frame. ``index`` counts from 0. No answer of its own.
+    is true before that frame. ``index`` counts from 0; ``of`` is the type number of the
+    frame they belong to. No answer of its own.
     """
 
     index: "int"
+    of: "int" = 0
 
 
 @frame(0x08, SERVER)
