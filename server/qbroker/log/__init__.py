@@ -1,0 +1,15 @@
+"""The log room: what the broker knows for certain, in order, on disk.
+
+It stores bytes under positions and has never heard of a queue. LOG.md beside the
+package is the specification; `format` has the same diagrams in code.
+
+    log.py       the verbs: begin, commit, sync, read, replay, trim, close
+    recovery.py  a directory becomes a log, or a sentence why not
+    segment.py   one file of it
+    window.py    files as readers see them: buffered, kept open for a while
+    batch.py     what is being collected, and how it becomes bytes
+    index.py     which batch is where, 24 bytes for every 16 KiB
+    format.py    the bytes
+    disk.py      the only file that opens files
+    errors.py    what can go wrong, each with what to do
+"""

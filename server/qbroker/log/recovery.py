@@ -1,0 +1,325 @@
+"""A directory becomes a log again, or a sentence why not.
+
+The steps, as in LOG.md:
+
+ 1. Sync the directory; remove half-made files (*.tmp) except the spare segment.
+ 2. Read META. No META: nothing was ever confirmed here, make a new log.
+ 3. Remove segments that trim had given up; the oldest kept must be there.
+ 4. Each segment but the last must be sealed and chained to the one before.
+ 5. The last: sync it, drop its cached pages, then read. Sealed: done.
+ 6. Not sealed: walk its batches to the first that is not intact, at batch L.
+ 7. Search all behind it for batch headers and footers. D is the highest batch any of
+    them says was durable. L <= D: confirmed data is damaged, stop.
+ 8. L > D: never confirmed. Keep the bytes as *.torn, seal the segment in their place.
+ 9. Make a new segment. An empty last segment is replaced by it.
+
+Each step may be cut off and done again.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from itertools import pairwise
+from zlib import crc32
+
+from qbroker.log.disk import READ_ONLY, Disk, File
+from qbroker.log.errors import CorruptError, ForeignError, FormatError
+from qbroker.log.format import (
+    BATCH_MAGIC,
+    FOOTER_BYTES,
+    FOOTER_MAGIC,
+    FORMAT,
+    SECTOR_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Malformed,
+    SegmentHeader,
+    segment_format,
+    unpack_batch_header,
+    unpack_footer,
+    unpack_segment_header,
+)
+from qbroker.log.segment import (
+    REPLAY_BYTES,
+    SPARE_NAME,
+    SUFFIX,
+    Segment,
+    SegmentWriter,
+    create_segment,
+    segment_name,
+    write_whole,
+)
+from qbroker.log.window import Window
+
+META_NAME = "META"
+META_TITLE = "qbroker log"
+NO_CLUSTER = bytes(16)
+
+
+@dataclass(slots=True)
+class Meta:
+    """What the directory says of itself: ids of 16 bytes, and the oldest batch kept."""
+
+    cluster: bytes
+    log: bytes
+    oldest: int
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What recovery hands to Log: sealed segments, oldest first, and the new active one."""
+
+    meta: Meta
+    sealed: list[Segment]
+    active: SegmentWriter
+    torn_bytes: int
+
+
+def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Recovered:
+    """The directory is a log whose every kept batch is durable; a new segment is active.
+
+    The caller holds the lock. Raises CorruptError, ForeignError, FormatError, OSError.
+    Reads the last segment whole if the stop was not clean, of the others both ends.
+    """
+    disk.sync_directory()
+    names = _tidied(disk)
+    spare = disk.open(SPARE_NAME, write=True) if SPARE_NAME in names else None
+    names = [name for name in names if name.endswith(SUFFIX)]
+    if META_NAME not in disk.names():
+        return _create(disk, names, segment_bytes, cluster, spare)
+    meta = read_meta(disk)
+    if cluster not in (meta.cluster, NO_CLUSTER):
+        raise ForeignError(META_NAME, f"cluster {meta.cluster.hex()}, not {cluster.hex()}")
+    names = _kept(disk, names, meta)
+    segments = [_opened(disk, name, meta, name == names[-1]) for name in names]
+    _check_order(segments)
+    last = segments[-1]
+    torn_bytes = 0 if last.sealed else _settle_tail(disk, last)
+    header = next_header(disk, meta, last, segment_bytes)
+    if last.empty:
+        header.number = last.header.number
+        header.previous = last.header.previous
+        segments.pop()
+    return Recovered(meta, segments, create_segment(disk, header, spare), torn_bytes)
+
+
+def next_header(disk: Disk, meta: Meta, last: Segment, size: int) -> SegmentHeader:
+    """The header of the segment that follows `last`."""
+    salt = int.from_bytes(disk.entropy(8), "little")
+    return SegmentHeader(
+        meta.cluster, meta.log, last.header.number + 1, last.last + 1, last.chain, salt, size
+    )
+
+
+def write_meta(disk: Disk, meta: Meta) -> None:
+    """The directory says this of itself, durably, whatever it said before."""
+    text = (
+        f"{META_TITLE}\nformat {FORMAT}\ncluster {meta.cluster.hex()}\nlog {meta.log.hex()}\n"
+        f"oldest {meta.oldest}\n"
+    )
+    temporary = f"{META_NAME}.tmp"
+    file = disk.create(temporary)
+    write_whole(file, 0, f"{text}crc {crc32(text.encode()):08x}\n".encode())
+    file.sync()
+    file.close()
+    disk.rename(temporary, META_NAME)
+    disk.sync_directory()
+
+
+def read_meta(disk: Disk) -> Meta:
+    """What the directory says of itself. FormatError, CorruptError: absence is never inferred."""
+    file = disk.open(META_NAME)
+    content = file.read_at(0, 4096)
+    file.close()
+    try:
+        lines = content.decode("ascii").splitlines()
+        title, format_line = lines[0], lines[1]
+        found = int(format_line.removeprefix("format "))
+        if title == META_TITLE and found > FORMAT:
+            raise FormatError(META_NAME, found, FORMAT)
+        text, _, crc = content.decode("ascii").rpartition("crc ")
+        if title != META_TITLE or crc != f"{crc32(text.encode()):08x}\n":
+            raise ValueError("checksum disagrees")
+        cluster, log, oldest = (line.partition(" ")[2] for line in lines[2:5])
+        return Meta(bytes.fromhex(cluster), bytes.fromhex(log), int(oldest))
+    except (ValueError, IndexError) as error:
+        raise CorruptError(META_NAME, 0, 1, 1, f"it cannot be read ({error})") from error
+
+
+def _tidied(disk: Disk) -> list[str]:
+    """What is in the directory once half-made files are gone. The spare holds nothing, but room."""
+    kept = []
+    for name in disk.names():
+        if name.endswith(".tmp") and name != SPARE_NAME:
+            disk.remove(name)
+        else:
+            kept.append(name)
+    return kept
+
+
+def _create(
+    disk: Disk, names: list[str], segment_bytes: int, cluster: bytes, spare: File | None
+) -> Recovered:
+    """A new log. META comes last: without it, whatever is here was never used."""
+    for name in names:
+        if name != segment_name(1) or _written_end(disk.open(name), SEGMENT_HEADER_BYTES):
+            raise CorruptError(META_NAME, 0, 1, 1, f"it is missing, but {name} holds data")
+    meta = Meta(cluster, disk.entropy(16), 1)
+    salt = int.from_bytes(disk.entropy(8), "little")
+    header = SegmentHeader(cluster, meta.log, 1, 1, bytes(16), salt, segment_bytes)
+    active = create_segment(disk, header, spare)
+    write_meta(disk, meta)
+    return Recovered(meta, [], active, 0)
+
+
+def _kept(disk: Disk, names: list[str], meta: Meta) -> list[str]:
+    """The segments META counts. Older ones are what a trim did not finish removing."""
+    oldest = segment_name(meta.oldest)
+    if oldest not in names:
+        raise CorruptError(oldest, 0, meta.oldest, meta.oldest, "the file is missing")
+    for name in names:
+        if name < oldest:
+            disk.remove(name)
+    return [name for name in names if name >= oldest]
+
+
+def _opened(disk: Disk, name: str, meta: Meta, is_last: bool) -> Segment:
+    """The segment as its header and footer describe it; only the last may lack the footer.
+
+    The last is first synced and dropped from the cache: a killed process leaves content
+    that is not on disk yet, a failed sync leaves content that never will be.
+    """
+    file = disk.open(name)
+    if is_last:
+        file.sync()
+        file.forget_cache()
+    first = int(name.removesuffix(SUFFIX))
+    size = file.size()
+    try:
+        block = file.read_at(0, SEGMENT_HEADER_BYTES)
+        found = segment_format(block)
+        if found > FORMAT:
+            raise FormatError(name, found, FORMAT)
+        header = unpack_segment_header(block)
+        if header.first != first:
+            raise Malformed(f"its header says it begins at batch {header.first}")
+        if header.log != meta.log:
+            raise ForeignError(name, f"log {header.log.hex()}, not {meta.log.hex()}")
+        segment = Segment(header)
+    except Malformed as error:
+        raise CorruptError(name, 0, first, first, str(error)) from error
+    try:
+        footer = unpack_footer(file.read_at(size - FOOTER_BYTES, FOOTER_BYTES), 0, segment.seed)
+        segment.adopt(footer)
+    except Malformed as error:
+        # Read-only means sealed: the mode is set only once the footer is durable.
+        if not is_last or file.mode() == READ_ONLY:
+            raise CorruptError(name, size, first, first, f"it was sealed, but {error}") from error
+    else:
+        disk.protect(name, READ_ONLY)
+    return segment
+
+
+def _check_order(segments: list[Segment]) -> None:
+    """Each segment continues the one before: by number, by batch and by digest."""
+    for before, after in pairwise(segments):
+        header = after.header
+        expected = (before.header.number + 1, before.last + 1, before.chain)
+        if (header.number, header.first, header.previous) != expected:
+            why = f"it does not continue {before.name}, which ends at batch {before.last}"
+            raise CorruptError(after.name, 0, header.first, header.first, why)
+
+
+def _settle_tail(disk: Disk, segment: Segment) -> int:
+    """The unsealed last segment ends at its last intact batch; returns bytes cut.
+
+    CorruptError if anything behind that batch proves that more had been confirmed.
+    An empty segment is left as it is, for its successor takes its name.
+    """
+    file = disk.open(segment.name, write=True)
+    size = file.size()
+    why = _walked(file, segment, size)
+    offset = segment.end
+    torn_bytes = 0
+    if not _is_footer(file, segment):
+        confirmed = _highest_confirmed(file, segment, size)
+        if confirmed > segment.last:
+            raise CorruptError(segment.name, offset, segment.last + 1, confirmed, why)
+        written_end = _written_end(file, offset)
+        if written_end:
+            torn_bytes = written_end - offset
+            _keep_torn(disk, file, segment, written_end)
+    if not segment.empty:
+        SegmentWriter(file, segment, size).seal(disk)
+    return torn_bytes
+
+
+def _walked(file: File, segment: Segment, size: int) -> str:
+    """The segment holds all batches up to the first that is not intact; returns why it is not."""
+    window = Window(file, REPLAY_BYTES)
+    while True:
+        try:
+            segment.extend_from(window, size)
+        except Malformed as error:
+            return str(error)
+
+
+def _is_footer(file: File, segment: Segment) -> bool:
+    """Whether sealing this segment had begun, and only its end is unfinished."""
+    try:
+        footer = unpack_footer(file.read_at(segment.end, FOOTER_BYTES), 0, segment.seed)
+    except Malformed:
+        return False
+    return footer.last == segment.last
+
+
+def _highest_confirmed(file: File, segment: Segment, size: int) -> int:
+    """D: the highest batch that anything behind the last intact one says was durable; 0 if none.
+
+    Batches and footers begin at sectors, so every sector is looked at: a damaged
+    length hides nothing behind it.
+    """
+    highest = 0
+    for start in range(segment.end, size, REPLAY_BYTES):
+        data = file.read_at(start, REPLAY_BYTES)
+        for at in range(0, len(data), SECTOR_BYTES):
+            try:
+                if data.startswith(BATCH_MAGIC, at):
+                    info = unpack_batch_header(data, at, segment.seed)
+                    highest = max(highest, info.durable_upto)
+                elif data.startswith(FOOTER_MAGIC, at):
+                    highest = max(highest, unpack_footer(data, at, segment.seed).last)
+            except Malformed:
+                continue
+    return highest
+
+
+def _written_end(file: File, offset: int) -> int:
+    """The offset behind the last byte that is not zero, from `offset` on; 0 if there is none."""
+    end = 0
+    for start in range(offset, file.size(), REPLAY_BYTES):
+        used = len(file.read_at(start, REPLAY_BYTES).rstrip(b"\0"))
+        if used:
+            end = start + used
+    return end
+
+
+def _keep_torn(disk: Disk, file: File, segment: Segment, end: int) -> None:
+    """What is about to be cut stands in a file of its own, as evidence, if there is room.
+
+    On a full disk it is let go: nobody was ever told of it, and the broker must start.
+    """
+    name = f"{segment.first:020d}-{segment.header.salt:016x}.torn"
+    temporary = f"{name}.tmp"
+    copy = disk.create(temporary)
+    try:
+        for start in range(segment.end, end, REPLAY_BYTES):
+            data = file.read_at(start, min(REPLAY_BYTES, end - start))
+            write_whole(copy, start - segment.end, data)
+        copy.sync()
+        disk.rename(temporary, name)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        disk.remove(temporary)
+    disk.sync_directory()
