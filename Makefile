@@ -118,7 +118,7 @@ $(if $(findstring trouble: ,$(interpreter)),$(error $(subst trouble: ,,$(interpr
 	|| { echo "cannot make $(1): $$(echo "$$said" | tail -n 1)" >&2; exit 1; }
 @said=$$(PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(1)/bin/python -m pip install -q -e '.[$(2)]' 2>&1) \
 	|| { echo "$$said" > $(1)/pip.log; \
-	echo "cannot install: $$(echo "$$said" | grep ERROR | tail -n 1); all of it is in $(1)/pip.log" >&2; exit 1; }
+	echo "cannot install: $$(echo "$$said" | grep -o 'ERROR.*' | tail -n 1); all of it is in $(1)/pip.log" >&2; exit 1; }
 @touch $@
 endef
 
