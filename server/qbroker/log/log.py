@@ -23,7 +23,7 @@ from time import perf_counter
 
 from qbroker.log.batch import BatchBuilder, Stamp
 from qbroker.log.disk import Disk, File
-from qbroker.log.errors import LogFailed, NoSuchPosition, TrimmedError
+from qbroker.log.errors import LogError, LogFailed, NoSuchPosition, TrimmedError
 from qbroker.log.format import (
     BATCH_BYTES_MAX,
     FOOTER_BYTES,
@@ -36,7 +36,6 @@ from qbroker.log.format import (
 )
 from qbroker.log.recovery import NO_CLUSTER, Recovered, next_header, recover, write_meta
 from qbroker.log.segment import (
-    SPARE_NAME,
     Segment,
     create_segment,
     prepare_spare,
@@ -131,14 +130,16 @@ class Log:
         settings = settings or LogSettings()
         try:
             disk.lock()
-            found = recover(disk, settings.segment_bytes, settings.cluster)
+        except OSError as error:
+            raise LogFailed("locking the log's directory", error) from error
+        try:
+            return cls(disk, settings, recover(disk, settings.segment_bytes, settings.cluster))
         except OSError as error:
             disk.unlock()
             raise LogFailed("opening the log", error) from error
-        except BaseException:
+        except LogError:
             disk.unlock()
             raise
-        return cls(disk, settings, found)
 
     @property
     def log_id(self) -> bytes:
@@ -205,7 +206,6 @@ class Log:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise self._fence("preparing the next segment", error) from error
-            self._disk.remove(SPARE_NAME)
             return False
         return True
 
@@ -343,11 +343,13 @@ class Log:
         return segments[bisect_right(segments, number, key=_first) - 1]
 
     def _file(self, segment: Segment) -> File:
-        """The segment's file, for reading. LogFailed if it cannot be opened."""
+        """The segment's file, for reading. Fences if it cannot be opened and was not trimmed."""
         try:
             return self._handles.of(segment.name)
         except OSError as error:
-            raise LogFailed(f"opening {segment.name} for reading", error) from error
+            if segment.last < self.oldest:
+                raise TrimmedError(segment.last << SLOT_BITS, self.oldest) from error
+            raise self._fence(f"opening {segment.name} for reading", error) from error
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -314,10 +314,14 @@ def write_whole(file: File, offset: int, data: bytes | bytearray) -> None:
 
 
 def prepare_spare(disk: Disk, size: int) -> File:
-    """A file of `size` reserved bytes waits under SPARE_NAME."""
+    """A file of `size` reserved bytes waits under SPARE_NAME; without room, OSError and no file."""
     file = disk.create(SPARE_NAME)
-    file.allocate(size)
-    file.sync()
+    try:
+        file.allocate(size)
+        file.sync()
+    except OSError:
+        disk.remove(SPARE_NAME)
+        raise
     return file
 
 
