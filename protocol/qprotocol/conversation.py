@@ -5,11 +5,13 @@
     Auth            --> AUTH       Challenge / Ok  --> AUTH / NAMED
     Hello           --> HELLO      Welcome         --> OPEN
     anything else <-------------> anything else        OPEN
-    (settles, acks, no publishes) Goaway           --> DRAINING
-    either end closes                                  CLOSED
+                                  Goaway           --> DRAINING
+    anything else <-------------> answers, no Deliver  DRAINING
+    Error before OPEN, a violation, either end closes  CLOSED
 
-Rule 1. All that decides whether a frame is legal is in TRANSITIONS and OPEN_FRAMES.
+Rule 1. All that decides whether a frame is legal is in TRANSITIONS, OPEN_FRAMES and ANSWERS.
 Rule 2. This file does not know which end it runs at.
+Rule 3. What a client may say does not depend on a push that may still be on its way to it.
 """
 
 from enum import Enum, auto
@@ -24,6 +26,9 @@ PROTOCOL_VERSION = 1
 class Phase(Enum):
     """Where a conversation is."""
 
+    # By identity: Enum's own hash is a Python function, and every frame looks a phase up.
+    __hash__ = object.__hash__
+
     NEW = auto()
     """Connected; only the broker may speak."""
     GREETED = auto()
@@ -35,19 +40,23 @@ class Phase(Enum):
     HELLO = auto()
     """The broker must answer the Hello."""
     OPEN = auto()
+    """Anything but the handshake."""
     DRAINING = auto()
     """The broker is going away: the client settles, and publishes elsewhere."""
     CLOSED = auto()
+    """Nobody may speak: the connection is over."""
 
 
 TRANSITIONS: dict[tuple[Phase, type[f.Frame]], Phase] = {
     (Phase.NEW, f.Greeting): Phase.GREETED,
     (Phase.NEW, f.Error): Phase.CLOSED,
     (Phase.GREETED, f.Auth): Phase.AUTH,
+    (Phase.GREETED, f.Error): Phase.CLOSED,
     (Phase.AUTH, f.Challenge): Phase.GREETED,
     (Phase.AUTH, f.Ok): Phase.NAMED,
     (Phase.AUTH, f.Error): Phase.CLOSED,
     (Phase.NAMED, f.Hello): Phase.HELLO,
+    (Phase.NAMED, f.Error): Phase.CLOSED,
     (Phase.HELLO, f.Welcome): Phase.OPEN,
     (Phase.HELLO, f.Error): Phase.CLOSED,
     (Phase.OPEN, f.Goaway): Phase.DRAINING,
@@ -57,11 +66,41 @@ TRANSITIONS: dict[tuple[Phase, type[f.Frame]], Phase] = {
 HANDSHAKE = frozenset({f.Greeting, f.Auth, f.Challenge, f.Hello, f.Welcome})
 OPEN_FRAMES: dict[Phase, frozenset[type[f.Frame]]] = {
     Phase.OPEN: frozenset(set(f.FRAMES.values()) - HANDSHAKE),
-    Phase.DRAINING: frozenset(
-        set(f.FRAMES.values()) - HANDSHAKE - {f.Consume, f.Credit, f.Deliver, f.Goaway}
-    ),
+    # A client's Consume or Credit may have crossed the Goaway: refused, not a violation.
+    Phase.DRAINING: frozenset(set(f.FRAMES.values()) - HANDSHAKE - {f.Deliver, f.Goaway}),
 }
 """What may be said, beside the transitions."""
+
+ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
+    f.Auth: (f.Ok, f.Challenge),
+    f.Hello: (f.Welcome,),
+    f.Publish: (f.Published,),
+    f.Consume: (f.Ok,),
+    f.Unsubscribe: (f.Ok,),
+    f.Ack: (f.Settled,),
+    f.Settle: (f.Settled,),
+    f.Watch: (f.Result,),
+    f.Forget: (f.Ok,),
+    f.Cancel: (f.Result,),
+    f.Declare: (f.Ok,),
+    f.Purge: (f.Ok,),
+    f.Peek: (f.Peeked,),
+    f.Inspect: (f.Report,),
+    f.Bye: (f.Ok,),
+}
+"""Requests, and what answers them with the same correlation id; Error may answer any."""
+
+
+def _steps(phase: Phase) -> dict[type[f.Frame], Phase]:
+    stays = dict.fromkeys(OPEN_FRAMES.get(phase, ()), phase)
+    return stays | {kind: after for (at, kind), after in TRANSITIONS.items() if at is phase}
+
+
+STEPS: dict[Phase, dict[type[f.Frame], Phase]] = {phase: _steps(phase) for phase in Phase}
+"""For each phase the frames that are legal in it, and the phase after: the tables above as one."""
+
+NUMBERED = frozenset(ANSWERS) - HANDSHAKE | {f.Part}
+"""What makes no sense without a correlation id: its answer could not be told from a push."""
 
 
 class Conversation:
@@ -75,18 +114,22 @@ class Conversation:
     def advance(self, frame: f.Frame, sender: str) -> None:
         """Note that ``sender`` ("client" or "server") said ``frame``.
 
-        Raises ProtocolError(BAD_STATE) if it may not; the phase is then CLOSED.
+        Raises ProtocolError if it may not (BAD_STATE) or lacks the correlation id that
+        its answer needs (BAD_FRAME); the phase is then CLOSED.
         """
         kind = type(frame)
-        after = TRANSITIONS.get((self.phase, kind))
-        legal = after is not None or kind in OPEN_FRAMES.get(self.phase, ())
-        if not legal or frame.SENDER not in (sender, f.BOTH):
+        after = STEPS[self.phase].get(kind)
+        if after is None or frame.SENDER not in (sender, f.BOTH):
             before, self.phase = self.phase, Phase.CLOSED
             raise ProtocolError(
                 "BAD_STATE", f"{kind.__name__} from the {sender} while {before.name.lower()}"
             )
-        if after is not None:
-            self.phase = after
+        if not frame.correlation and kind in NUMBERED:
+            self.phase = Phase.CLOSED
+            raise ProtocolError(
+                "BAD_FRAME", f"{kind.__name__} with correlation 0: nothing could answer it"
+            )
+        self.phase = after
 
     @property
     def frame_bytes_max(self) -> int:

@@ -26,14 +26,35 @@ ERRORS: dict[str, ErrorRow] = {
     for row in (
         ErrorRow("BAD_FRAME", "The bytes are not a frame of this protocol.", closes=True),
         ErrorRow("FRAME_TOO_LARGE", "A frame or its header is over the limit.", closes=True),
-        ErrorRow("BAD_STATE", "The frame is not allowed at this point of the conversation.", closes=True),
-        ErrorRow("UNSUPPORTED_VERSION", "The broker does not speak the protocol version asked for.", closes=True),
+        ErrorRow(
+            "BAD_STATE", "The frame is not allowed at this point of the conversation.", closes=True
+        ),
+        ErrorRow(
+            "UNSUPPORTED_VERSION",
+            "The broker does not speak the protocol version asked for.",
+            closes=True,
+        ),
         ErrorRow("AUTH_FAILED", "The credentials or the mechanism were not accepted.", closes=True),
-        ErrorRow("TIMED_OUT", "The handshake or the heartbeats took too long.", retryable=True, closes=True),
-        ErrorRow("TOO_MANY_CONNECTIONS", "The broker is at its connection limit.", retryable=True, closes=True),
-        ErrorRow("SHUTTING_DOWN", "The broker is stopping; reconnect.", retryable=True, closes=True),
+        ErrorRow(
+            "TIMED_OUT",
+            "The handshake or the heartbeats took too long.",
+            retryable=True,
+            closes=True,
+        ),
+        ErrorRow(
+            "TOO_MANY_CONNECTIONS",
+            "The broker is at its connection limit.",
+            retryable=True,
+            closes=True,
+        ),
+        ErrorRow(
+            "SHUTTING_DOWN", "The broker is stopping; reconnect.", retryable=True, closes=True
+        ),
         ErrorRow("BAD_REQUEST", "A field has a value that makes no sense; nothing was done."),
-        ErrorRow("BAD_MESSAGE", "A packed message breaks the envelope's format; the whole batch was refused."),
+        ErrorRow(
+            "BAD_MESSAGE",
+            "A packed message breaks the envelope's format; the whole batch was refused.",
+        ),
         ErrorRow("BODY_TOO_LARGE", "A message or result is over its size limit."),
         ErrorRow("BATCH_TOO_LARGE", "A batch in parts is over the limit of bytes or messages."),
         ErrorRow("DUPLICATE_ID", "A message with that chosen id is still alive."),
@@ -41,9 +62,15 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("NO_QUEUE", "The queue does not exist."),
         ErrorRow("OPTIONS_DIFFER", "The queue exists with other options."),
         ErrorRow("LIMIT_REACHED", "A limit of the broker is reached; details name it."),
-        ErrorRow("RESOURCE_EXHAUSTED", "The broker has no room now; try again later.", retryable=True),
+        ErrorRow(
+            "RESOURCE_EXHAUSTED", "The broker has no room now; try again later.", retryable=True
+        ),
         ErrorRow("BLOCKED", "The broker accepts no publishes for the moment.", retryable=True),
-        ErrorRow("SEQUENCE_TOO_OLD", "The chunk is older than the window kept for its producer.", definite=False),
+        ErrorRow(
+            "SEQUENCE_TOO_OLD",
+            "The chunk is older than the window kept for its producer.",
+            definite=False,
+        ),
         ErrorRow("LEASE_LOST", "The message was settled already or handed to somebody else."),
         ErrorRow("NO_SUBSCRIPTION", "The connection has no such subscription."),
         ErrorRow("NO_SESSION", "The session is not known, or has ended."),

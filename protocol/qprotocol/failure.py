@@ -9,7 +9,7 @@ from typing import Self
 import msgpack
 
 TEXT_BYTES_MAX = 64 * 1024
-"""Message and traceback are cut to this many characters each; a cut says so."""
+"""Each text is cut to this many bytes of UTF-8, and a few that say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +21,16 @@ class Failure:
     traceback: str = ""
 
     def pack(self) -> bytes:
-        """A msgpack array of three strings."""
-        texts = [shorten(self.kind), shorten(self.message), shorten(self.traceback)]
-        return bytes(msgpack.packb(texts, unicode_errors="backslashreplace"))
+        """A msgpack array of three strings. Never fails: what is not UTF-8 is escaped."""
+        return bytes(
+            msgpack.packb([shorten(self.kind), shorten(self.message), shorten(self.traceback)])
+        )
 
     @classmethod
     def unpack(cls, raw: bytes) -> Self:
         """The failure in ``raw``. Raises ValueError if it is not one."""
         try:
-            parts = msgpack.unpackb(
-                raw, raw=False, max_array_len=16, max_map_len=0, max_ext_len=0
-            )
+            parts = msgpack.unpackb(raw, raw=False, max_array_len=16, max_map_len=0, max_ext_len=0)
         except Exception as error:  # msgpack raises a dozen kinds for hostile input
             raise ValueError(f"not a packed failure: {error}") from error
         if type(parts) is not list or len(parts) < 3 or any(type(p) is not str for p in parts[:3]):
@@ -40,8 +39,10 @@ class Failure:
 
 
 def shorten(text: str) -> str:
-    """``text``, its middle left out if it is over TEXT_BYTES_MAX characters."""
-    if len(text) <= TEXT_BYTES_MAX:
-        return text
+    """``text`` as valid UTF-8, its middle left out if it is over TEXT_BYTES_MAX bytes."""
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) <= TEXT_BYTES_MAX:
+        return raw.decode()
     half = TEXT_BYTES_MAX // 2
-    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    first, last = raw[:half].decode("utf-8", "ignore"), raw[-half:].decode("utf-8", "ignore")
+    return f"{first}\n... {len(raw) - 2 * half} bytes left out ...\n{last}"

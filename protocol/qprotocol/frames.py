@@ -2,18 +2,22 @@
 
 On the wire a frame is ``u32 length | u16 header length | header | raw section``; the
 length counts everything after itself. The header is one msgpack array
-``[type, correlation, *fields]``, fields in the order written here. codec.py turns
-frames into bytes and back; nothing else knows the bytes.
+``[type, correlation, *fields]``, fields in the order written here. header.py makes and
+judges headers, codec.py turns frames into bytes and back; nothing else knows the bytes.
+PROTOCOL.md tells the whole conversation, with a table generated from this file. Over
+400 lines because every frame stands here, and a reader looks for it in one place.
 
 Rule 1. A field is added at the end, with a default. Older peers ignore a tail they do
         not know and newer peers fill one they did not get: no version bump is due.
 Rule 2. Type numbers are never reused.
 Rule 3. A request carries a correlation id above 0, and its answer the same one. A push
-        carries 0, or the number of the Part frames that go before it.
+        carries 0, or the number of the Part frames that go before it. What is a request,
+        and what answers it, is conversation.ANSWERS.
 Rule 4. ``raw`` is never decoded by the codec; wire.py says what is in it.
 """
 
 from dataclasses import MISSING, dataclass, fields
+from operator import attrgetter
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 CLIENT, SERVER, BOTH = "client", "server", "both"
@@ -28,6 +32,13 @@ class Frame:
     FIELDS: ClassVar[tuple[str, ...]] = ()
     KINDS: ClassVar[tuple[type, ...]] = ()
     REQUIRED: ClassVar[int] = 0
+    """How many of FIELDS a peer must send; they come first."""
+    DEFAULTS: ClassVar[tuple[Any, ...]] = ()
+    """A default for each of FIELDS; of no meaning for the required ones."""
+    NESTED: ClassVar[bool] = False
+    """Whether a field is a list or map, which encoding looks into."""
+    HEADER: ClassVar["attrgetter[tuple[Any, ...]]"]
+    """The header's items of a frame."""
 
     correlation: int = 0
     raw: bytes = b""
@@ -60,7 +71,11 @@ def frame(number: int, sender: str) -> Any:
         made.TYPE, made.SENDER = number, sender
         made.FIELDS = tuple(f.name for f in own)
         made.KINDS = tuple(_KINDS[str(f.type)] for f in own)
-        made.REQUIRED = sum(f.default is MISSING and f.default_factory is MISSING for f in own)
+        made.DEFAULTS = tuple(f.default for f in own)
+        made.REQUIRED = made.DEFAULTS.count(MISSING)
+        assert MISSING not in made.DEFAULTS[made.REQUIRED :], "what is required comes first"
+        made.NESTED = list in made.KINDS or dict in made.KINDS
+        made.HEADER = attrgetter("TYPE", "correlation", *made.FIELDS)
         FRAMES[number] = made
         return made  # type: ignore[no-any-return]
 
@@ -220,7 +235,10 @@ class Consume(Frame):
 
 @frame(0x21, CLIENT)
 class Credit(Frame):
-    """From now on at most ``credit`` unsettled; below what is out, nothing is taken back. No answer."""
+    """From now on at most ``credit`` unsettled. No answer.
+
+    Below what is out nothing is taken back, and nothing more comes until it is settled.
+    """
 
     subscription: "int"
     credit: "int"
@@ -278,7 +296,10 @@ class Settled(Frame):
 
 @frame(0x33, CLIENT)
 class Running(Frame):
-    """These tokens have begun to run (raw, wire.TOKEN): a lost worker counts as their crash. No answer."""
+    """These tokens (raw, wire.TOKEN) have begun to run. No answer.
+
+    If the worker is lost, that counts as a crash of these and only these.
+    """
 
 
 # Results.

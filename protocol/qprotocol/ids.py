@@ -1,10 +1,6 @@
 """Task ids: strings of at most 255 bytes; a UUIDv7 travels as its 16 bytes."""
 
-from uuid import UUID
-
 from qprotocol.limits import ID_BYTES_MAX
-
-_HYPHENS = (8, 13, 18, 23)
 
 
 def pack_id(text: str) -> tuple[bytes, bool]:
@@ -12,23 +8,28 @@ def pack_id(text: str) -> tuple[bytes, bool]:
 
     Raises ValueError if the id is empty or over 255 bytes.
     """
-    if len(text) == 36 and text[14] == "7" and all(text[i] == "-" for i in _HYPHENS):
+    if len(text) == 36 and text[14] == "7":
         try:
-            raw = UUID(text).bytes
+            raw = bytes.fromhex(text.replace("-", ""))
         except ValueError:
             raw = b""
-        if raw and text == unpack_id(raw, minted=True):
+        if len(raw) == 16 and text == unpack_id(raw, minted=True):
             return raw, True
-    raw = text.encode()
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the task id {text!r:.80} cannot be written as UTF-8: {error}") from error
     if not 1 <= len(raw) <= ID_BYTES_MAX:
         raise ValueError(f"a task id has 1 to {ID_BYTES_MAX} bytes, this one has {len(raw)}")
     return raw, False
 
 
 def unpack_id(raw: bytes, *, minted: bool) -> str:
-    """The id as people see it. Raises UnicodeDecodeError for a chosen id that is not UTF-8."""
+    """The id as people see it. Raises ValueError for bytes that are none."""
     if not minted:
         return raw.decode()
+    if len(raw) != 16:
+        raise ValueError(f"a minted id has 16 bytes, this one has {len(raw)}")
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

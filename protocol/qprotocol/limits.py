@@ -3,25 +3,37 @@
 FRAME_BYTES_MAX = 128 * 1024
 """A frame after its length field. RabbitMQ's frame_max; keeps heartbeats from waiting long."""
 FRAME_BYTES_MAX_BEFORE_AUTH = 4 * 1024
+"""The same until the client is known: a stranger may take this much memory and no more."""
 HEADER_BYTES_MAX = 8 * 1024
 """A frame's msgpack header: the part that is decoded."""
 HEADER_ITEMS_MAX = 64
 """Items of any array or map in a header. Larger ones let 16 KiB of input take 68 MB."""
 HEADER_STRING_MAX = 4096
+"""Bytes of any string in a header."""
 HEADER_DEPTH_MAX = 4
+"""Lists and maps within one another in a header's field, the outermost counted."""
 MESSAGES_PER_FRAME_MAX = 1_000
+"""Messages of one Publish, in parts or not: one turn of the broker."""
 BODY_BYTES_MAX = 1024 * 1024
 """A packed message's size by default (SQS since 2025, NATS); settable up to the hard limit."""
 BODY_BYTES_HARD_MAX = 64 * 1024 * 1024
+"""The most that the setting may say; larger things belong beside a queue, not in it."""
 NAME_BYTES_MAX = 200
 """A queue's or exchange's name: letters, digits and . _ : -"""
 TASK_BYTES_MAX = 255
+"""A task's name, UTF-8. Its length is one byte."""
 ID_BYTES_MAX = 255
+"""A task's id, UTF-8. Its length is one byte."""
 PRIORITY_MIN = -100
+"""The last to be handed out. 0 is the default, and fits one signed byte with room."""
 PRIORITY_MAX = 100
-INT_MAX = 2**63 - 1
-"""Integers in headers: non-negative and signed 64 bits, which every language can carry."""
+"""The first to be handed out."""
+INT_MAX = 2**64 - 1
+"""Integers in headers: unsigned 64 bits, all that msgpack can say. Only a producer's number
+is ever over 2**63 - 1, so that languages without unsigned integers choose 63 random bits."""
 WATCH_MS_MAX = 3_600_000
 """How long one Watch may wait; a client asks again."""
+PARTED_MAX = 64
+"""Frames of one connection whose parts are on their way at once: each costs memory by itself."""
 PRODUCER_WINDOW = 1024
 """Chunks per producer that may be unconfirmed, and that a resend is recognised within."""

@@ -5,14 +5,19 @@ Clients and workers build and read ``Message``. The broker only walks: see ``wal
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from struct import error as struct_error
 from typing import Self
 
 from qprotocol import wire
 from qprotocol.ids import pack_id, unpack_id
-from qprotocol.limits import PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
+from qprotocol.limits import BODY_BYTES_HARD_MAX, PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
 
 _FIXED = wire.MESSAGE.size
 _U16 = 0xFFFF
+_U32 = 0xFFFF_FFFF
+_MESSAGE_BITS = {"flags": 8, "due_ms": 64, "expires_ms": 64, "content": 8}
+_OUTCOME_BITS = {"outcome": 8, "flags": 8, "content": 8, "position": 64, "grant": 64}
+_OUTCOME_BITS |= {"run_ms": 32, "delay_ms": 32}
 
 
 @dataclass(slots=True)
@@ -62,7 +67,10 @@ class Delivery:
 
 def counted(name: str, text: str, limit: int = 255) -> bytes:
     """``text`` as UTF-8 behind its length in one byte."""
-    raw = text.encode()
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} {text!r:.80} cannot be written as UTF-8: {error}") from error
     if len(raw) > limit:
         raise ValueError(f"{name} has {len(raw)} bytes: at most {limit}")
     return bytes((len(raw),)) + raw
@@ -92,10 +100,8 @@ def unpack_route(route: bytes) -> tuple[str, str, str, bytes]:
 
 def pack_message(route: bytes, message: Message) -> bytes:
     """Like ``Message.pack``, with the route packed before: many messages share one."""
-    if not PRIORITY_MIN <= message.priority <= PRIORITY_MAX:
-        raise ValueError(
-            f"priority is {message.priority}: from {PRIORITY_MIN} to {PRIORITY_MAX}"
-        )
+    if type(message.priority) is not int or not (PRIORITY_MIN <= message.priority <= PRIORITY_MAX):
+        raise ValueError(f"priority is {message.priority}: from {PRIORITY_MIN} to {PRIORITY_MAX}")
     flags, raw_id = message.flags & ~wire.ID_MINTED, b""
     if message.id:
         raw_id, minted = pack_id(message.id)
@@ -112,29 +118,38 @@ def pack_message(route: bytes, message: Message) -> bytes:
         if len(part) > _U16:
             raise ValueError(f"{name} has {len(part)} bytes: at most {_U16}")
     variable = route + raw_id + meta + message.headers
-    fixed = wire.MESSAGE.pack(
-        _FIXED - 4 + len(variable) + len(message.body),
-        wire.ENVELOPE_VERSION,
-        wire.KIND_TASK if message.task else wire.KIND_PLAIN,
-        message.priority,
-        flags,
-        message.due_ms,
-        message.expires_ms,
-        len(route),
-        len(raw_id),
-        message.content,
-        len(meta),
-        len(message.headers),
-    )
+    size = _FIXED - 4 + len(variable) + len(message.body)
+    if size > BODY_BYTES_HARD_MAX:
+        raise ValueError(
+            f"the message has {size} bytes: no broker takes over {BODY_BYTES_HARD_MAX}"
+        )
+    try:
+        fixed = wire.MESSAGE.pack(
+            size,
+            wire.ENVELOPE_VERSION,
+            wire.KIND_TASK if message.task else wire.KIND_PLAIN,
+            message.priority,
+            flags,
+            message.due_ms,
+            message.expires_ms,
+            len(route),
+            len(raw_id),
+            message.content,
+            len(meta),
+            len(message.headers),
+        )
+    except struct_error as error:
+        raise wire.too_wide(message, _MESSAGE_BITS) from error
     return b"".join((fixed, variable, message.body))
 
 
 def unpack_message(raw: bytes, at: int = 0) -> Message:
     """The message packed at offset ``at``. Raises ValueError for anything malformed."""
     if len(raw) - at < _FIXED:
-        raise ValueError(f"a packed message has at least {_FIXED} bytes, {len(raw) - at} are left")
-    (size, version, _kind, priority, flags, due, expires, n_route, n_id, content, n_meta, n_head) = (
-        wire.MESSAGE.unpack_from(raw, at)
+        raise ValueError(f"a packed message has {_FIXED} bytes or more, {len(raw) - at} are left")
+    fixed = wire.MESSAGE.unpack_from(raw, at)
+    size, version, kind, priority, flags, due, expires, n_route, n_id, content, n_meta, n_head = (
+        fixed
     )
     end = at + 4 + size
     if version != wire.ENVELOPE_VERSION:
@@ -143,9 +158,13 @@ def unpack_message(raw: bytes, at: int = 0) -> Message:
         raise ValueError("a packed message's lengths disagree")
     at += _FIXED
     exchange, key, task, keys = unpack_route(raw[at : at + n_route])
+    if kind != (wire.KIND_TASK if task else wire.KIND_PLAIN):
+        raise ValueError(f"a message of kind {kind} with the task name {task!r}")
+    if not PRIORITY_MIN <= priority <= PRIORITY_MAX:
+        raise ValueError(f"priority is {priority}: from {PRIORITY_MIN} to {PRIORITY_MAX}")
     at += n_route
     minted = bool(flags & wire.ID_MINTED)
-    text_id = unpack_id(raw[at : at + n_id], minted=minted) if n_id else ""
+    text_id = unpack_id(raw[at : at + n_id], minted=minted) if n_id or minted else ""
     at += n_id
     root, parent, principal, trace = unpack_meta(raw[at : at + n_meta])
     at += n_meta
@@ -188,11 +207,11 @@ def walk(raw: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
 
     Raises ValueError where a size does not fit. Checks nothing else.
     """
-    total = len(raw)
+    total, size_at = len(raw), wire.SIZE.unpack_from
     while at < total:
         if total - at < _FIXED:
             raise ValueError(f"{total - at} bytes are left over after the last message")
-        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        end = at + 4 + size_at(raw, at)[0]
         if end > total or end - at < _FIXED:
             raise ValueError(f"a message of {end - at} bytes where {total - at} are left")
         yield at, end
@@ -207,57 +226,71 @@ class Outcome:
     position: int
     grant: int
     run_ms: int = 0
+    """How long it ran. Over 49 days it is kept as 49 days."""
     delay_ms: int = wire.DELAY_BY_POLICY
     result: bytes = b""
     """The result of an ack, the packed Failure of a fail or crash, the reason of a reject."""
     flags: int = 0
     content: int = 0
     policy: bytes = b""
+    """A packed RetryPolicy, or nothing; HAS_POLICY is set from it."""
     follow_on: tuple[bytes, ...] = ()
     """Packed messages that become true together with this outcome."""
 
     def pack(self) -> bytes:
-        """The outcome's bytes."""
-        flags = self.flags | (wire.HAS_POLICY if self.policy else 0)
+        """The outcome's bytes. Raises ValueError naming the field that is out of bounds."""
+        if len(self.policy) not in (0, wire.POLICY.size):
+            raise ValueError(f"policy has {len(self.policy)} bytes: none or {wire.POLICY.size}")
+        if self.flags & wire.HAS_REPLACEMENT and not self.follow_on:
+            raise ValueError("HAS_REPLACEMENT is set without a message that replaces")
         rest = self.policy + self.result + b"".join(self.follow_on)
-        return (
-            wire.OUTCOME.pack(
+        if len(self.follow_on) > _U16 or len(rest) > BODY_BYTES_HARD_MAX:
+            raise ValueError(
+                f"{len(self.follow_on)} follow-on messages and {len(rest)} bytes with one outcome: "
+                f"at most {_U16} and {BODY_BYTES_HARD_MAX}; publish some of them by themselves"
+            )
+        try:
+            fixed = wire.OUTCOME.pack(
                 wire.OUTCOME.size - 4 + len(rest),
                 self.outcome,
-                flags,
+                self.flags & ~wire.HAS_POLICY | (wire.HAS_POLICY if self.policy else 0),
                 self.content,
                 0,
                 len(self.follow_on),
                 self.position,
                 self.grant,
-                self.run_ms,
+                min(self.run_ms, _U32),
                 self.delay_ms,
                 len(self.result),
             )
-            + rest
-        )
+        except struct_error as error:
+            raise wire.too_wide(self, _OUTCOME_BITS) from error
+        return fixed + rest
 
     @classmethod
     def unpack(cls, raw: bytes, at: int = 0) -> tuple[Self, int]:
         """The outcome at ``at`` and where the next one begins. Raises ValueError if malformed."""
         if len(raw) - at < wire.OUTCOME.size:
-            raise ValueError("the outcomes end inside one")
-        (size, kind, flags, content, zero, follows, position, grant, run_ms, delay, n_result) = (
-            wire.OUTCOME.unpack_from(raw, at)
-        )
-        end, at = at + 4 + size, at + wire.OUTCOME.size
+            raise ValueError(f"the outcomes end inside one, {len(raw) - at} bytes are left")
+        fixed = wire.OUTCOME.unpack_from(raw, at)
+        size, kind, flags, content, zero, follows, position, grant, run_ms, delay, n_result = fixed
+        end, start = at + 4 + size, at + wire.OUTCOME.size
         if end > len(raw) or kind not in wire.OUTCOMES or zero or flags & ~wire.OUTCOME_FLAGS:
             raise ValueError(f"an outcome of kind {kind}, flags {flags:#x} and {size} bytes")
-        policy = b""
-        if flags & wire.HAS_POLICY:
-            policy, at = raw[at : at + wire.POLICY.size], at + wire.POLICY.size
-        result, at = raw[at : at + n_result], at + n_result
-        if at > end:
+        middle = start + (wire.POLICY.size if flags & wire.HAS_POLICY else 0)
+        rest = middle + n_result
+        if rest > end:
             raise ValueError("an outcome's lengths disagree")
-        messages = tuple(raw[a:b] for a, b in walk(raw[:end], at))
-        if len(messages) != follows:
-            raise ValueError(f"{len(messages)} follow-on messages where {follows} were announced")
-        found = cls(
-            kind, position, grant, run_ms, delay, result, flags, content, policy, messages
+        follow_on: tuple[bytes, ...] = ()
+        if rest < end:
+            tail = raw[rest:end]
+            follow_on = tuple(tail[a:b] for a, b in walk(tail))
+        if len(follow_on) != follows:
+            raise ValueError(f"{len(follow_on)} follow-on messages where {follows} were announced")
+        if flags & wire.HAS_REPLACEMENT and not follow_on:
+            raise ValueError("an outcome with HAS_REPLACEMENT and no message that replaces")
+        policy, result = raw[start:middle], raw[middle:rest]
+        return (
+            cls(kind, position, grant, run_ms, delay, result, flags, content, policy, follow_on),
+            end,
         )
-        return found, end

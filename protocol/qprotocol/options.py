@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from struct import error as struct_error
 from typing import Any, Self
 
 from qprotocol import wire
@@ -23,7 +24,7 @@ class RetryPolicy:
     backoff_max_ms: int = 600_000
     """Celery's retry_backoff_max of 600 s."""
     factor: float = 2.0
-    """1 keeps the delay constant; at most 655, kept to two decimals on the wire."""
+    """1 keeps the delay constant; from 0 to 655.35, kept to two decimals on the wire."""
     jitter: bool = True
 
     def allows(self, failures: int) -> bool:
@@ -36,27 +37,36 @@ class RetryPolicy:
         ``entropy`` is any integer; the same one gives the same delay, so that a replay
         of the log and the live run agree.
         """
-        exponent = min(failures - 1, 64)
+        exponent = max(0, min(failures - 1, 64))
         delay = min(self.backoff_ms * self.factor**exponent, self.backoff_max_ms)
         if self.jitter:
             delay *= 0.5 + (mix(entropy) & 0xFFFF) / 0x1FFFE
         return int(delay)
 
     def pack(self) -> bytes:
-        """Thirteen bytes, ``wire.POLICY``."""
+        """Thirteen bytes, ``wire.POLICY``. Raises ValueError naming what is out of bounds."""
+        if not 0 <= self.factor <= FACTOR_MAX:  # also false for NaN
+            raise ValueError(f"factor is {self.factor!r}: from 0 to {FACTOR_MAX}")
         hundredths = round(self.factor * 100)
-        return wire.POLICY.pack(
-            self.retries_max, self.backoff_ms, self.backoff_max_ms, hundredths, self.jitter
-        )
+        try:
+            return wire.POLICY.pack(
+                self.retries_max, self.backoff_ms, self.backoff_max_ms, hundredths, self.jitter
+            )
+        except struct_error as error:
+            raise wire.too_wide(self, _POLICY_BITS) from error
 
     @classmethod
     def unpack(cls, raw: bytes, at: int = 0) -> Self:
-        """The policy packed at offset ``at``."""
+        """The policy packed at offset ``at``. Raises ValueError if too few bytes are left."""
+        if len(raw) - at < wire.POLICY.size:
+            raise ValueError(f"a retry policy has {wire.POLICY.size} bytes, not {len(raw) - at}")
         retries, backoff, cap, hundredths, jitter = wire.POLICY.unpack_from(raw, at)
         return cls(retries, backoff, cap, hundredths / 100, bool(jitter))
 
 
 RETRIES_FOREVER = 0xFFFF
+FACTOR_MAX = 655.35
+_POLICY_BITS = {"retries_max": 16, "backoff_ms": 32, "backoff_max_ms": 32, "jitter": 8}
 
 
 def mix(value: int) -> int:

@@ -16,6 +16,10 @@ A packed message (envelope version 1), ``MESSAGE`` and then the variable parts::
     meta     u8-counted root id, parent id, principal, trace context
     headers  the client's, opaque: a msgpack map
 
+An id that reads as a UUIDv7 in lower case must travel as its 16 bytes: the broker
+compares bytes, and one id must not have two forms. Bytes of meta after the four names
+are for a later version and are skipped.
+
 ``size`` counts the bytes after itself. ``due`` and ``expires`` are wall-clock
 milliseconds since 1970, 0 for none. The namespace of exchanges and queues is
 reserved: names hold no "/".
@@ -33,6 +37,8 @@ grant number is ``boot epoch << 40 | counter``, so it names one grant for ever.
 from struct import Struct
 
 MESSAGE = Struct("<IBBbBQQHBBHH")
+SIZE = Struct("<I")
+"""The first field of a message and of an outcome: how many bytes come after it."""
 OUTCOME = Struct("<IBBBBHQQIII")
 TOKEN = Struct("<QQ")
 RUN = Struct("<QI")
@@ -42,9 +48,11 @@ ACK_RUN = Struct("<QQI")
 TOUCHED = Struct("<IHHH")
 """A delivery that was handed out before: its index, deliveries, failures, crashes."""
 POLICY = Struct("<HIIHB")
+"""A retry policy: retries_max, backoff_ms, backoff_max_ms, factor in hundredths, jitter."""
 POSITION = Struct("<Q")
 PEEKED = Struct("<QQHHHBII")
-"""A message looked at: position, due_ms, deliveries, failures, crashes, state, reason length, error length."""
+"""A message looked at: position, due_ms, deliveries, failures, crashes, state, length of the
+reason, length of the error."""
 
 ENVELOPE_VERSION = 1
 
@@ -93,10 +101,23 @@ IN_PARTS = 0x10
 OUTCOME_FLAGS = HAS_RESULT | HAS_POLICY | NO_RETRY | HAS_REPLACEMENT | IN_PARTS
 
 DELAY_BY_POLICY = 0xFFFF_FFFF
-"""FAIL: take the delay from the retry policy."""
+"""FAIL: take the delay from the retry policy. RELEASE: no delay."""
 
 SLOT_BITS = 20
 EPOCH_SHIFT = 40
+
+
+def too_wide(value: object, bits: dict[str, int]) -> ValueError:
+    """The error to raise when a Struct would not take ``value``: names the attribute at fault.
+
+    ``bits`` gives the width of each attribute that a caller may have got wrong.
+    """
+    name, found, highest = next(
+        (name, found, (1 << width) - 1)
+        for name, width in bits.items()
+        if not isinstance(found := getattr(value, name), int) or not 0 <= found < 1 << width
+    )
+    return ValueError(f"{name} is {found!r}: an integer from 0 to {highest}")
 
 
 def batch_of(position: int) -> int:
