@@ -1,0 +1,141 @@
+"""A blocking connection for the command line: one question at a time, by the protocol.
+
+The server may not import the client (see ARCHITECTURE.md), and needs a tenth of it.
+
+Rule 1. Every wait has the same deadline; nothing is asked twice.
+"""
+
+import socket
+from types import TracebackType
+from typing import Self, TypeVar
+
+from qprotocol.codec import Assembler, Decoder, encode
+from qprotocol.conversation import PROTOCOL_VERSION, Conversation
+from qprotocol.errors import ProtocolError
+from qprotocol.frames import (
+    CLIENT,
+    SERVER,
+    Auth,
+    Error,
+    Frame,
+    Greeting,
+    Hello,
+    Ok,
+    Part,
+    Welcome,
+)
+
+F = TypeVar("F", bound=Frame)
+
+SCHEME = "qbroker://"
+PORT = 7717
+TIMEOUT_S = 10.0
+ANSWER_BYTES_MAX = 256 * 1024 * 1024
+
+
+class Unreachable(Exception):  # noqa: N818  # a state of the world
+    """There is no broker there, or it stopped talking."""
+
+
+class RefusedByBroker(Exception):  # noqa: N818  # the broker's word, not a fault of ours
+    """The broker answered with an Error; ``code`` is from qprotocol.errors."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(f"{error.code}: {error.message}")
+        self.code = error.code
+
+
+def split_url(url: str) -> tuple[str, int]:
+    """Host and port of ``qbroker://host[:port]``; IPv6 in brackets. Raises ValueError."""
+    rest = url.removeprefix(SCHEME).rstrip("/")
+    host, colon, port = rest.rpartition(":") if not rest.endswith("]") else (rest, "", "")
+    if not colon:
+        host, port = rest, str(PORT)
+    host = host.removeprefix("[").removesuffix("]")
+    known = url.startswith(SCHEME) or "://" not in url
+    if not (known and host and port.isdecimal() and 0 < int(port) < 65_536) or set(host) & set(
+        "/@"
+    ):
+        raise ValueError(f'the broker\'s address is "{url}": write {SCHEME}localhost:{PORT}')
+    return host, int(port)
+
+
+class Admin:
+    """An open conversation in the role of an admin. Use as a context manager."""
+
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Connected and welcomed. Raises ValueError, Unreachable, RefusedByBroker."""
+        self._where = url
+        self._conversation = Conversation()
+        self._decoder = Decoder(self._conversation.frame_bytes_max)
+        self._assembler = Assembler(ANSWER_BYTES_MAX)
+        self._frames: list[Frame] = []
+        self._asked = 0
+        address = split_url(url)
+        try:
+            self._socket = socket.create_connection(address, timeout_s)
+        except OSError as error:
+            raise Unreachable(
+                f"no broker at {url}: {error.strerror or error}; start one with "
+                '"qbroker serve", or say where it is with --broker'
+            ) from error
+        try:
+            self._expect(Greeting, 0)
+            self.ask(Auth(mechanism="none"), Ok)
+            hello = Hello(protocol=PROTOCOL_VERSION, role="admin", client_id="", name="qbroker")
+            self.ask(hello, Welcome)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def ask(self, request: Frame, answer: type[F]) -> F:
+        """The broker's answer to ``request``. Raises Unreachable, RefusedByBroker. A round trip."""
+        self._asked += 1
+        request.correlation = self._asked
+        self._conversation.advance(request, CLIENT)
+        try:
+            self._socket.sendall(encode(request))
+        except OSError as error:
+            raise Unreachable(f"{self._where} hung up: {error}") from error
+        return self._expect(answer, self._asked)
+
+    def _expect(self, answer: type[F], correlation: int) -> F:
+        """The next frame with that correlation; pushes are none of our business."""
+        while True:
+            frame = self._receive()
+            if type(frame) is Part:
+                self._assembler.add(frame)
+            elif type(frame) is Error and frame.correlation in (0, correlation):
+                raise RefusedByBroker(frame)
+            elif isinstance(frame, answer) and frame.correlation == correlation:
+                return self._assembler.complete(frame)  # type: ignore[return-value]
+
+    def _receive(self) -> Frame:
+        while not self._frames:
+            try:
+                data = self._socket.recv(65_536)
+                if not data:
+                    raise Unreachable(f"{self._where} hung up")
+                for frame in self._decoder.feed(data):
+                    self._conversation.advance(frame, SERVER)
+                    self._decoder.frame_bytes_max = self._conversation.frame_bytes_max
+                    self._frames.append(frame)
+            except TimeoutError as error:
+                timeout = self._socket.gettimeout()
+                raise Unreachable(f"{self._where} did not answer within {timeout:g} s") from error
+            except OSError as error:
+                raise Unreachable(f"{self._where} hung up: {error}") from error
+            except ProtocolError as error:
+                raise Unreachable(f"{self._where} is no broker we understand: {error}") from error
+        return self._frames.pop(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()

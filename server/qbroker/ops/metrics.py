@@ -1,0 +1,243 @@
+"""Every metric once: name, kind, unit, help, labels, and where its value is read.
+
+Rule 1. Most values are read when they are asked for, from one immutable snapshot; only
+        what has a distribution (histograms) is observed as it happens.
+Rule 2. Labels are bounded. The first QUEUES_MAX queues to be seen, the fullest first,
+        keep a series of their own until the broker ends; all others share "other". A
+        queue never changes places: a counter must not go backwards.
+Rule 3. Values are those of this process. Nothing about arguments, hosts or users.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from qbroker.core.statistics import QueueStatistics, Statistics
+
+QUEUES_MAX = 200
+OTHER = "other"
+
+OUTCOMES = (
+    "published",
+    "deduplicated",
+    "delivered",
+    "acked",
+    "failed",
+    "retried",
+    "released",
+    "expired",
+    "dead_lettered",
+    "cancelled",
+    "rejected",
+    "purged",
+)
+"""What is counted of messages, in the order of their lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The broker at one moment, as the table reads it."""
+
+    statistics: Statistics
+    connections: Mapping[str, int]
+    """By role; "stranger" before Hello."""
+    protocol_errors: Mapping[str, int]
+    """By code, since the start."""
+    inbox_bytes: int
+    log_bytes: int
+    log_segments: int
+    loop_lag_s: float
+    """The latest the event loop was since the last snapshot."""
+    started_s: float
+    """Wall clock, seconds since 1970."""
+    version: str
+    epoch: int
+
+
+Samples = Iterable[tuple[Sequence[str], float]]
+Queues = list[tuple[str, QueueStatistics]]
+"""Each queue with the label it is counted under."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric. ``read`` gives label values and value; None where it is observed."""
+
+    name: str
+    kind: str
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    read: Callable[[Snapshot, Queues], Samples] | None = None
+    buckets: tuple[float, ...] = ()
+
+
+def one(value: Callable[[Snapshot], float]) -> Callable[[Snapshot, Queues], Samples]:
+    return lambda snapshot, _: [((), value(snapshot))]
+
+
+def each(values: Callable[[Snapshot], Mapping[str, int]]) -> Callable[[Snapshot, Queues], Samples]:
+    return lambda snapshot, _: [((key,), value) for key, value in sorted(values(snapshot).items())]
+
+
+def outcomes(_: Snapshot, queues: Queues) -> Samples:
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for label, queue in queues:
+        for outcome in OUTCOMES:
+            sums[label, outcome] += queue.counts.get(outcome, 0)
+    return sums.items()
+
+
+def depths(_: Snapshot, queues: Queues) -> Samples:
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for label, queue in queues:
+        sums[label, "ready"] += queue.ready
+        sums[label, "scheduled"] += queue.scheduled
+        sums[label, "leased"] += queue.leased
+    return sums.items()
+
+
+def consumers(_: Snapshot, queues: Queues) -> Samples:
+    sums: dict[tuple[str], float] = defaultdict(float)
+    for label, queue in queues:
+        sums[(label,)] += queue.consumers
+    return sums.items()
+
+
+def oldest(_: Snapshot, queues: Queues) -> Samples:
+    ages: dict[tuple[str], float] = defaultdict(float)
+    for label, queue in queues:
+        ages[(label,)] = max(ages[(label,)], queue.oldest_ready_ms / 1000)
+    return ages.items()
+
+
+TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.0)
+
+# fmt: off
+METRICS: tuple[Row, ...] = (
+    Row("qbroker_messages_total", "counter", "messages",
+        f"Messages by what happened to them: {', '.join(OUTCOMES)}.",
+        ("queue", "outcome"), outcomes),
+    Row("qbroker_queue_messages", "gauge", "messages",
+        "Messages in a queue now: ready, scheduled or leased.", ("queue", "state"), depths),
+    Row("qbroker_queue_oldest_ready_seconds", "gauge", "seconds",
+        "Age of the oldest message that could be delivered: alert on this.", ("queue",), oldest),
+    Row("qbroker_queue_consumers", "gauge", "subscriptions",
+        "Subscriptions to a queue now.", ("queue",), consumers),
+    Row("qbroker_turn_seconds", "histogram", "seconds",
+        "How long the engine's turns took.", buckets=TIMES),
+    Row("qbroker_log_sync_seconds", "histogram", "seconds",
+        "How long the disk took to make a batch durable.", buckets=TIMES),
+    Row("qbroker_log_batch_records", "histogram", "records",
+        "Records that shared one write and one sync.", buckets=SIZES),
+    Row("qbroker_log_bytes", "gauge", "bytes",
+        "Disk space of the log.", (), one(lambda s: s.log_bytes)),
+    Row("qbroker_log_segments", "gauge", "files",
+        "Files of the log.", (), one(lambda s: s.log_segments)),
+    Row("qbroker_connections", "gauge", "connections",
+        "Open connections by role; stranger before Hello.",
+        ("role",), each(lambda s: s.connections)),
+    Row("qbroker_sessions", "gauge", "sessions",
+        "Workers' sessions that are alive.", (), one(lambda s: s.statistics.sessions)),
+    Row("qbroker_leases", "gauge", "messages",
+        "Messages that are handed out now.", (), one(lambda s: s.statistics.leases)),
+    Row("qbroker_results", "gauge", "results",
+        "Results that can be asked for.", (), one(lambda s: s.statistics.results)),
+    Row("qbroker_results_dropped_total", "counter", "results",
+        "Results dropped before their time, for results_max.",
+        (), one(lambda s: s.statistics.results_dropped)),
+    Row("qbroker_window_bytes", "gauge", "bytes",
+        "Bodies kept in memory near the heads of queues.",
+        (), one(lambda s: s.statistics.window_bytes)),
+    Row("qbroker_inbox_bytes", "gauge", "bytes",
+        "Frames waiting for a turn.", (), one(lambda s: s.inbox_bytes)),
+    Row("qbroker_lease_lost_total", "counter", "messages",
+        "Outcomes that came after the message had gone to somebody else.",
+        (), one(lambda s: s.statistics.lease_lost)),
+    Row("qbroker_protocol_errors_total", "counter", "connections",
+        "Connections ended for what their peer did, by code; INTERNAL is our own fault.",
+        ("code",), each(lambda s: s.protocol_errors)),
+    Row("qbroker_event_loop_lag_seconds", "gauge", "seconds",
+        "The latest the event loop was since the last scrape.",
+        (), one(lambda s: s.loop_lag_s)),
+    Row("qbroker_start_time_seconds", "gauge", "seconds",
+        "When the broker started, since 1970.", (), one(lambda s: s.started_s)),
+    Row("qbroker_build_info", "gauge", "",
+        "Always 1; the version and the boot epoch are its labels.",
+        ("version", "epoch"), lambda s, _: [((s.version, str(s.epoch)), 1.0)]),
+)
+# fmt: on
+
+
+class QueueLabels:
+    """Which queues have a label of their own (rule 2)."""
+
+    def __init__(self, limit: int = QUEUES_MAX) -> None:
+        self._limit = limit
+        self._named: set[str] = set()
+
+    def label(self, queues: Iterable[QueueStatistics]) -> Queues:
+        """Every queue with its label. Sorts the newcomers while there is room."""
+        room = self._limit - len(self._named)
+        if room > 0:
+            new = [queue for queue in queues if queue.name not in self._named]
+            new.sort(key=lambda queue: -(queue.ready + queue.scheduled + queue.leased))
+            self._named.update(queue.name for queue in new[:room])
+        return [(queue.name if queue.name in self._named else OTHER, queue) for queue in queues]
+
+
+class Metrics(Collector):
+    """All metrics of one broker, in a registry of their own."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], queues_max: int = QUEUES_MAX) -> None:
+        self._snapshot = snapshot
+        self._labels = QueueLabels(queues_max)
+        self._registry = CollectorRegistry()
+        histograms = {
+            row.name: Histogram(row.name, row.help, registry=self._registry, buckets=row.buckets)
+            for row in METRICS
+            if row.read is None
+        }
+        self.turn_seconds = histograms["qbroker_turn_seconds"]
+        self.sync_seconds = histograms["qbroker_log_sync_seconds"]
+        self.batch_records = histograms["qbroker_log_batch_records"]
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format. Costs one walk over the queues."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry would otherwise collect while the broker is being built."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        snapshot = self._snapshot()
+        queues = self._labels.label(snapshot.statistics.queues)
+        for row in METRICS:
+            if row.read is not None:
+                family = FAMILIES[row.kind](row.name, row.help, labels=row.labels)
+                for labels, value in row.read(snapshot, queues):
+                    family.add_metric(labels, value)
+                yield family
+
+
+FAMILIES: Mapping[str, type[CounterMetricFamily] | type[GaugeMetricFamily]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
+
+
+def markdown() -> str:
+    """The table for the docs."""
+    lines = ["| metric | kind | unit | labels | what it says |", "|---|---|---|---|---|"]
+    for row in METRICS:
+        labels = ", ".join(f"`{label}`" for label in row.labels)
+        lines.append(f"| `{row.name}` | {row.kind} | {row.unit} | {labels} | {row.help} |")
+    return "\n".join(lines) + "\n"
