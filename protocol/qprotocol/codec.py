@@ -139,10 +139,11 @@ def encode_in_parts(frame: Frame, frame_bytes_max: int = FRAME_BYTES_MAX) -> lis
         return [encode(frame)]
     assert frame.correlation, f"{type(frame).__name__} in parts needs a correlation id"
     raw, out, index = frame.raw, [], 0
-    step = room(Part(index=2**32, correlation=frame.correlation), frame_bytes_max)
+    part = Part(index=2**32, of=frame.TYPE, correlation=frame.correlation)
+    step = room(part, frame_bytes_max)
     while len(raw) - index * step > fits:
         piece = raw[index * step : (index + 1) * step]
-        out.append(encode(Part(index=index, correlation=frame.correlation, raw=piece)))
+        out.append(encode(replace(part, index=index, raw=piece)))
         index += 1
     out.append(encode(replace(frame, raw=raw[index * step :])))
     return out
