@@ -21,11 +21,13 @@ class RetryPolicy:
     retries_max: int = 3
     """Retries after the first failure; 0 is none, 65,535 is for ever. Default 3, as in Celery."""
     backoff_ms: int = 1_000
+    """Milliseconds before the first retry."""
     backoff_max_ms: int = 600_000
-    """Celery's retry_backoff_max of 600 s."""
+    """The longest wait. Default 600 s, Celery's retry_backoff_max."""
     factor: float = 2.0
     """1 keeps the delay constant; from 0 to 655.35, kept to two decimals on the wire."""
     jitter: bool = True
+    """Spreads retries, so that what failed together does not come back together."""
 
     def allows(self, failures: int) -> bool:
         """Whether a message that has failed ``failures`` times gets another run."""
@@ -86,7 +88,9 @@ class QueueOptions:
     retries_max: int = 0
     """Retries where neither worker nor message says anything. Default 0: no retry."""
     backoff_ms: int = 1_000
+    """Milliseconds before the first retry; doubled for each one after it."""
     backoff_max_ms: int = 600_000
+    """The longest wait between two retries, in milliseconds."""
     poison_max: int = 0
     """Crashes after which a message is dead; 0 takes the broker's poison_max (3)."""
 

@@ -19,6 +19,7 @@ class State(IntEnum):
     RETRY = 5
     """Failed, and waits for its next run."""
     SUCCESS = 6
+    """Done; its result is kept for its TTL if somebody may ask."""
     FAILURE = 7
     """Failed for good, or crashed its workers too often; kept as a dead letter."""
     REVOKED = 8

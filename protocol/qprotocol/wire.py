@@ -41,6 +41,7 @@ SIZE = Struct("<I")
 """The first field of a message and of an outcome: how many bytes come after it."""
 OUTCOME = Struct("<IBBBBHQQIII")
 TOKEN = Struct("<QQ")
+"""A token: position, grant."""
 RUN = Struct("<QI")
 """A run of consecutive positions: the first, and how many."""
 ACK_RUN = Struct("<QQI")
@@ -70,13 +71,22 @@ MESSAGE_FLAGS = ID_MINTED | IGNORE_RESULT | ACK_EARLY
 
 # Outcomes.
 ACK = 1
+"""Done. With HAS_RESULT the result is kept for those who ask."""
 RELEASE = 2
+"""Back to the queue after ``delay_ms``; not a failure, counts nothing."""
 FAIL = 3
+"""Failed: runs again as the retry policy says, else FAILURE and a dead letter. The result
+is a packed failure."""
 REJECT = 4
+"""Not wanted: to the dead letters at once. The result is the reason, UTF-8."""
 EXTEND = 5
+"""Still running: a plain consumer's sign of life for one lease."""
 PROGRESS = 6
+"""Still running: the result is what to show to those who watch."""
 START = 7
+"""About to run an ACK_EARLY message; it may begin once this is confirmed, and never again."""
 CRASH = 8
+"""The process that ran it died. Counted apart from failures; the result is a packed failure."""
 OUTCOMES = {
     ACK: "ack",
     RELEASE: "release",
@@ -92,12 +102,13 @@ OUTCOMES = {
 HAS_RESULT = 0x01
 """Keep the result bytes: somebody may ask for them."""
 HAS_POLICY = 0x02
+"""A retry policy stands before the result; it goes before the queue's."""
 NO_RETRY = 0x04
 """FAIL: the failure is final, whatever any policy says."""
 HAS_REPLACEMENT = 0x08
 """FAIL, RELEASE: the first follow-on message replaces envelope and body under the same id."""
 IN_PARTS = 0x10
-"""The result bytes came as Part frames before; the result length is 0 here."""
+"""Reserved: parts are joined before the outcomes are read, so no outcome needs to say it."""
 OUTCOME_FLAGS = HAS_RESULT | HAS_POLICY | NO_RETRY | HAS_REPLACEMENT | IN_PARTS
 
 DELAY_BY_POLICY = 0xFFFF_FFFF
