@@ -2,7 +2,7 @@
 
 What is written is *cached* until a sync makes it *durable*. `crash` is a power cut:
 every unsynced 512-byte sector is kept, dropped or torn (garbage) independently of all
-others, every unsynced change of size or of the directory kept or lost. `kill` is the
+others, every unsynced change of size, mode or directory kept or lost. `kill` is the
 end of the process alone: the cache survives. After either the disk is used again as
 it is; files opened before are dead.
 
@@ -50,15 +50,16 @@ class Inode:
         self.durable = bytearray()
         self.dirty: set[int] = set()
         self.mode = 0o600
+        self.durable_mode = 0o600
 
     def touch(self, start: int, stop: int) -> None:
         self.dirty.update(range(start // SECTOR, -(-stop // SECTOR)))
 
     def resize(self, size: int) -> None:
         if size < len(self.cached):
+            # What is cut off reads as zeros should the file grow again, once that is synced.
+            self.touch(size, len(self.cached))
             del self.cached[size:]
-            if size % SECTOR:
-                self.touch(size, size + 1)
         else:
             self.cached.extend(bytes(size - len(self.cached)))
 
@@ -87,6 +88,8 @@ class Inode:
         self.cached = fresh
 
     def crash(self, choose: Choose) -> None:
+        if self.mode != self.durable_mode:
+            self.mode = self.durable_mode = (self.mode, self.durable_mode)[choose(2)]
         sizes = [len(self.cached), len(self.durable)]
         size = sizes[choose(2)] if sizes[0] != sizes[1] else sizes[0]
         content = self.durable[:size]
@@ -151,7 +154,9 @@ class SimFile:
             raise
         self.inode.flush()
 
-    sync = sync_data
+    def sync(self) -> None:
+        self.sync_data()
+        self.inode.durable_mode = self.inode.mode
 
     def forget_cache(self) -> None:
         self.call("forget_cache")
@@ -255,6 +260,7 @@ class SimDisk:
                 other = twins[id(inode)] = Inode()
                 other.cached, other.durable = inode.cached[:], inode.durable[:]
                 other.dirty, other.mode = set(inode.dirty), inode.mode
+                other.durable_mode = inode.durable_mode
             return twins[id(inode)]
 
         twin.files = {name: inode_twin(inode) for name, inode in self.files.items()}

@@ -5,6 +5,7 @@ package is the specification; `format` has the same diagrams in code.
 
     log.py       the verbs: begin, commit, sync, read, replay, trim, close
     recovery.py  a directory becomes a log, or a sentence why not
+    meta.py      what the directory says of itself
     segment.py   one file of it
     window.py    files as readers see them: buffered, kept open for a while
     batch.py     what is being collected, and how it becomes bytes

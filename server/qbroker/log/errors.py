@@ -6,6 +6,8 @@ do. Nothing here is retried by the log itself.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class LogError(Exception):
     """Any trouble of the log. Catch the ones below, unless the reaction is to stop."""
@@ -33,17 +35,32 @@ class CorruptError(LogError):
     Never raised for a torn tail: that was never confirmed and is cut (see LOG.md).
     """
 
+    sentence: ClassVar[str] = (
+        "{file} is damaged at byte {offset}: {why}; {batches} of the log had been confirmed and "
+        "cannot be trusted; restore the directory from a backup or a replica, or keep a copy of it "
+        "before any repair"
+    )
+
     def __init__(self, file: str, offset: int, first: int, last: int, why: str) -> None:
         batches = f"batch {first}" if first == last else f"batches {first} to {last}"
-        super().__init__(
-            f"{file} is damaged at byte {offset}: {why}; {batches} of the log had been confirmed "
-            "and cannot be trusted; restore the directory from a backup or a replica, or keep a "
-            "copy of it before any repair"
-        )
+        super().__init__(self.sentence.format(file=file, offset=offset, why=why, batches=batches))
         self.file = file
         self.offset = offset
         self.first = first
         self.last = last
+
+
+class UnreadableError(CorruptError):
+    """The disk did not give the bytes; whether they are intact is not known.
+
+    `__cause__` is the operating system's error. Reading may be tried again.
+    """
+
+    sentence: ClassVar[str] = (
+        "{file} cannot be read at byte {offset}: {why}; {batches} of the log had been confirmed "
+        "and may still be intact; see to the disk's health, then try again, or restore the "
+        "directory from a backup or a replica"
+    )
 
 
 class TrimmedError(LogError, LookupError):

@@ -26,25 +26,22 @@ from qbroker.log.disk import Disk, File
 from qbroker.log.errors import LogError, LogFailed, NoSuchPosition, TrimmedError
 from qbroker.log.format import (
     BATCH_BYTES_MAX,
-    FOOTER_BYTES,
-    SECTOR_BYTES,
-    SEGMENT_HEADER_BYTES,
     SLOT_BITS,
     BatchInfo,
     StoredRecord,
     rounded,
 )
-from qbroker.log.recovery import NO_CLUSTER, Recovered, next_header, recover, write_meta
+from qbroker.log.meta import NO_CLUSTER, write_meta
+from qbroker.log.recovery import Recovered, next_segment, recover
 from qbroker.log.segment import (
+    SEGMENT_BYTES_MIN,
     Segment,
-    create_segment,
     prepare_spare,
     size_for,
 )
 from qbroker.log.window import Handles
 
 SEGMENT_BYTES = 64 << 20
-SEGMENT_BYTES_MIN = SEGMENT_HEADER_BYTES + SECTOR_BYTES + FOOTER_BYTES
 SEGMENT_BYTES_MAX = 2 << 30  # offsets in the index have 32 bits
 READ_BLOCK_BYTES = 256 << 10
 
@@ -318,9 +315,9 @@ class Log:
         self._sync()  # before the seal: a footer says that all before it is durable
         self._active.seal(self._disk)
         spare, self._spare = self._spare, None
-        size = size_for(length, self._settings.segment_bytes)
-        header = next_header(self._disk, self._meta, self._active.segment, size)
-        self._active = create_segment(self._disk, header, spare)
+        least = size_for(length)
+        sizes = (least, max(least, self._settings.segment_bytes))
+        self._active = next_segment(self._disk, self._meta, self._active.segment, sizes, spare)
         self._segments.append(self._active.segment)
 
     def _sync(self) -> None:
@@ -347,7 +344,7 @@ class Log:
         try:
             return self._handles.of(segment.name)
         except OSError as error:
-            if segment.last < self.oldest:
+            if segment.first < self.oldest:
                 raise TrimmedError(segment.last << SLOT_BITS, self.oldest) from error
             raise self._fence(f"opening {segment.name} for reading", error) from error
 

@@ -4,14 +4,14 @@ The steps, as in LOG.md:
 
  1. Sync the directory; remove half-made files (*.tmp) except the spare segment.
  2. Read META. No META: nothing was ever confirmed here, make a new log.
- 3. Remove segments that trim had given up; the oldest kept must be there.
+ 3. Remove segments that trim had given up; the oldest kept and the newest must be there.
  4. Each segment but the last must be sealed and chained to the one before.
  5. The last: sync it, drop its cached pages, then read. Sealed: done.
  6. Not sealed: walk its batches to the first that is not intact, at batch L.
  7. Search all behind it for batch headers and footers. D is the highest batch any of
     them says was durable. L <= D: confirmed data is damaged, stop.
  8. L > D: never confirmed. Keep the bytes as *.torn, seal the segment in their place.
- 9. Make a new segment. An empty last segment is replaced by it.
+ 9. Make a new segment. An empty last one is cut to its header and taken again.
 
 Each step may be cut off and done again.
 """
@@ -21,9 +21,8 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from itertools import pairwise
-from zlib import crc32
 
-from qbroker.log.disk import READ_ONLY, Disk, File
+from qbroker.log.disk import READ_ONLY, READ_WRITE, Disk, File
 from qbroker.log.errors import CorruptError, ForeignError, FormatError
 from qbroker.log.format import (
     BATCH_MAGIC,
@@ -39,30 +38,20 @@ from qbroker.log.format import (
     unpack_footer,
     unpack_segment_header,
 )
+from qbroker.log.meta import META_NAME, NO_CLUSTER, Meta, read_meta, write_meta
 from qbroker.log.segment import (
     REPLAY_BYTES,
+    SEGMENT_BYTES_MIN,
     SPARE_NAME,
     SUFFIX,
     Segment,
     SegmentWriter,
+    allocated,
     create_segment,
     segment_name,
     write_whole,
 )
 from qbroker.log.window import Window
-
-META_NAME = "META"
-META_TITLE = "qbroker log"
-NO_CLUSTER = bytes(16)
-
-
-@dataclass(slots=True)
-class Meta:
-    """What the directory says of itself: ids of 16 bytes, and the oldest batch kept."""
-
-    cluster: bytes
-    log: bytes
-    oldest: int
 
 
 @dataclass(slots=True)
@@ -95,55 +84,43 @@ def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Reco
     _check_order(segments)
     last = segments[-1]
     torn_bytes = 0 if last.sealed else _settle_tail(disk, last)
-    header = next_header(disk, meta, last, segment_bytes)
     if last.empty:
-        header.number = last.header.number
-        header.previous = last.header.previous
-        segments.pop()
-    return Recovered(meta, segments, create_segment(disk, header, spare), torn_bytes)
+        active = _taken_again(disk, segments.pop())
+    else:
+        active = next_segment(disk, meta, last, (SEGMENT_BYTES_MIN, segment_bytes), spare)
+    return Recovered(meta, segments, active, torn_bytes)
 
 
-def next_header(disk: Disk, meta: Meta, last: Segment, size: int) -> SegmentHeader:
-    """The header of the segment that follows `last`."""
+def next_segment(
+    disk: Disk, meta: Meta, last: Segment, sizes: tuple[int, int], spare: File | None
+) -> SegmentWriter:
+    """A new segment continues `last`, and META counts it.
+
+    `sizes` are the least and the wanted number of bytes.
+    """
     salt = int.from_bytes(disk.entropy(8), "little")
-    return SegmentHeader(
-        meta.cluster, meta.log, last.header.number + 1, last.last + 1, last.chain, salt, size
+    header = SegmentHeader(
+        meta.cluster, meta.log, last.header.number + 1, last.last + 1, last.chain, salt, sizes[1]
     )
+    writer = create_segment(disk, header, sizes[0], spare)
+    _count(disk, meta, header.first)
+    return writer
 
 
-def write_meta(disk: Disk, meta: Meta) -> None:
-    """The directory says this of itself, durably, whatever it said before."""
-    text = (
-        f"{META_TITLE}\nformat {FORMAT}\ncluster {meta.cluster.hex()}\nlog {meta.log.hex()}\n"
-        f"oldest {meta.oldest}\n"
-    )
-    temporary = f"{META_NAME}.tmp"
-    file = disk.create(temporary)
-    write_whole(file, 0, f"{text}crc {crc32(text.encode()):08x}\n".encode())
-    file.sync()
-    file.close()
-    disk.rename(temporary, META_NAME)
-    disk.sync_directory()
+def _count(disk: Disk, meta: Meta, newest: int) -> None:
+    """META counts the newest segment too, so that its loss would be noticed.
 
-
-def read_meta(disk: Disk) -> Meta:
-    """What the directory says of itself. FormatError, CorruptError: absence is never inferred."""
-    file = disk.open(META_NAME)
-    content = file.read_at(0, 4096)
-    file.close()
+    On a full disk it keeps counting an older one: the log must go on, and what is
+    lost is a second look, not data.
+    """
+    older = meta.newest
+    meta.newest = newest
     try:
-        lines = content.decode("ascii").splitlines()
-        title, format_line = lines[0], lines[1]
-        found = int(format_line.removeprefix("format "))
-        if title == META_TITLE and found > FORMAT:
-            raise FormatError(META_NAME, found, FORMAT)
-        text, _, crc = content.decode("ascii").rpartition("crc ")
-        if title != META_TITLE or crc != f"{crc32(text.encode()):08x}\n":
-            raise ValueError("checksum disagrees")
-        cluster, log, oldest = (line.partition(" ")[2] for line in lines[2:5])
-        return Meta(bytes.fromhex(cluster), bytes.fromhex(log), int(oldest))
-    except (ValueError, IndexError) as error:
-        raise CorruptError(META_NAME, 0, 1, 1, f"it cannot be read ({error})") from error
+        write_meta(disk, meta)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        meta.newest = older
 
 
 def _tidied(disk: Disk) -> list[str]:
@@ -164,10 +141,10 @@ def _create(
     for name in names:
         if name != segment_name(1) or _written_end(disk.open(name), SEGMENT_HEADER_BYTES):
             raise CorruptError(META_NAME, 0, 1, 1, f"it is missing, but {name} holds data")
-    meta = Meta(cluster, disk.entropy(16), 1)
+    meta = Meta(cluster, disk.entropy(16), 1, 1)
     salt = int.from_bytes(disk.entropy(8), "little")
     header = SegmentHeader(cluster, meta.log, 1, 1, bytes(16), salt, segment_bytes)
-    active = create_segment(disk, header, spare)
+    active = create_segment(disk, header, SEGMENT_BYTES_MIN, spare)
     write_meta(disk, meta)
     return Recovered(meta, [], active, 0)
 
@@ -175,8 +152,9 @@ def _create(
 def _kept(disk: Disk, names: list[str], meta: Meta) -> list[str]:
     """The segments META counts. Older ones are what a trim did not finish removing."""
     oldest = segment_name(meta.oldest)
-    if oldest not in names:
-        raise CorruptError(oldest, 0, meta.oldest, meta.oldest, "the file is missing")
+    for first in (meta.oldest, meta.newest):
+        if segment_name(first) not in names:
+            raise CorruptError(segment_name(first), 0, first, first, "the file is missing")
     for name in names:
         if name < oldest:
             disk.remove(name)
@@ -234,7 +212,7 @@ def _settle_tail(disk: Disk, segment: Segment) -> int:
     """The unsealed last segment ends at its last intact batch; returns bytes cut.
 
     CorruptError if anything behind that batch proves that more had been confirmed.
-    An empty segment is left as it is, for its successor takes its name.
+    An empty segment is left as it is: it will be taken again.
     """
     file = disk.open(segment.name, write=True)
     size = file.size()
@@ -252,6 +230,21 @@ def _settle_tail(disk: Disk, segment: Segment) -> int:
     if not segment.empty:
         SegmentWriter(file, segment, size).seal(disk)
     return torn_bytes
+
+
+def _taken_again(disk: Disk, segment: Segment) -> SegmentWriter:
+    """The empty last segment is active again, with nothing behind its header but zeros.
+
+    So starts without work leave no files, and find room on a full disk.
+    """
+    disk.protect(segment.name, READ_WRITE)
+    file = disk.open(segment.name, write=True)
+    file.sync()  # the mode before the content: read-only without a footer means damage
+    file.truncate(SEGMENT_HEADER_BYTES)
+    file.sync()
+    size = allocated(file, SEGMENT_HEADER_BYTES, SEGMENT_BYTES_MIN, segment.header.size)
+    file.sync()
+    return SegmentWriter(file, Segment(segment.header), size)
 
 
 def _walked(file: File, segment: Segment, size: int) -> str:

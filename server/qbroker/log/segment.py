@@ -14,13 +14,14 @@ from collections.abc import Iterator
 
 from qbroker.log.batch import BatchBuilder, Stamp, pack_batch
 from qbroker.log.disk import READ_ONLY, Disk, File
-from qbroker.log.errors import CorruptError, NoSuchPosition
+from qbroker.log.errors import CorruptError, NoSuchPosition, UnreadableError
 from qbroker.log.format import (
     BATCH_HEADER_BYTES,
     CHAIN_BYTES,
     FOOTER_BYTES,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
+    SECTOR_BYTES,
     SEGMENT_HEADER_BYTES,
     SLOT_BITS,
     SLOTS_MAX,
@@ -33,13 +34,14 @@ from qbroker.log.format import (
     first_chain,
     pack_footer,
     pack_segment_header,
-    rounded,
     unpack_record,
     unpack_records,
 )
 from qbroker.log.index import BatchIndex
 from qbroker.log.window import Window
 
+SEGMENT_BYTES_MIN = SEGMENT_HEADER_BYTES + SECTOR_BYTES + FOOTER_BYTES
+"""Room for one batch."""
 SUFFIX = ".qlog"
 ROLL_NAME = "roll.tmp"
 SPARE_NAME = "spare.tmp"
@@ -242,7 +244,8 @@ class Segment:
         return pack_segment_header(self.header)
 
     def _damaged(self, offset: int, number: int, error: Exception) -> CorruptError:
-        return CorruptError(self.name, offset, number, number, str(error))
+        kind = UnreadableError if isinstance(error, OSError) else CorruptError
+        return kind(self.name, offset, number, number, str(error))
 
 
 class SegmentWriter:
@@ -325,14 +328,17 @@ def prepare_spare(disk: Disk, size: int) -> File:
     return file
 
 
-def create_segment(disk: Disk, header: SegmentHeader, spare: File | None) -> SegmentWriter:
-    """The segment exists under its name, empty and durable; an empty one of that name is gone.
+def create_segment(
+    disk: Disk, header: SegmentHeader, least: int, spare: File | None
+) -> SegmentWriter:
+    """The segment exists under its name, empty and durable; one never used is replaced.
 
-    Takes the spare if there is one: then no block is allocated here, and it works on
-    a full disk. A file sync, a rename, a directory sync.
+    Takes the spare if there is one: then nothing is allocated, so it works on a full
+    disk. Without one, on a disk too full for header.size, it is smaller, but not below
+    `least`. A file sync, a rename, a directory sync.
     """
     file = disk.create(ROLL_NAME) if spare is None else spare
-    file.allocate(header.size)
+    header.size = allocated(file, 0, least, header.size)
     write_whole(file, 0, pack_segment_header(header))
     file.sync()
     disk.rename(ROLL_NAME if spare is None else SPARE_NAME, segment_name(header.first))
@@ -340,6 +346,23 @@ def create_segment(disk: Disk, header: SegmentHeader, spare: File | None) -> Seg
     return SegmentWriter(file, Segment(header), header.size)
 
 
-def size_for(length: int, usual: int) -> int:
-    """The size of a segment that must take a batch of this length."""
-    return max(usual, SEGMENT_HEADER_BYTES + rounded(length) + FOOTER_BYTES)
+def allocated(file: File, used: int, least: int, size: int) -> int:
+    """Reserves `size` bytes, or what of it the disk has room for; returns how much.
+
+    `used` are in the file already and stay.
+    """
+    while True:
+        try:
+            file.allocate(size)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or size <= least:
+                raise
+            file.truncate(used)
+            size = max(size // 2 // SECTOR_BYTES * SECTOR_BYTES, least)
+        else:
+            return size
+
+
+def size_for(length: int) -> int:
+    """The least size of a segment that takes a batch of this length."""
+    return SEGMENT_HEADER_BYTES + length + FOOTER_BYTES

@@ -1,0 +1,259 @@
+"""The promise: what is durable is never lost, and nothing is invented, doubled or reordered.
+
+Checked against disks that lose, tear and refuse, at every call; and the check itself
+is checked, by planting the faults it is there to find.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simdisk import Choose, SimDisk, keep_all, lose_all, random_choice
+
+from qbroker.log import recovery, segment
+from qbroker.log.disk import READ_ONLY
+from qbroker.log.errors import LogFailed, UnreadableError
+from qbroker.log.log import Log, LogSettings
+from qbroker.log.segment import SegmentWriter
+
+TROUBLE = (LogFailed, UnreadableError)
+SMALL = LogSettings(segment_bytes=8 << 10)
+Content = dict[int, list[tuple[int, bytes]]]
+
+
+class Witness:
+    """One writer's life, over many crashes: what it wrote, and what it was promised."""
+
+    def __init__(self, disk: SimDisk) -> None:
+        self.disk = disk
+        self.log: Log | None = None
+        self.wrote: Content = {}
+        self.confirmed = 0
+        self.oldest = 1
+
+    def start(self) -> None:
+        """Open, and hold the log against the promise."""
+        self.log = Log.open(self.disk, SMALL)
+        found: Content = {
+            info.number: [(record.position, record.body) for record in records]
+            for info, records in self.log.replay()
+        }
+        numbers = list(found)
+        assert numbers == list(range(self.log.oldest, self.log.oldest + len(numbers)))
+        assert self.log.oldest <= self.confirmed + 1
+        assert self.log.written == self.log.durable >= self.confirmed, "a durable batch is lost"
+        assert self.log.written == (numbers[-1] if numbers else self.log.oldest - 1)
+        for number in numbers:
+            assert found[number] == self.wrote.get(number), f"batch {number} was never written"
+        self.wrote = {n: batch for n, batch in self.wrote.items() if n <= self.log.written}
+        self.confirmed = self.log.durable
+
+    def write(self, bodies: list[bytes], *, sync: bool) -> None:
+        assert self.log is not None
+        batch = self.log.begin()
+        self.wrote[batch.number] = [(batch.add(1, body), body) for body in bodies]
+        self.log.commit(batch, sync=sync, wall_ms=0, epoch=1)
+        self.confirmed = self.log.durable
+
+    def live(self) -> None:
+        """A short life that touches every path of the log."""
+        self.start()
+        assert self.log is not None
+        for turn in range(8):
+            number = self.log.written + 1
+            self.write(
+                [b"%d" % number * 40, bytes([number]) * (number * 211 % 1500)], sync=turn % 3 > 0
+            )
+            if turn == 3:
+                self.log.prepare_next()
+        self.log.trim(self.log.written - 6)
+        self.log.sync()
+        self.confirmed = self.log.durable
+        self.log.close()
+
+
+def survives(end: Callable[[SimDisk], None], how: int | str, *, sticky: bool) -> int:
+    """Lives whose nth call fails, n = 1, 2, 3 ... until one gets through; how many there were."""
+    for nth in range(1, 1000):
+        witness = Witness(SimDisk())
+        witness.disk.fail(nth, how, sticky=sticky)
+        try:
+            witness.live()
+        except TROUBLE:
+            pass
+        if not witness.disk.failed:
+            return nth
+        end(witness.disk)
+        witness.live()
+        witness.live()
+    raise AssertionError("no life without a fault")
+
+
+ENDS: dict[str, Callable[[SimDisk], None]] = {
+    "the process ends": SimDisk.kill,
+    "power is cut, all unsynced lost": lambda disk: disk.crash(lose_all),
+    "power is cut, all unsynced kept": lambda disk: disk.crash(keep_all),
+    "power is cut, any of it": lambda disk: disk.crash(random_choice(disk.calls)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("how", [errno.EIO, errno.ENOSPC, "short"])
+def test_any_call_may_fail(end, how) -> None:
+    """After the nth call failed, and the process ended one way or another, the promise holds."""
+    assert survives(end, how, sticky=False) > 50
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_power_may_be_cut_at_any_call(end) -> None:
+    """From the nth call on nothing reaches the disk any more; the next lives find the promise."""
+    assert survives(end, errno.EIO, sticky=True) > 50
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_recovery_may_be_cut_at_any_call_again_and_again(seed) -> None:
+    """A start that dies at its nth call leaves a directory from which the next one starts."""
+    choose = random_choice(seed)
+    witness = Witness(SimDisk())
+    witness.live()
+    witness.start()
+    for number in range(3):
+        witness.write([bytes([number]) * 900], sync=True)
+    witness.write([b"u" * 900], sync=False)
+    witness.write([b"v" * 900], sync=False)
+    witness.disk.crash(choose)
+    for nth in range(1, 200):
+        witness.disk.fail(nth, sticky=True)
+        try:
+            witness.start()
+        except TROUBLE:
+            witness.disk.crash(choose)
+        else:
+            break
+    assert nth > 15
+
+
+# --- Any story at all
+
+steps = st.one_of(
+    st.tuples(st.just("write"), st.lists(st.binary(max_size=1200), max_size=3), st.booleans()),
+    st.sampled_from([("sync",), ("prepare",), ("trim",), ("stop",), ("kill",), ("crash",)]),
+    st.tuples(
+        st.just("fail"), st.integers(1, 12), st.sampled_from([errno.EIO, errno.ENOSPC, "short"])
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(story=st.lists(steps, max_size=30), data=st.data())
+def test_any_story_keeps_the_promise(story, data) -> None:
+    """Written, synced, trimmed, stopped, killed, crashed and failed in any order."""
+
+    def choose(n: int) -> int:
+        return data.draw(st.integers(0, n - 1))
+
+    witness = Witness(SimDisk())
+    witness.start()
+    for step in story:
+        try:
+            take(witness, step, choose)
+        except TROUBLE:
+            restart(witness, lambda: witness.disk.crash(choose))
+    restart(witness, lambda: witness.disk.crash(choose))
+
+
+def restart(witness: Witness, end: Callable[[], None]) -> None:
+    """The process ends and starts; a disk that still fails then is replaced by a patient one."""
+    end()
+    witness.disk.heal()
+    witness.start()
+
+
+def take(witness: Witness, step: tuple, choose: Choose) -> None:
+    log = witness.log
+    match step:
+        case ("write", bodies, sync):
+            witness.write(bodies, sync=sync)
+        case ("sync",):
+            log.sync()
+            witness.confirmed = log.durable
+        case ("prepare",):
+            log.prepare_next()
+        case ("trim",):
+            log.trim(log.durable - 2)
+        case ("stop",):
+            log.close()
+            witness.confirmed = log.durable
+            restart(witness, witness.disk.kill)
+        case ("kill",):
+            restart(witness, witness.disk.kill)
+        case ("crash",):
+            restart(witness, lambda: witness.disk.crash(choose))
+        case ("fail", nth, how):
+            witness.disk.fail(nth, how)
+
+
+# --- Would we notice?
+
+
+def no_directory_sync(monkeypatch) -> None:
+    monkeypatch.setattr(SimDisk, "sync_directory", lambda self: None)
+
+
+def no_sync_of_a_batch(monkeypatch) -> None:
+    def lazily(self: Log) -> None:
+        self.durable = self.written
+
+    monkeypatch.setattr(Log, "_sync", lazily)
+
+
+def no_sync_before_a_tail_is_trusted(monkeypatch) -> None:
+    real = recovery._opened
+
+    def trusting(disk, name, meta, is_last):
+        if is_last:
+            monkeypatch.setattr("simdisk.SimFile.sync", lambda self: None)
+        try:
+            return real(disk, name, meta, is_last)
+        finally:
+            if is_last:
+                monkeypatch.setattr("simdisk.SimFile.sync", SYNC)
+
+    monkeypatch.setattr(recovery, "_opened", trusting)
+
+
+def trust_in_the_cache(monkeypatch) -> None:
+    monkeypatch.setattr("simdisk.SimFile.forget_cache", lambda self: None)
+
+
+def a_seal_that_is_not_synced(monkeypatch) -> None:
+    def seal(self: SegmentWriter, disk) -> None:
+        real_sync, self.file.sync = self.file.sync, lambda: None
+        try:
+            SEAL(self, disk)
+        finally:
+            self.file.sync = real_sync
+
+    monkeypatch.setattr(SegmentWriter, "seal", seal)
+
+
+def a_name_before_the_header(monkeypatch) -> None:
+    monkeypatch.setattr(
+        segment, "write_whole", lambda file, offset, data: file.write_at(offset, data)
+    )
+
+
+def life_after_a_failed_sync(monkeypatch) -> None:
+    def undaunted(self: Log, doing: str, error: OSError) -> LogFailed:
+        return LogFailed(doing, error)
+
+    monkeypatch.setattr(Log, "_fence", undaunted)
+
+
+SYNC = __import__("simdisk").SimFile.sync
+SEAL = SegmentWriter.seal
+assert READ_ONLY

@@ -1,0 +1,565 @@
+"""From a directory to a log: what is cut, what is refused, and what is said."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from qbroker.log.errors import CorruptError, ForeignError, FormatError, LockedError, LogFailed
+from qbroker.log.format import FOOTER_BYTES, SEGMENT_HEADER, SEGMENT_HEADER_BYTES
+from qbroker.log.log import Log, LogSettings
+from qbroker.log.meta import read_meta, write_meta
+from qbroker.log.segment import write_whole
+from simdisk import SimDisk, lose_all
+
+FIRST = "00000000000000000001.qlog"
+
+
+def batches_of(disk: SimDisk, settings: LogSettings) -> dict[int, list[bytes]]:
+    log = Log.open(disk, settings)
+    return {info.number: [r.body for r in records] for info, records in log.replay()}
+
+
+def torn_files(disk: SimDisk) -> list[str]:
+    return [name for name in disk.files if name.endswith(".torn")]
+
+
+# --- Stops, clean and not
+
+
+def test_a_clean_stop_and_a_kill_lose_nothing(story) -> None:
+    """Everything written is there after the process ended, politely or not."""
+    story.fill(5)
+    story.put(b"unsynced", sync=False)
+    assert (story.killed().written, story.log.durable) == (6, 6)
+    story.fill(2)
+    story.log.close()
+    story.reopen()
+    assert story.contents() == story.given
+    assert story.log.statistics().torn_bytes == 0
+
+
+def test_a_power_cut_loses_only_what_was_not_synced(story) -> None:
+    """Durable batches are there; the unsynced end is as if it had never been."""
+    story.fill(5)
+    story.put(b"unsynced", sync=False)
+    story.disk.crash(lose_all)
+    story.reopen()
+    assert list(story.contents()) == [1, 2, 3, 4, 5]
+    assert story.put(b"again") == [6 << 20]
+
+
+def test_each_start_continues_in_a_new_file(story) -> None:
+    """The old tail is sealed, never appended to; the chain goes on."""
+    for _ in range(4):
+        story.fill(2)
+        story.killed()
+    names = [name for name in story.disk.files if name.endswith(".qlog")]
+    assert len(names) == 5
+    assert story.contents() == story.given
+
+
+def test_starts_without_work_leave_one_empty_file(story) -> None:
+    """An empty segment is taken again, after a clean stop and after a kill."""
+    story.fill(3)
+    for _ in range(3):
+        story.killed()
+        story.log.close()
+        story.reopen()
+    assert story.log.statistics().segments == 2
+    assert story.contents() == story.given
+
+
+def test_a_second_process_is_refused(story) -> None:
+    """One directory, one writer; the other is named, and keeps its lock."""
+    for _ in range(2):
+        with pytest.raises(LockedError, match="in use by another broker .pid 1."):
+            Log.open(story.disk, story.settings)
+    story.put(b"undisturbed")
+
+
+def test_a_lock_that_fails_is_disk_trouble(story) -> None:
+    """A lock that cannot be had for another reason is not said to be held."""
+    story.disk.kill()
+    story.disk.fail(1)
+    with pytest.raises(LogFailed, match="locking"):
+        story.reopen()
+
+
+# --- Cut at every byte
+
+
+def test_a_file_cut_at_any_byte_ends_at_a_whole_batch(story) -> None:
+    """Of an unclean end only batches that are whole remain, in order, and nothing else."""
+    for number in range(4):
+        story.put(bytes([65 + number]) * 300 * number)
+    whole = bytes(story.file())
+    ends = {
+        info.number: sum(i.length for i, _ in story.log.replay() if i.number <= info.number)
+        for info, _ in story.log.replay()
+    }
+    story.disk.kill()
+    for size in range(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + ends[4] + 600):
+        disk = story.disk.copy()
+        disk.files[FIRST].cached = bytearray(whole[:size])
+        disk.files[FIRST].durable = bytearray(whole[:size])
+        kept = [n for n, end in ends.items() if SEGMENT_HEADER_BYTES + end <= size]
+        assert batches_of(disk, story.settings) == {n: story.given[n] for n in kept}
+        again = disk.copy()
+        assert list(batches_of(again, story.settings)) == kept
+
+
+def test_a_file_cut_inside_its_header_is_refused(story) -> None:
+    """A segment has its name only once its header is durable."""
+    story.put(b"a")
+    content = story.file()
+    story.disk.kill()
+    for size in (0, 7, 100, SEGMENT_HEADER_BYTES - 1):
+        disk = story.disk.copy()
+        disk.files[FIRST].cached = content[:size]
+        disk.files[FIRST].durable = content[:size]
+        with pytest.raises(CorruptError, match="no segment header"):
+            Log.open(disk, story.settings)
+
+
+# --- Flip every byte
+
+
+def test_damage_anywhere_in_an_unclean_segment_is_cut_above_durable_or_refused(story) -> None:
+    """What a later batch says was durable is never cut; the last one alone may be."""
+    story.put(b"a" * 100)
+    story.put(b"b" * 600)
+    story.put(b"c" * 100)
+    story.put(b"d" * 10)
+    content = story.file()
+    end = story.log._segments[0].end
+    story.disk.kill()
+    outcomes = set()
+    for at in range(end + 600):
+        content[at] ^= 1 << at % 8
+        disk = story.disk.copy()
+        try:
+            found = batches_of(disk, story.settings)
+        except (CorruptError, FormatError):
+            outcomes.add("refused")
+            assert at < end - 512
+        else:
+            assert found == {n: story.given[n] for n in found}
+            outcomes.add(len(found))
+            if at < end:
+                assert len(found) == 3
+                assert torn_files(disk)
+        content[at] ^= 1 << at % 8
+    assert outcomes == {"refused", 3, 4}
+
+
+def test_damage_anywhere_after_a_clean_stop_is_refused(story) -> None:
+    """A sealed file has no torn tail: every byte of it was confirmed, the footer too."""
+    story.put(b"a" * 100)
+    story.put(b"b" * 600)
+    story.log.close()
+    content = story.file()
+    story.disk.kill()
+    for at in range(len(content)):
+        content[at] ^= 1 << at % 8
+        with pytest.raises((CorruptError, FormatError)):
+            batches_of(story.disk.copy(), story.settings)
+        content[at] ^= 1 << at % 8
+    assert batches_of(story.disk, story.settings) == story.given
+
+
+def test_a_sealed_file_cut_short_is_refused(story) -> None:
+    """Its mode says that it had a footer."""
+    story.fill(3)
+    story.log.close()
+    for cut in (1, FOOTER_BYTES, FOOTER_BYTES + 700):
+        disk = story.disk.copy()
+        for content in (disk.files[FIRST].cached, disk.files[FIRST].durable):
+            del content[-cut:]
+        with pytest.raises(CorruptError, match="it was sealed, but no footer"):
+            Log.open(disk, story.settings)
+
+
+def test_damage_in_an_older_segment_is_refused(story) -> None:
+    """A later segment proves that the earlier one was durable, to the last byte."""
+    story.fill(60)
+    story.disk.kill()
+    content = story.file(0)
+    for at in range(0, len(content), 7):
+        content[at] ^= 0x10
+        with pytest.raises((CorruptError, FormatError)):
+            batches_of(story.disk.copy(), story.settings)
+        content[at] ^= 0x10
+
+
+# --- The decision
+
+
+def test_a_torn_end_is_kept_as_evidence_and_counted(story) -> None:
+    """What is cut stands in a file beside, to the byte."""
+    story.fill(2)
+    story.put(b"never confirmed" * 50, sync=False)
+    content = story.file()
+    offset = story.log._segments[0].end - 1024
+    content[offset + 600] ^= 1
+    torn = bytes(content[offset : offset + 1024])
+    story.killed()
+    assert list(story.contents()) == [1, 2]
+    assert story.log.statistics().torn_bytes == len(torn.rstrip(b"\0"))
+    (name,) = torn_files(story.disk)
+    assert bytes(story.disk.files[name].cached) == torn.rstrip(b"\0")
+    assert story.disk.files[FIRST].mode == 0o400
+
+
+def test_a_torn_end_of_an_empty_segment_goes_with_it(story) -> None:
+    """The first batch of a file may be the torn one: the file is cut to its header."""
+    story.put(b"never confirmed", sync=False)
+    story.file()[SEGMENT_HEADER_BYTES + 100] ^= 1
+    story.killed()
+    assert story.contents() == {}
+    assert len(torn_files(story.disk)) == 1
+    story.put(b"first")
+    assert story.killed().read(1 << 20).body == b"first"
+
+
+def test_of_several_unsynced_batches_all_behind_a_torn_one_are_cut(story) -> None:
+    """Unsynced sectors reach the disk in any order; a gap ends the log."""
+    story.fill(2)
+    story.fill(3, sync=False)
+    story.file()[SEGMENT_HEADER_BYTES + 2 * 512 + 100] ^= 1
+    story.killed()
+    assert list(story.contents()) == [1, 2]
+
+
+def test_a_lost_batch_that_a_later_one_calls_durable_is_refused(story) -> None:
+    """The sentence names the file, the byte, the batches, and what to do."""
+    story.fill(4)
+    story.put()
+    story.file()[SEGMENT_HEADER_BYTES + 512 + 100] ^= 1
+    story.disk.kill()
+    with pytest.raises(CorruptError) as refused:
+        story.reopen()
+    assert str(refused.value) == (
+        f"{FIRST} is damaged at byte 4608: batch digest disagrees; batches 2 to 4 of the log had "
+        "been confirmed and cannot be trusted; restore the directory from a backup or a replica, "
+        "or keep a copy of it before any repair"
+    )
+    assert not story.disk.locked
+
+
+def test_zeros_where_a_batch_was_do_not_hide_the_ones_behind(story) -> None:
+    """The search goes on over a hole, however long."""
+    story.fill(10)
+    content = story.file()
+    content[SEGMENT_HEADER_BYTES : SEGMENT_HEADER_BYTES + 8 * 512] = bytes(8 * 512)
+    story.disk.kill()
+    with pytest.raises(CorruptError, match="batches 1 to 9"):
+        story.reopen()
+
+
+def test_a_damaged_header_behind_the_damage_is_no_proof(story) -> None:
+    """Only an intact header says what was durable; bytes that look like one do not."""
+    story.fill(2)
+    story.put(b"\0" * 420 + b"QBAT" + b"x" * 508 + b"QEND" + b"x" * 600, sync=False)
+    content = story.file()
+    content[SEGMENT_HEADER_BYTES + 2 * 512 + 80] ^= 1
+    assert content[SEGMENT_HEADER_BYTES + 3 * 512 :].startswith(b"QBAT")
+    assert content[SEGMENT_HEADER_BYTES + 4 * 512 :].startswith(b"QEND")
+    story.killed()
+    assert list(story.contents()) == [1, 2]
+
+
+def test_a_footer_behind_the_damage_is_proof(story) -> None:
+    """A stop during the seal: the size is not cut yet, but the footer is written."""
+    story.fill(3)
+    content = story.file()
+    grown = len(content)
+    story.log.close()
+    content.extend(bytes(grown - len(content)))
+    story.disk.files[FIRST].mode = 0o600
+    whole = story.disk.copy()
+    assert batches_of(whole, story.settings) == story.given
+    assert whole.files[FIRST].mode == 0o400
+    assert not torn_files(whole)
+    content[SEGMENT_HEADER_BYTES + 2 * 512 + 90] ^= 1
+    with pytest.raises(CorruptError, match="batch 3 of"):
+        Log.open(story.disk, story.settings)
+
+
+def test_a_batch_in_the_wrong_place_is_not_taken(story) -> None:
+    """A whole, well signed batch copied over another is damage, and reads see it too."""
+    story.fill(4)
+    content = story.file()
+    base = SEGMENT_HEADER_BYTES
+    for source, target in ((3, 1), (0, 1)):
+        saved = bytes(content[base + target * 512 : base + (target + 1) * 512])
+        content[base + target * 512 : base + (target + 1) * 512] = content[
+            base + source * 512 : base + (source + 1) * 512
+        ]
+        for read in (
+            lambda: story.log.read(2 << 20),
+            lambda: story.log.read_block(1, 4096),
+            lambda: list(story.log.replay()),
+        ):
+            with pytest.raises(CorruptError):
+                read()
+        disk = story.disk.copy()
+        with pytest.raises(CorruptError, match="batches 2 to 3"):
+            Log.open(disk, story.settings)
+        content[base + target * 512 : base + (target + 1) * 512] = saved
+    assert story.contents() == story.given
+
+
+def test_an_old_record_under_a_new_header_is_not_handed_out(story) -> None:
+    """Record headers that lead nowhere are damage, not an endless walk."""
+    batch = story.log.begin()
+    for body in (b"a" * 1000, b"b" * 1000, b"c" * 1000):
+        batch.add(1, body)
+    story.log.commit(batch, sync=True, wall_ms=0, epoch=1)
+    content = story.file()
+    for at, value in (
+        (SEGMENT_HEADER_BYTES + 72 + 4, 0xFF),  # length: beyond the batch
+        (SEGMENT_HEADER_BYTES + 72 + 18, 0),  # count: nothing
+        (SEGMENT_HEADER_BYTES + 72 + 8, 9),  # position: another slot
+    ):
+        saved, content[at] = content[at], value
+        content[at + 2], more = (0x7F if at % 8 == 4 else content[at + 2]), content[at + 2]
+        with pytest.raises(CorruptError, match="do not lead to|checksum"):
+            story.log.read(1 << 20)
+        content[at], content[at + 2] = saved, more
+    assert story.log.read(1 << 20 | 2).body == b"c" * 1000
+
+
+def test_a_file_cut_under_a_running_broker_is_damage(story) -> None:
+    """Reads beyond the end of a file say where and which batch."""
+    story.put(b"a" * 20_000)
+    content = story.file()
+    for size in (SEGMENT_HEADER_BYTES + 80, SEGMENT_HEADER_BYTES + 1000, 100):
+        saved = bytes(content[size:])
+        del content[size:]
+        for read in (
+            lambda: story.log.read(1 << 20),
+            lambda: story.log.read_block(1),
+            lambda: list(story.log.replay()),
+        ):
+            with pytest.raises(CorruptError, match=f"{FIRST} is damaged at byte 4096"):
+                read()
+        content.extend(saved)
+
+
+# --- META and the order of files
+
+
+def test_a_missing_meta_beside_data_is_refused(story) -> None:
+    """Absence is never inferred: a directory with data and without META is not new."""
+    story.put(b"a")
+    story.disk.kill()
+    del story.disk.files["META"]
+    with pytest.raises(CorruptError, match="missing, but 0+1.qlog holds data"):
+        story.reopen()
+
+
+def test_a_creation_cut_short_begins_anew(story) -> None:
+    """Before META is there, nothing was ever confirmed."""
+    story.disk.kill()
+    del story.disk.files["META"]
+    story.reopen()
+    story.put(b"a")
+    assert story.killed().written == 1
+
+
+def test_a_missing_segment_is_refused(story) -> None:
+    """The oldest and the newest are named in META; any between breaks the chain."""
+    story.fill(100)
+    story.disk.kill()
+    names = sorted(name for name in story.disk.files if name.endswith(".qlog"))
+    for gone, sentence in (
+        (0, "the file is missing"),
+        (1, "does not continue"),
+        (-1, "the file is missing"),
+    ):
+        disk = story.disk.copy()
+        del disk.files[names[gone]]
+        with pytest.raises(CorruptError, match=sentence):
+            Log.open(disk, story.settings)
+
+
+def test_an_unsealed_file_that_is_not_the_last_is_refused(story) -> None:
+    """A successor is made only once the file before is sealed."""
+    story.fill(30)
+    content = story.file(0)
+    del content[-512:]
+    story.disk.kill()
+    with pytest.raises(CorruptError, match="it was sealed"):
+        story.reopen()
+
+
+def test_a_file_under_another_name_is_refused(story) -> None:
+    """Name and header agree on the first batch."""
+    story.put(b"a")
+    story.log.close()
+    story.disk.files["00000000000000000002.qlog"] = story.disk.files[FIRST]
+    with pytest.raises(CorruptError, match="begins at batch 1"):
+        story.reopen()
+
+
+def test_files_of_another_log_are_refused(story, new_story) -> None:
+    """Directories that were mixed, or the wrong cluster's, are told from damage."""
+    story.fill(3)
+    other = new_story(SimDisk(seed=5))
+    other.put(b"x")
+    story.disk.kill()
+    mixed = story.disk.copy()
+    mixed.files[FIRST] = other.disk.files[FIRST]
+    with pytest.raises(ForeignError, match="belongs to log"):
+        Log.open(mixed, story.settings)
+    with pytest.raises(ForeignError, match="belongs to cluster"):
+        Log.open(story.disk, LogSettings(cluster=b"c" * 16))
+
+
+def test_a_newer_format_is_left_untouched(story) -> None:
+    """An older version says which one it would need, whichever file it sees first."""
+    story.fill(3)
+    story.log.close()
+    newer = story.disk.copy()
+    for content in (newer.files[FIRST].cached, newer.files[FIRST].durable):
+        content[8:12] = (2).to_bytes(4, "little")
+    with pytest.raises(FormatError, match="format 2, this version reads format 1"):
+        Log.open(newer, story.settings)
+    newer = story.disk.copy()
+    newer.files["META"].cached = bytearray(b"qbroker log\nformat 2\nwho knows\n")
+    with pytest.raises(FormatError, match="META has format 2"):
+        Log.open(newer, story.settings)
+
+
+def test_a_segment_header_of_format_zero_is_damage(story) -> None:
+    """No version ever wrote it."""
+    story.put(b"a")
+    story.file()[8] = 0
+    story.disk.kill()
+    with pytest.raises(CorruptError, match="segment header checksum"):
+        story.reopen()
+    assert SEGMENT_HEADER.size <= SEGMENT_HEADER_BYTES
+
+
+def test_every_byte_of_meta_is_guarded(story) -> None:
+    """Unreadable metadata stops the start."""
+    story.disk.kill()
+    content = story.disk.files["META"].cached
+    for at in range(len(content)):
+        for bit in (0, 7):
+            content[at] ^= 1 << bit
+            with pytest.raises((CorruptError, FormatError)):
+                read_meta(story.disk)
+            content[at] ^= 1 << bit
+    for cut in range(len(content)):
+        disk = story.disk.copy()
+        del disk.files["META"].cached[cut:]
+        with pytest.raises(CorruptError):
+            read_meta(disk)
+
+
+def test_a_trim_cut_short_is_finished_by_the_next_start(story) -> None:
+    """META goes first: files it no longer counts are leftovers, not gaps."""
+    story.fill(100)
+    story.disk.kill()
+    story.reopen()
+    before = dict(story.disk.files)
+    oldest = story.log.trim(60)
+    story.disk.files = before | {"META": story.disk.files["META"]}
+    assert FIRST in story.disk.files
+    story.killed()
+    assert list(story.contents()) == list(range(oldest, 101))
+    assert FIRST not in story.disk.files
+    assert read_meta(story.disk).oldest == oldest
+
+
+def test_half_made_files_are_removed_and_strangers_left(story) -> None:
+    """*.tmp was never renamed, so it was never needed; other names are not ours."""
+    for name in ("roll.tmp", "META.tmp", "x.torn.tmp", "notes.txt"):
+        write_whole(story.disk.create(name), 0, b"x")
+    story.killed()
+    assert set(story.disk.files) == {FIRST, "META", "notes.txt"}
+
+
+# --- The disk during recovery
+
+
+def test_a_failed_sync_hides_nothing_from_the_next_start(story) -> None:
+    """After a failed sync the cache shows what the disk does not have; recovery asks the disk."""
+    story.fill(2)
+    story.disk.fail(2)
+    with pytest.raises(LogFailed):
+        story.put(b"in the cache only")
+    assert b"in the cache only" in story.disk.files[FIRST].cached
+    story.killed()
+    assert list(story.contents()) == [1, 2]
+    story.disk.crash()
+    story.reopen()
+    assert list(story.contents()) == [1, 2]
+
+
+def test_a_read_error_in_the_tail_is_not_a_torn_tail(story) -> None:
+    """What cannot be read now is not cut: the start is refused and may be tried again."""
+    story.fill(3)
+    story.disk.kill()
+    for nth in range(1, 60):
+        disk = story.disk.copy()
+        disk.fail(nth)
+        try:
+            Log.open(disk, story.settings)
+        except LogFailed:
+            disk.kill()
+            assert batches_of(disk, story.settings) == story.given
+        else:
+            break
+    else:
+        pytest.fail("recovery never got through")
+
+
+def test_a_full_disk_never_stops_a_start_for_good(story) -> None:
+    """Without a spare the new segment is as small as it must be, start after start."""
+    story.fill(8)
+    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    for _ in range(5):
+        story.killed()
+        assert list(story.contents()) == list(range(1, 9))
+    story.put(b"and an acknowledgement can be written")
+    story.disk.capacity += 10_000
+    assert story.killed().written == 9
+
+
+def test_torn_bytes_are_let_go_on_a_full_disk(story) -> None:
+    """Evidence is not worth a broker that cannot start."""
+    story.fill(2)
+    story.log.prepare_next()
+    story.put(b"never confirmed" * 80, sync=False)
+    story.file()[SEGMENT_HEADER_BYTES + 2 * 512 + 100] ^= 1
+    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    story.killed()
+    assert list(story.contents()) == [1, 2]
+    assert story.log.statistics().torn_bytes > 1000
+    assert not torn_files(story.disk)
+
+
+def test_keeping_torn_bytes_fails_for_other_reasons_aloud(story) -> None:
+    """Only a full disk excuses the missing evidence."""
+    story.put(b"never confirmed", sync=False)
+    story.file()[SEGMENT_HEADER_BYTES + 100] ^= 1
+    story.disk.kill()
+    clean = story.disk.copy()
+    Log.open(clean, story.settings)
+    creating = clean.trace.index("create") + 1
+    story.disk.fail(creating, errno.EIO)
+    with pytest.raises(LogFailed):
+        story.reopen()
+    assert story.killed().written == 0
+
+
+def test_meta_is_written_by_rename(story) -> None:
+    """It is whole, old or new, at any moment."""
+    story.disk.trace.clear()
+    meta = read_meta(story.disk)
+    write_meta(story.disk, meta)
+    assert story.disk.trace[-5:] == ["create", "write", "sync", "rename", "sync_directory"]
