@@ -1,0 +1,34 @@
+"""When each batch was written, to the second: the age of a queue's oldest message."""
+
+from array import array
+from bisect import bisect_right
+
+from qprotocol.wire import batch_of
+
+STEP_MS = 1_000
+ENTRIES_MAX = 1_000_000
+"""Over eleven days of seconds; then the older half is thinned out."""
+
+
+class Ages:
+    """A row a second at most: the first batch of that second, and its time."""
+
+    def __init__(self) -> None:
+        self._batches = array("Q")
+        self._times = array("Q")
+
+    def note(self, batch: int, wall_ms: int) -> None:
+        """``batch`` was written at ``wall_ms``."""
+        if self._times and wall_ms < self._times[-1] + STEP_MS:
+            return
+        self._batches.append(batch)
+        self._times.append(wall_ms)
+        if len(self._times) > ENTRIES_MAX:
+            half = ENTRIES_MAX // 2
+            self._batches = self._batches[:half:2] + self._batches[half:]
+            self._times = self._times[:half:2] + self._times[half:]
+
+    def age_ms(self, position: int, now_ms: int) -> int:
+        """How long ago the message at ``position`` was written; 0 for position 0."""
+        index = bisect_right(self._batches, batch_of(position)) - 1
+        return max(0, now_ms - self._times[index]) if position and index >= 0 else 0

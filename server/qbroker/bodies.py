@@ -1,0 +1,215 @@
+"""Bytes of records near at hand: what was just appended, and what was just read.
+
+Rule 1. Records of batches that are not written yet are never dropped: they are nowhere else.
+Rule 2. Everything else may be dropped at any time; the log has it. ``window_bytes_max``
+        bounds it.
+Rule 3. Looking here never touches the disk: what is missing raises Cold, and the engine
+        loads it in a thread.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+
+from qprotocol import wire
+from qprotocol.message import walk
+
+from qbroker.core import records as r
+from qbroker.log.errors import TrimmedError
+from qbroker.log.format import StoredRecord
+from qbroker.log.log import Log
+
+READ_AHEAD_BYTES = 512 * 1024
+_ENTRY_BYTES = 200
+"""What an entry costs beside its bytes."""
+
+
+class Cold(Exception):  # noqa: N818  # a state, not a mistake
+    """The record that covers ``position`` is not in memory."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
+
+@dataclass(slots=True)
+class Body:
+    """One record's bytes: its result or lead, then its messages."""
+
+    position: int
+    """Of the record itself."""
+    first: int
+    """Position of its first message: a Settled has its own one before."""
+    count: int
+    """Messages that begin in it."""
+    raw: bytes
+    head: int
+    """Bytes before the first message: a result, or the end of an earlier message."""
+    offsets: "array[int] | None" = None
+
+    def starts(self) -> "array[int]":
+        """Where each message begins in ``raw``."""
+        if self.offsets is None:
+            self.offsets = array("I")
+            at = self.head
+            for _ in range(self.count):
+                self.offsets.append(at)
+                at += 4 + int.from_bytes(self.raw[at : at + 4], "little")
+        return self.offsets
+
+
+_position = attrgetter("position")
+
+
+class Bodies:
+    """Batches in memory, least recently used first."""
+
+    def __init__(self, log: Log, bytes_max: int) -> None:
+        self.log = log
+        self._bytes_max = bytes_max
+        self._batches: OrderedDict[int, list[Body]] = OrderedDict()
+        self._sizes: dict[int, int] = {}
+        self.bytes = 0
+
+    # In.
+
+    def note(self, position: int, record: r.Record) -> None:
+        """Keep a record that was just appended, if it has bytes that may be asked for."""
+        body = body_of(position, record)
+        if body is not None:
+            self._put(wire.batch_of(position), body)
+
+    def _put(self, batch: int, body: Body) -> None:
+        found = self._batches.get(batch)
+        if found is None:
+            found = self._batches[batch] = []
+            self._sizes[batch] = 0
+        found.append(body)
+        size = len(body.raw) + _ENTRY_BYTES + 4 * body.count
+        self._sizes[batch] += size
+        self.bytes += size
+
+    def shrink(self) -> None:
+        """Drop the least recently used of what is written, down to the limit."""
+        written = self.log.written
+        while self.bytes > self._bytes_max and len(self._batches) > 1:
+            batch = next(iter(self._batches))
+            if batch > written:
+                return
+            del self._batches[batch]
+            self.bytes -= self._sizes.pop(batch)
+
+    def load(self, position: int) -> list[tuple[int, Body]]:
+        """Read the record at ``position`` and what follows it. For a thread; changes nothing."""
+        stored = self.log.read_block(wire.batch_of(position), READ_AHEAD_BYTES)
+        loaded = []
+        for each in stored:
+            body = stored_body(each)
+            if body is not None:
+                loaded.append((wire.batch_of(each.position), body))
+        return loaded
+
+    def keep(self, loaded: list[tuple[int, Body]]) -> None:
+        """Put in what ``load`` gave, but for batches that are here by now."""
+        new = {batch for batch, _ in loaded} - self._batches.keys()
+        for batch, body in loaded:
+            if batch in new:
+                self._put(batch, body)
+        self.shrink()
+
+    # Out.
+
+    def body(self, position: int) -> Body:
+        """The body of the record that covers ``position``. Raises Cold."""
+        found = self._batches.get(wire.batch_of(position))
+        if found is None:
+            raise Cold(position)
+        self._batches.move_to_end(wire.batch_of(position))
+        return found[max(0, bisect_right(found, position, key=_position) - 1)]
+
+    def message(self, position: int, continued: list[int] | None = None) -> bytes:
+        """The packed message at ``position``; ``continued`` names the parts it goes on in."""
+        body = self.body(position)
+        index, starts = position - body.first, body.starts()
+        end = starts[index + 1] if index + 1 < body.count else len(body.raw)
+        raw = body.raw[starts[index] : end]
+        return raw + self.ends(continued)
+
+    def ends(self, continued: list[int] | None) -> bytes:
+        """What these parts hold of a message that began before them."""
+        return b"".join(map(self.head, continued or ()))
+
+    def head(self, position: int) -> bytes:
+        """The result or error of the Settled record there, or a part's end of a message."""
+        body = self.body(position)
+        return body.raw[: body.head]
+
+    def unwritten(self) -> Iterator[Body]:
+        """Bodies of batches that the log cannot be asked for yet."""
+        written = self.log.written
+        for batch, found in reversed(self._batches.items()):
+            if batch > written:
+                yield from found
+
+
+def body_of(position: int, record: r.Record) -> Body | None:
+    """What to keep of a record, if it has messages or a result."""
+    if isinstance(record, r.Published):
+        batch = record.batch
+        return Body(position, position, batch.count, batch.raw, 0, batch.offsets)
+    if isinstance(record, r.PartStored):
+        batch = record.batch
+        return Body(position, position, batch.count, batch.raw, record.lead, batch.offsets)
+    if isinstance(record, r.Settled) and (record.result or record.follow_on.count):
+        return Body(position, position + 1, record.follow_on.count, record.raw, len(record.result))
+    return None
+
+
+def stored_body(stored: StoredRecord) -> Body | None:
+    """The same for a record read from the log."""
+    if not r.HAS_RAW.get(stored.type):
+        return None
+    return body_of(stored.position, r.unpack(stored.type, stored.body))
+
+
+def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[int, bytes]:
+    """Positions and bytes of the messages whose id is ``name``, oldest first. For a thread.
+
+    ``key`` is the id's mint time: the log's index says which batches may hold it.
+    """
+    hits: dict[int, bytes] = {}
+    for batches in log.candidates(key):
+        batch = batches.start
+        while batch < batches.stop:
+            try:
+                stored = log.read_block(batch)
+            except TrimmedError:
+                break
+            for each in stored:
+                if name in each.body:
+                    body = stored_body(each)
+                    hits.update(search(body, name) if body else {})
+            last = wire.batch_of(stored[-1].position) if stored else batch
+            batch = max(last, batch) + 1
+    for body in unwritten:
+        if name in body.raw:
+            hits.update(search(body, name))
+    return dict(sorted(hits.items()))
+
+
+def search(body: Body, name: bytes) -> dict[int, bytes]:
+    """The messages of ``body`` whose packed id is ``name``."""
+    hits = {}
+    limit = len(body.raw)
+    try:
+        for index, (start, end) in enumerate(walk(body.raw, body.head)):
+            fixed = wire.MESSAGE.unpack_from(body.raw, start)
+            at = start + wire.MESSAGE.size + fixed[7]
+            if body.raw[at : at + fixed[8]] == name:
+                hits[body.first + index] = body.raw[start : min(end, limit)]
+    except ValueError:
+        pass  # the last message goes on in a later part; the ones before were looked at
+    return hits

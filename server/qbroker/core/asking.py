@@ -1,0 +1,234 @@
+"""Questions and orders from people and clients: watch, cancel, forget, peek, purge, declare.
+
+A task is known by its id. Where the position of its message is known too (from the
+Published that confirmed it, or the table of chosen ids) and the state can be told from
+that, no byte is read; else the core asks for a Lookup and decides when it comes back.
+"""
+
+from itertools import islice
+
+from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Purge, Watch
+from qprotocol.ids import pack_id
+from qprotocol.limits import WATCH_MS_MAX
+from qprotocol.message import Message, unpack_message
+from qprotocol.names import check_queue_name
+from qprotocol.options import QueueOptions
+from qprotocol.states import State
+
+from qbroker.core import records as r
+from qbroker.core.consuming import Found
+from qbroker.core.decision import Decision
+from qbroker.core.effects import Lookup, Peeked, Tell
+from qbroker.core.moment import Now
+from qbroker.core.publishing import RefusedError
+from qbroker.core.queues import Run
+from qbroker.core.results import Finished, Waiter
+from qbroker.core.settings import PEEK_MESSAGES_MAX
+from qbroker.core.state import BrokerState
+
+UNKNOWN = Finished(State.UNKNOWN, 0, 0, 0, 0, 0)
+
+
+def known(
+    state: BrokerState, now: Now, frame: Watch | Cancel | Forget, found: Found | None
+) -> tuple[int, Finished | None]:
+    """The task's position and what is known of it; None if a Lookup must tell first."""
+    try:
+        name, _ = pack_id(frame.id)
+    except ValueError as error:
+        raise RefusedError("BAD_REQUEST", str(error)) from error
+    position = state.named.get(name, frame.position)
+    candidates = [position] if position else []
+    for candidate in candidates + [each for each in found or () if each != position]:
+        at = state.current(candidate)
+        entry = state.results.get(at, now.wall_ms) or state.pending(at, now.wall_ms)
+        if entry is None and found is not None:
+            entry = waiting(state, now, at, found.get(candidate, b""))
+        if entry is not None:
+            return at, entry
+    return position, UNKNOWN if found is not None else None
+
+
+def waiting(state: BrokerState, now: Now, position: int, raw: bytes) -> Finished | None:
+    """The state of a message nobody has touched, from its bytes; None if it is over."""
+    place = find_place(state, position, raw)
+    if place is None:
+        return None
+    run, message = place
+    if position in run:
+        return Finished(State.QUEUED, 0, 0, 0, 0, 0)
+    delayed = message.due_ms > now.wall_ms and position not in state.cancelled
+    return Finished(State.SCHEDULED, 0, 0, 0, 0, 0) if delayed else None
+
+
+def find_place(state: BrokerState, position: int, raw: bytes) -> tuple[Run, Message] | None:
+    """The run that a message's bytes name, and the message."""
+    if not raw:
+        return None
+    message = unpack_message(raw)
+    queue = state.queues.get(message.queue)
+    lane = state.lane_of.get((queue.number, message.task, message.keys)) if queue else None
+    if lane is None:
+        return None
+    return lane.holding(position) or lane.run(message.priority), message
+
+
+def lookup(connection: int, frame: Watch | Cancel | Forget) -> Decision:
+    """Ask the engine which message the id means."""
+    hints = (frame.position,) if frame.position else ()
+    return Decision(effects=[Lookup(connection, frame, id=frame.id, positions=hints)])
+
+
+def decide_watch(
+    state: BrokerState, now: Now, connection: int, frame: Watch, found: Found | None
+) -> Decision:
+    """Answer at once if the task is finished or nobody wants to wait; else when it is."""
+    position, entry = known(state, now, frame, found)
+    if entry is None:
+        return lookup(connection, frame)
+    unfinished = entry.state is not State.UNKNOWN and not entry.state.finished
+    if unfinished and frame.wait_ms:
+        until = now.mono_ms + min(frame.wait_ms, WATCH_MS_MAX)
+        state.results.wait(Waiter(connection, frame.correlation, frame.id, position, until))
+        return Decision(awaited=False)
+    return Decision(effects=[Tell(connection, frame.correlation, frame.id, position, entry)])
+
+
+def decide_cancel(
+    state: BrokerState, now: Now, connection: int, frame: Cancel, found: Found | None
+) -> Decision:
+    """Over at once, unless it is finished already."""
+    position, entry = known(state, now, frame, found)
+    if entry is None:
+        return lookup(connection, frame)
+    records: list[r.Record] = []
+    if entry.state is not State.UNKNOWN and not entry.state.finished:
+        run = place_of(state, position, found)
+        if run is None:
+            return lookup(connection, frame)
+        until = now.wall_ms + state.settings.result_ttl_ms
+        where = [[position, run.lane.number, run.priority]]
+        records.append(r.Removed(where, "cancelled", now.wall_ms, until, frame.terminate))
+        entry = Finished(State.REVOKED, 0, 0, now.wall_ms, 0, until, 0, "cancelled")
+    tell = Tell(connection, frame.correlation, frame.id, position, entry)
+    return Decision(records, effects=[tell])
+
+
+def place_of(state: BrokerState, position: int, found: Found | None) -> Run | None:
+    """The run that an unfinished message belongs to."""
+    grant = state.leases.get(position)
+    if grant:
+        return grant.run_of(position)
+    attempts = state.attempts.get(position)
+    if attempts and attempts.run:
+        return attempts.run
+    place = find_place(state, position, (found or {}).get(position, b""))
+    return place[0] if place else None
+
+
+def decide_forget(
+    state: BrokerState, now: Now, connection: int, frame: Forget, found: Found | None
+) -> Decision:
+    """The result is gone; count says whether there was one."""
+    position, entry = known(state, now, frame, found)
+    if entry is None:
+        return lookup(connection, frame)
+    kept = position in state.results.finished
+    records: list[r.Record] = [r.Forgotten([position])] if kept else []
+    return Decision(records, Ok(count=int(kept)))
+
+
+def apply_forgotten(state: BrokerState, _position: int, record: r.Forgotten) -> None:
+    """These results are gone."""
+    for position in record.positions:
+        state.results.finished.pop(position, None)
+        state.drop_move(position)
+
+
+# Queues.
+
+
+def decide_declare(state: BrokerState, _now: Now, _connection: int, frame: Declare) -> Decision:
+    """The queue exists with these options, or did already."""
+    try:
+        check_queue_name(frame.queue)
+        options = QueueOptions.parse(frame.options or {})
+    except ValueError as error:
+        raise RefusedError("BAD_REQUEST", str(error)) from error
+    queue = state.queues.get(frame.queue)
+    if queue is None:
+        if len(state.queues) >= state.settings.queues_max:
+            raise RefusedError("LIMIT_REACHED", f"queues_max is {state.settings.queues_max}")
+        opened = r.QueueOpened(len(state.queues), frame.queue, options.as_dict())
+        return Decision([opened], Ok(count=1))
+    if queue.options != options:
+        raise RefusedError(
+            "OPTIONS_DIFFER",
+            f"queue {frame.queue!r} exists with {queue.options.as_dict()}: "
+            "declare it with the same, or use another name",
+        )
+    return Decision(reply=Ok())
+
+
+def decide_purge(state: BrokerState, _now: Now, _connection: int, frame: Purge) -> Decision:
+    """Every waiting message is dropped: the ready and the delayed ones."""
+    queue = state.queues.get(frame.queue)
+    if queue is None:
+        raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    return Decision([r.Purged(queue.number)], Ok(count=queue.ready + queue.scheduled))
+
+
+def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
+    """The runs are empty. Costs a step a delayed message and a step a message with counters."""
+    queue = state.numbered[record.queue]
+    queue.counts["purged"] += queue.ready + queue.scheduled
+    gone = [p for p, a in state.attempts.items() if a.run and a.run.lane.queue is queue]
+    gone += [p for p in state.names if any(p in run for lane in queue.lanes for run in lane.runs.values())]
+    awaited = [
+        p for p in state.results.waiters if any(lane.holding(p) for lane in queue.lanes)
+    ]
+    for lane in queue.lanes:
+        for run in lane.runs.values():
+            run.clear()
+    if queue.scheduled:
+        gone += drop_delayed(state, queue.number)
+    queue.ready = queue.scheduled = 0
+    for position in {*gone, *awaited}:
+        state.finish(position, PURGED, keep=False, synced=queue.synced)
+        state.forget(position)
+
+
+PURGED = Finished(State.REVOKED, 0, 0, 0, 0, 0, 0, "purged")
+
+
+def drop_delayed(state: BrokerState, number: int) -> list[int]:
+    """Take a queue's messages out of the timers; their positions."""
+    dropped = []
+
+    def wanted(position: int, run: int) -> bool:
+        if state.lanes[run >> 8].queue.number != number:
+            return True
+        dropped.append(position)
+        state.cancelled.discard(position)
+        return False
+
+    state.timers.keep(wanted)
+    return dropped
+
+
+def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:
+    """The first waiting messages, in the order they would leave; nothing changes."""
+    queue = state.queues.get(frame.queue)
+    if queue is None:
+        raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    rows = []
+    for _, position in islice(queue.waiting(), min(frame.count, PEEK_MESSAGES_MAX)):
+        known_as = state.attempts.get(position)
+        if known_as is None:
+            rows.append((position, 0, 0, 0, 0, int(State.QUEUED), "", 0))
+        else:
+            status = State.FAILURE if known_as.reason else State.QUEUED
+            counters = known_as.deliveries, known_as.failures, known_as.crashes
+            rows.append((position, 0, *counters, int(status), known_as.reason, known_as.error))
+    return Decision(effects=[Peeked(connection, frame.correlation, rows)])
+

@@ -1,0 +1,260 @@
+"""The broker as a pure state machine: no clock, no socket, no disk, no await.
+
+Rule 1. All that decides what happens to a message is in core/.
+Rule 2. ``decide`` changes nothing durable; ``apply`` never refuses and uses the record
+        alone. Start-up runs only ``apply``: there is no recovery path to rot.
+Rule 3. Time comes in as ``Now``; what is to be sent comes out as effects.
+Rule 4. What a turn sends waits for the log head as it stood when it was decided.
+
+    frame --> decide --> records --> append --> apply --> dispatch --> effects
+                 |                                                       |
+                 '--> Refused                                held until durable
+
+A message's life:
+
+    publish            deliver            ack
+    -------> QUEUED ----------> STARTED ---------> SUCCESS
+      |        ^  ^                |  |
+      v  due   |  '----------------'  '-----------> FAILURE (dead letter)
+    SCHEDULED -' <-- RETRY <-- fail      expired, cancelled: REVOKED
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from qprotocol import frames as f
+from qprotocol.errors import ERRORS, Refused
+
+from qbroker.core import asking, consuming, passing, publishing, settling
+from qbroker.core import records as r
+from qbroker.core.decision import Decision
+from qbroker.core.effects import Effect, Send
+from qbroker.core.moment import Now
+from qbroker.core.publishing import RefusedError
+from qbroker.core.settings import Settings
+from qbroker.core.state import BrokerState
+from qbroker.core.statistics import QueueStatistics, Statistics
+
+Found = consuming.Found
+AppendRaw = Callable[[r.Record], int]
+
+
+class Broker:
+    """The core. ``append`` puts a record into the engine's batch and gives its position."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.state = BrokerState(settings)
+
+    # Start-up.
+
+    def replay(self, position: int, record: r.Record) -> None:
+        """Make a record of the log true again."""
+        APPLY[type(record)](self.state, position, record)
+        self.state.effects.clear()
+
+    def boot(self, now: Now, version: str, append: AppendRaw) -> None:
+        """Begin a new epoch: tokens given from now on differ from all before."""
+        self._make_true(r.Booted(self.state.epoch + 1, now.wall_ms, version), append)
+
+    # Turns.
+
+    def execute(
+        self,
+        connection: int,
+        frame: f.Frame,
+        now: Now,
+        append: AppendRaw,
+        found: Found | None = None,
+    ) -> list[Effect]:
+        """Decide one frame and make its records true; the effects, in order.
+
+        With ``found``, the frame is one that asked for a Lookup before.
+        """
+        rule = DECIDE.get(type(frame))
+        try:
+            if rule is not None:
+                decision = rule(self.state, now, connection, frame)
+            else:
+                decision = ASK[type(frame)](self.state, now, connection, frame, found)
+        except RefusedError as error:
+            if type(frame) is f.Publish:
+                self.state.uploads.pop((connection, frame.correlation), None)
+            return [refusal(connection, frame, error.refused)]
+        return self._carry_out(connection, frame, decision, append)
+
+    def disconnected(self, connection: int, now: Now, append: AppendRaw) -> list[Effect]:
+        """The connection is gone."""
+        decision = consuming.decide_disconnected(self.state, now, connection)
+        return self._carry_out(connection, None, decision, append)
+
+    def dispatch(self, append: AppendRaw) -> list[Effect]:
+        """Hand out what can be handed out, up to a turn's worth."""
+        return consuming.dispatch(self.state, append) if self.state.dirty else []
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another turn has something to hand out at once."""
+        return bool(self.state.dirty)
+
+    def due(self, now: Now, append: AppendRaw) -> list[Effect]:
+        """Do what time has made due."""
+        passing.due(self.state, now, lambda record: self._make_true(record, append))
+        return self._take_effects()
+
+    def next_due_ms(self, now: Now) -> int:
+        """Milliseconds until ``due`` is wanted again."""
+        return passing.next_due(self.state, now)
+
+    # Volatile news.
+
+    def heard(self, connection: int, mono_ms: int) -> None:
+        """The connection sent something: its session lives if it is the parent's."""
+        member = self.state.members.get(connection)
+        if member and member.session and not member.number:
+            session = member.session
+            session.alive_until_ms = mono_ms + self.state.settings.session_timeout_ms
+
+    def stalled(self, missed_ms: int) -> None:
+        """The broker itself stood still: no worker is to blame for that time."""
+        for session in self.state.sessions.values():
+            if session.alive_until_ms:
+                session.alive_until_ms += missed_ms
+
+    def writable(self, connection: int, *, is_writable: bool) -> None:
+        """The connection can take more, or no more for the moment."""
+        for (number, _), consumer in self.state.consumers.items():
+            if number == connection:
+                consumer.writable = is_writable
+                self.state.listen_again(consumer)
+
+    def statistics(self) -> Statistics:
+        """What may be looked at. Costs a step a queue."""
+        state = self.state
+        return Statistics(
+            tuple(
+                QueueStatistics(
+                    queue.name,
+                    queue.ready,
+                    queue.scheduled,
+                    queue.leased,
+                    len(state.listening[queue.number]),
+                    queue.oldest(),
+                    0,
+                    dict(queue.counts),
+                )
+                for queue in state.numbered
+            ),
+            Counter(state.roles.values()),
+            len(state.sessions),
+            len(state.leases),
+            len(state.results.finished),
+            state.results.dropped,
+            state.lease_lost,
+            state.duplicates,
+            len(state.uploads),
+            len(state.producers),
+        )
+
+    def _carry_out(
+        self, connection: int, frame: f.Frame | None, decision: Decision, append: AppendRaw
+    ) -> list[Effect]:
+        position = 0
+        for record in decision.records:
+            position = self._make_true(record, append)
+        if decision.listen:
+            consuming.listen(self.state, decision.listen)
+        out = self._take_effects()
+        out += decision.effects
+        reply = decision.reply
+        if reply is not None and frame is not None:
+            if decision.positioned:
+                assert isinstance(reply, f.Published)
+                reply.first = position
+            reply.correlation = frame.correlation
+            out.append(Send(connection, reply, synced=decision.synced))
+        return out
+
+    def _make_true(self, record: r.Record, append: AppendRaw) -> int:
+        position = append(record)
+        APPLY[type(record)](self.state, position, record)
+        return position
+
+    def _take_effects(self) -> list[Effect]:
+        effects = self.state.effects
+        if effects:
+            self.state.effects = []
+            return effects
+        return []
+
+
+def refusal(connection: int, frame: f.Frame, refused: Refused) -> Send:
+    """The answer to a frame that was not done; one without a correlation gets it with 0."""
+    row = ERRORS[refused.code]
+    error = f.Error(
+        code=refused.code,
+        message=refused.message,
+        retryable=row.retryable,
+        definite=row.definite,
+        retry_after_ms=refused.retry_after_ms,
+        details=refused.details,
+        correlation=frame.correlation,
+    )
+    return Send(connection, error)
+
+
+def apply_booted(state: BrokerState, _position: int, record: r.Booted) -> None:
+    """A new epoch: uploads that were under way are void."""
+    state.epoch = record.epoch
+    state.grants = 0
+    state.uploads.clear()
+
+
+def decide_bye(state: BrokerState, now: Now, connection: int, _frame: f.Frame) -> Decision:
+    """See consuming."""
+    return consuming.decide_bye(state, now, connection)
+
+
+# The tables of contents. A test holds them against frames.py and records.py, so that a
+# new frame or record without a rule fails by name.
+
+DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = {
+    f.Heartbeat: settling.decide_running,
+    f.Part: publishing.decide_part,
+    f.Publish: publishing.decide_publish,
+    f.Consume: consuming.decide_consume,
+    f.Credit: consuming.decide_credit,
+    f.Unsubscribe: consuming.decide_unsubscribe,
+    f.Ack: settling.decide_ack,
+    f.Settle: settling.decide_settle,
+    f.Running: settling.decide_running,
+    f.Declare: asking.decide_declare,
+    f.Purge: asking.decide_purge,
+    f.Peek: asking.decide_peek,
+    f.Bye: decide_bye,
+}
+ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], Decision]] = {
+    f.Hello: consuming.decide_hello,
+    f.Watch: asking.decide_watch,
+    f.Forget: asking.decide_forget,
+    f.Cancel: asking.decide_cancel,
+}
+"""Rules that may need to know which message an id or token means."""
+
+APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
+    r.Booted: apply_booted,
+    r.QueueOpened: consuming.apply_queue_opened,
+    r.LaneOpened: consuming.apply_lane_opened,
+    r.Published: publishing.apply_published,
+    r.PartStored: publishing.apply_part,
+    r.PartsCommitted: publishing.apply_commit,
+    r.Granted: consuming.apply_granted,
+    r.Acked: settling.apply_acked,
+    r.Settled: settling.apply_settled,
+    r.Returned: settling.apply_returned,
+    r.Started: settling.apply_started,
+    r.Removed: settling.apply_removed,
+    r.Purged: asking.apply_purged,
+    r.CameDue: passing.apply_came_due,
+    r.Forgotten: asking.apply_forgotten,
+}

@@ -1,0 +1,78 @@
+"""What a turn sends out. Volatile, and held by the engine until the log allows it.
+
+Each effect may leave only AFTER the log head, as it stood when the effect was decided,
+is on stable storage; with ``synced`` false, after it was handed to the kernel. The core
+never reads the log: where an effect needs bytes of it, it names positions and the
+engine puts the bytes in.
+"""
+
+from dataclasses import dataclass, field
+
+from qprotocol.frames import Frame
+from qprotocol.message import Delivery
+
+from qbroker.core.results import Finished
+
+__all__ = ["Close", "Delivery", "Effect", "Hand", "Lookup", "Peeked", "Send", "Tell"]
+
+
+@dataclass(slots=True)
+class Effect:
+    """Something for one connection."""
+
+    connection: int
+    synced: bool = field(default=True, kw_only=True)
+
+
+@dataclass(slots=True)
+class Send(Effect):
+    """Send a frame that is complete."""
+
+    frame: Frame
+
+
+@dataclass(slots=True)
+class Hand(Effect):
+    """Deliver messages: the engine reads them by position."""
+
+    subscription: int
+    grant: int
+    runs: list[tuple[int, int]]
+    touched: list[tuple[int, int, int, int]]
+    """(index, deliveries, failures, crashes)"""
+
+
+@dataclass(slots=True)
+class Tell(Effect):
+    """Answer a Watch or Cancel with what became of a task: the engine reads the result."""
+
+    correlation: int
+    id: str
+    position: int
+    entry: Finished
+
+
+@dataclass(slots=True)
+class Peeked(Effect):
+    """Answer a Peek: (position, due_ms, deliveries, failures, crashes, state, reason, error record)."""
+
+    correlation: int
+    rows: list[tuple[int, int, int, int, int, int, str, int]]
+
+
+@dataclass(slots=True)
+class Lookup(Effect):
+    """The core needs to know which message an id or a token means; ask again with ``found``.
+
+    The engine finds each id (by its time in the log's index) or reads each position, and
+    calls ``execute`` again with the same frame. Nothing was decided yet.
+    """
+
+    frame: Frame
+    id: str = ""
+    positions: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Close(Effect):
+    """Close the connection after what was sent to it."""

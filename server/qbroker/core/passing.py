@@ -1,0 +1,125 @@
+"""What happens because time passes: delays end, messages expire, workers are lost.
+
+Each step is bounded; what is left is done in the next turn.
+"""
+
+from qprotocol.states import State
+
+from qbroker.core import records as r
+from qbroker.core.consuming import Append, leave
+from qbroker.core.effects import Close, Tell
+from qbroker.core.moment import Now
+from qbroker.core.publishing import Survey
+from qbroker.core.results import Finished
+from qbroker.core.settings import (
+    DUE_MESSAGES_MAX,
+    EXPIRE_MESSAGES_MAX,
+    PRODUCER_IDLE_MS,
+    PRUNE_MAX,
+)
+from qbroker.core.settling import losses
+from qbroker.core.state import BrokerState
+
+
+def records_due(state: BrokerState, now: Now) -> list[r.Record]:
+    """What time has made true since the last turn."""
+    records: list[r.Record] = []
+    count = state.timers.due(now.wall_ms, DUE_MESSAGES_MAX)
+    if count:
+        records.append(r.CameDue(now.wall_ms, count))
+    count = state.expiries.due(now.wall_ms, EXPIRE_MESSAGES_MAX)
+    if count:
+        records += expired(state, now, count)
+    return records
+
+
+def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
+    """The record for messages whose time is over while they wait; running ones go on."""
+    over = []
+    for _, position, number in state.expiries.pop(now.wall_ms, count):
+        run = state.run_numbered(number)
+        attempts = state.attempts.get(position)
+        delayed = attempts.waits if attempts else position in state.delayed
+        if delayed or (position not in state.leases and position in run):
+            over.append([position, run.lane.number, run.priority])
+    if not over:
+        return []
+    until = now.wall_ms + state.settings.result_ttl_ms
+    return [r.Removed(over, "expired", now.wall_ms, until)]
+
+
+def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> None:
+    """Delayed messages are ready: new ones at the end of their run, others in front."""
+    for _, position, number in state.timers.pop(record.wall_ms, record.count):
+        if position in state.cancelled:
+            state.cancelled.discard(position)
+            continue
+        run = state.run_numbered(number)
+        run.lane.queue.scheduled -= 1
+        state.delayed.discard(position)
+        attempts = state.attempts.get(position)
+        if attempts:
+            attempts.waits = False
+            state.ready_again(run, position)
+        else:
+            state.ready(run, position, 1)
+
+
+def lose_sessions(state: BrokerState, now: Now, append: Append) -> None:
+    """Give back what silent workers held, and hang up on what is left of them."""
+    for session in list(state.sessions.values()):
+        if not session.alive_until_ms:
+            session.alive_until_ms = now.mono_ms + state.settings.grace_ms
+        if session.alive_until_ms > now.mono_ms:
+            continue
+        del state.sessions[session.id]
+        for member in session.members.values():
+            survey = Survey(state, now)
+            lost = losses(survey, member, lost=True)
+            for record in (*survey.opened, *lost):
+                append(record)
+            if member.connection:
+                state.effects.append(Close(member.connection))
+                leave(state, member.connection)
+
+
+def drop_old(state: BrokerState, now: Now) -> None:
+    """Forget results, producers and expiries whose time is over; nobody is told."""
+    for position in state.results.prune(now.wall_ms, PRUNE_MAX):
+        state.drop_move(position)
+    if now.mono_ms >= state.next_sweep_ms:
+        state.next_sweep_ms = now.mono_ms + PRODUCER_IDLE_MS // 60
+        old = now.wall_ms - PRODUCER_IDLE_MS
+        for number in [n for n, p in state.producers.items() if p.seen_ms < old]:
+            del state.producers[number]
+
+
+def answer_late(state: BrokerState, now: Now) -> None:
+    """Tell waiters whose time is over how far the task is."""
+    for waiter in state.results.late(now.mono_ms):
+        entry = state.pending(waiter.position, now.wall_ms) or Finished(State.QUEUED, 0, 0, 0, 0, 0)
+        state.effects.append(
+            Tell(waiter.connection, waiter.correlation, waiter.id, waiter.position, entry)
+        )
+
+
+def next_due(state: BrokerState, now: Now) -> int:
+    """Milliseconds until something may be due, at most a second."""
+    waits = [1_000]
+    for wall in (state.timers.next_ms(), state.expiries.next_ms()):
+        if wall:
+            waits.append(wall - now.wall_ms)
+    waiter = state.results.next_ms()
+    if waiter:
+        waits.append(waiter - now.mono_ms)
+    waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values()]
+    return max(0, min(waits))
+
+
+def due(state: BrokerState, now: Now, append: Append) -> None:
+    """Do all that is due: the records are appended, the effects are in the state."""
+    for record in records_due(state, now):
+        append(record)
+    lose_sessions(state, now, append)
+    drop_old(state, now)
+    answer_late(state, now)

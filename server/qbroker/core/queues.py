@@ -1,0 +1,282 @@
+"""What waits: runs of positions, the lanes they belong to, the queues above them.
+
+    queue --> priority, highest first --> the run whose head is oldest --> positions
+
+A run is the FIFO of one lane at one priority. It holds 64-bit positions and nothing
+else: 8 bytes a message. Bodies are in the log.
+
+Invariant: a message is in exactly one of: a run, the timers, the leases.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush, heapreplace
+
+from qprotocol.options import QueueOptions
+
+CHUNK_POSITIONS = 4096
+"""Positions a chunk; a full one is never changed again."""
+_END = 2**64
+
+
+class Run:
+    """A FIFO of positions, with returned ones in front."""
+
+    __slots__ = (
+        "chunks",
+        "head",
+        "lane",
+        "listed",
+        "number",
+        "priority",
+        "returned",
+        "size",
+        "skipped",
+    )
+
+    def __init__(self, lane: "Lane", priority: int, number: int) -> None:
+        self.lane = lane
+        self.priority = priority
+        self.number = number
+        self.size = 0
+        """Messages that wait here, skipped ones left out."""
+        self.chunks: deque[array[int]] = deque()
+        """Each ascending; a position lower than the last starts a new one."""
+        self.head = 0
+        self.returned: list[int] = []
+        """A heap: handed out before and given back; they go first."""
+        self.skipped: set[int] = set()
+        """Entries still in a chunk that were taken out of order."""
+        self.listed = False
+
+    def extend(self, first: int, count: int) -> None:
+        """Put ``count`` consecutive positions at the end."""
+        chunks = self.chunks
+        if not chunks or len(chunks[-1]) >= CHUNK_POSITIONS or chunks[-1][-1] >= first:
+            chunks.append(array("Q"))
+        chunks[-1].extend(range(first, first + count))
+        self.size += count
+
+    def adopt(self, positions: "array[int]") -> None:
+        """Put an ascending array of positions at the end, without a copy."""
+        self.chunks.append(positions)
+        self.size += len(positions)
+
+    def give_back(self, position: int) -> None:
+        """Put one position in front."""
+        heappush(self.returned, position)
+        self.size += 1
+
+    def first(self) -> int:
+        """The position that leaves next. Only when ``size`` is above 0."""
+        if self.returned:
+            return self.returned[0]
+        self._drop_skipped()
+        return self.chunks[0][self.head]
+
+    def take(self, limit: int, before: int = _END) -> list[tuple[int, int]]:
+        """Up to ``limit`` positions out, as (first, count) runs; stops at one above ``before``.
+
+        At least one comes out if there is one. Stops early at a chunk's end: call again.
+        """
+        if self.returned:
+            self.size -= 1
+            return [(heappop(self.returned), 1)]
+        self._drop_skipped()
+        chunk, head = self.chunks[0], self.head
+        end = min(len(chunk), head + limit)
+        if chunk[end - 1] > before:
+            end = max(head + 1, bisect_left(chunk, before, head, end))
+        out = self._compact(chunk, head, end)
+        self.size -= sum(count for _, count in out)
+        self._advance(end)
+        return out
+
+    def _compact(self, chunk: "array[int]", head: int, end: int) -> list[tuple[int, int]]:
+        first, last = chunk[head], chunk[end - 1]
+        if last - first == end - head - 1 and not self.skipped:
+            return [(first, end - head)]
+        out: list[tuple[int, int]] = []
+        for position in chunk[head:end]:
+            if position in self.skipped:
+                self.skipped.discard(position)
+            elif out and out[-1][0] + out[-1][1] == position:
+                out[-1] = (out[-1][0], out[-1][1] + 1)
+            else:
+                out.append((position, 1))
+        return out
+
+    def remove(self, first: int, count: int) -> None:
+        """Take exactly these positions out, wherever they are: what ``take`` did, replayed."""
+        self.size -= count
+        chunk = self.chunks[0] if self.chunks else ()
+        end = self.head + count
+        if (
+            not self.returned
+            and not self.skipped
+            and len(chunk) >= end
+            and chunk[self.head] == first
+            and chunk[end - 1] == first + count - 1
+        ):
+            self._advance(end)
+            return
+        for position in range(first, first + count):
+            if position in self.returned:
+                self.returned.remove(position)
+                heapify(self.returned)
+            else:
+                self.skipped.add(position)
+        if self.size:
+            if not self.returned:
+                self._drop_skipped()
+        else:
+            self.clear()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.chunks.clear()
+        self.returned.clear()
+        self.skipped.clear()
+        self.head = self.size = 0
+
+    def __contains__(self, position: int) -> bool:
+        if position in self.skipped:
+            return False
+        for chunk in self.chunks:
+            if chunk[0] <= position <= chunk[-1]:
+                start = self.head if chunk is self.chunks[0] else 0
+                index = bisect_left(chunk, position, start)
+                if index < len(chunk) and chunk[index] == position:
+                    return True
+        return position in self.returned
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions in the order they would leave; changes nothing."""
+        yield from sorted(self.returned)
+        for chunk in self.chunks:
+            start = self.head if chunk is self.chunks[0] else 0
+            for position in chunk[start:]:
+                if position not in self.skipped:
+                    yield position
+
+    def _drop_skipped(self) -> None:
+        skipped = self.skipped
+        while skipped and self.chunks[0][self.head] in skipped:
+            skipped.discard(self.chunks[0][self.head])
+            self._advance(self.head + 1)
+
+    def _advance(self, head: int) -> None:
+        if head == len(self.chunks[0]):
+            self.chunks.popleft()
+            head = 0
+        self.head = head
+
+
+class Lane:
+    """The messages of one task with the same keys in one queue."""
+
+    __slots__ = ("keys", "number", "queue", "runs", "task")
+
+    def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
+        self.number = number
+        self.queue = queue
+        self.task = task
+        self.keys = keys
+        self.runs: dict[int, Run] = {}
+        """By priority."""
+
+    def run(self, priority: int) -> Run:
+        """The lane's run at ``priority``, made on first use."""
+        found = self.runs.get(priority)
+        if found is None:
+            found = self.runs[priority] = Run(self, priority, self.number << 8 | priority + 128)
+        return found
+
+    def holding(self, position: int) -> Run | None:
+        """The run that ``position`` waits in, if it does."""
+        return next((run for run in self.runs.values() if position in run), None)
+
+
+class Queue:
+    """Lanes, and which of their runs have something to hand out."""
+
+    __slots__ = (
+        "counts",
+        "lanes",
+        "leased",
+        "levels",
+        "name",
+        "number",
+        "options",
+        "priorities",
+        "ready",
+        "scheduled",
+        "synced",
+    )
+
+    def __init__(self, number: int, name: str, options: QueueOptions, *, synced: bool) -> None:
+        # Durable: set by apply.
+        self.number = number
+        self.name = name
+        self.options = options
+        self.synced = synced
+        """Whether a confirm waits for stable storage, or for the kernel only."""
+        self.lanes: list[Lane] = []
+        self.ready = 0
+        self.scheduled = 0
+        self.leased = 0
+        self.levels: dict[int, list[tuple[int, int, Run]]] = {}
+        """Priority to a heap of (head, run number, run) of its runs that are not empty."""
+        self.priorities: list[int] = []
+        """The priorities that have such runs, highest last."""
+        # Volatile: since the start, for metrics.
+        self.counts: Counter[str] = Counter()
+
+    def offer(self, run: Run) -> None:
+        """See that a run that is not empty can be dispatched."""
+        if run.listed:
+            return
+        run.listed = True
+        level = self.levels.get(run.priority)
+        if level is None:
+            level = self.levels[run.priority] = []
+            self.priorities.append(run.priority)
+            self.priorities.sort()
+        heappush(level, (run.first(), run.number, run))
+
+    def take(self, limit: int) -> list[tuple[Run, int, int]]:
+        """Up to ``limit`` messages out, best first, as (run, first position, count)."""
+        out: list[tuple[Run, int, int]] = []
+        while limit > 0 and self.priorities:
+            priority = self.priorities[-1]
+            level = self.levels[priority]
+            run = level[0][2]
+            if run.size:
+                before = min((entry[0] for entry in level[1:3]), default=_END)
+                for first, count in run.take(limit, before):
+                    out.append((run, first, count))
+                    limit -= count
+                    self.ready -= count
+            if run.size:
+                heapreplace(level, (run.first(), run.number, run))
+                continue
+            heappop(level)
+            run.listed = False
+            if not level:
+                del self.levels[priority]
+                self.priorities.pop()
+        return out
+
+    def waiting(self) -> Iterator[tuple[Run, int]]:
+        """Ready messages, highest priority first, lane by lane; changes nothing."""
+        runs = [run for lane in self.lanes for run in lane.runs.values()]
+        for run in sorted(runs, key=lambda run: (-run.priority, run.number)):
+            for position in run:
+                yield run, position
+
+    def oldest(self) -> int:
+        """The lowest position at the head of a run, or 0 if nothing is ready."""
+        heads = [run.first() for level in self.levels.values() for _, _, run in level if run.size]
+        return min(heads, default=0)

@@ -1,0 +1,368 @@
+"""What the log says: every record type, its fields, its bytes.
+
+Rule 1. Whatever ``apply`` needs is in the record; it never looks at a message's bytes.
+Rule 2. To change a record: give the new form a new type number, keep reading the old
+        one, add a vector under tests/core/vectors, say so in the CHANGELOG.
+Rule 3. Type numbers are never reused; 0 is invalid.
+
+A body is one msgpack array of the fields in order. Records that hold messages or a
+result have ``u32 length`` of that array before it and the raw bytes behind it.
+"""
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from struct import Struct
+from typing import Any, ClassVar
+
+import msgpack
+
+_LENGTH = Struct("<I")
+_pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def _unpack(body: bytes) -> Any:
+    return msgpack.unpackb(body, raw=False, strict_map_key=False)
+
+
+Parts = tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Record:
+    """One fact. ``slots`` is how many positions it takes."""
+
+    TYPE: ClassVar[int] = 0
+
+    def listed(self) -> list[Any]:
+        """What goes into the msgpack array, in order."""
+        return [getattr(self, each.name) for each in fields(self)]
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes behind the array; empty for most records."""
+        return b""
+
+    @property
+    def slots(self) -> int:
+        """Positions taken: one, or one for each message."""
+        return 1
+
+    def parts(self) -> Parts:
+        """The body, not joined: the log joins a whole batch once."""
+        head = _pack(self.listed())
+        return (_LENGTH.pack(len(head)) + head, self.raw) if HAS_RAW[self.TYPE] else (head,)
+
+
+@dataclass(slots=True)
+class MessageBatch:
+    """Messages that become true together, and what apply must know of them."""
+
+    runs: list[list[int]] = field(default_factory=list)
+    """[lane number, priority, how many, due_ms or 0], in the messages' order."""
+    expiring: list[list[int]] = field(default_factory=list)
+    """[index, expires_ms]"""
+    named: list[list[Any]] = field(default_factory=list)
+    """[index, id bytes] of messages whose id was chosen by the caller."""
+    raw: bytes = b""
+    count: int = 0
+    offsets: "array[int] | None" = None
+    """Volatile: where each message begins in ``raw``."""
+    keys: tuple[int, int] = (0, 0)
+    """Volatile: earliest and latest mint time of the ids, for the log's index."""
+
+    def listed(self) -> list[Any]:
+        """The durable part, as a list."""
+        return [self.runs, self.expiring, self.named]
+
+    @classmethod
+    def of(cls, listed: list[Any], raw: bytes) -> "MessageBatch":
+        """The batch whose durable part is ``listed``."""
+        runs, expiring, named = listed
+        return cls(runs, expiring, named, raw, sum(run[2] for run in runs))
+
+
+@dataclass(slots=True)
+class Booted(Record):
+    """The broker started; tokens of this boot carry ``epoch``. Uploads under way are void."""
+
+    TYPE: ClassVar[int] = 1
+    epoch: int
+    wall_ms: int
+    version: str
+
+
+@dataclass(slots=True)
+class QueueOpened(Record):
+    """A queue exists under this number, with these options."""
+
+    TYPE: ClassVar[int] = 2
+    number: int
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class LaneOpened(Record):
+    """A lane exists: messages of one task with the same keys in one queue."""
+
+    TYPE: ClassVar[int] = 3
+    number: int
+    queue: int
+    task: str
+    keys: bytes
+
+
+@dataclass(slots=True)
+class Published(Record):
+    """Messages were accepted. Message i has this record's position plus i."""
+
+    TYPE: ClassVar[int] = 4
+    producer: int
+    sequence: int
+    wall_ms: int
+    batch: MessageBatch
+
+    def listed(self) -> list[Any]:
+        """Producer, chunk, time, and the batch."""
+        return [self.producer, self.sequence, self.wall_ms, self.batch.listed()]
+
+    @property
+    def raw(self) -> bytes:
+        """The packed messages."""
+        return self.batch.raw
+
+    @property
+    def slots(self) -> int:
+        """One a message."""
+        return self.batch.count
+
+
+@dataclass(slots=True)
+class PartStored(Record):
+    """A piece of a publish that is not true yet. Message i that begins here has position + i.
+
+    The first ``lead`` bytes of ``raw`` belong to a message that began in an earlier piece.
+    """
+
+    TYPE: ClassVar[int] = 5
+    connection: int
+    correlation: int
+    lead: int
+    batch: MessageBatch
+
+    def listed(self) -> list[Any]:
+        """The upload, the lead, and the messages that begin here."""
+        return [self.connection, self.correlation, self.lead, self.batch.listed()]
+
+    @property
+    def raw(self) -> bytes:
+        """Bytes of packed messages."""
+        return self.batch.raw
+
+    @property
+    def slots(self) -> int:
+        """One a message that begins here, at least one."""
+        return max(1, self.batch.count)
+
+
+@dataclass(slots=True)
+class PartsCommitted(Record):
+    """The pieces of an upload are true now, all of them."""
+
+    TYPE: ClassVar[int] = 6
+    connection: int
+    correlation: int
+    producer: int
+    sequence: int
+    wall_ms: int
+
+
+@dataclass(slots=True)
+class Granted(Record):
+    """Messages were leased to a member. Logged without anybody waiting for it."""
+
+    TYPE: ClassVar[int] = 7
+    grant: int
+    session: bytes
+    member: int
+    entries: list[list[int]]
+    """[lane number, priority, first position, how many]"""
+    adopted: bool = False
+    """Claimed by a worker that held them before a crash; they may be anywhere in their runs."""
+
+
+@dataclass(slots=True)
+class Acked(Record):
+    """Leases ended well, with nothing to keep: [grant, first position, how many]."""
+
+    TYPE: ClassVar[int] = 8
+    runs: list[list[int]]
+
+
+# What a Settled record did to its message.
+SUCCEEDED = 1
+RETRIED = 2
+DEAD = 3
+RELEASED = 4
+CRASHED = 5
+
+
+@dataclass(slots=True)
+class Settled(Record):
+    """A lease ended: what became of the message, its result or error, and what follows.
+
+    Follow-on message i has this record's position plus 1 plus i. With ``replaced`` the
+    first of them takes the message's place, counters and id.
+    """
+
+    TYPE: ClassVar[int] = 9
+    change: int
+    position: int
+    grant: int
+    state: int
+    finished_ms: int
+    run_ms: int
+    content: int
+    keep_until_ms: int
+    """When the result is forgotten; 0 keeps none."""
+    due_ms: int
+    """RETRIED, RELEASED: when it is ready again; 0 is at once."""
+    lane: int
+    """DEAD: the lane of the dead-letter queue it moves to."""
+    reason: str
+    result: bytes
+    replaced: bool
+    follow_on: MessageBatch
+
+    def listed(self) -> list[Any]:
+        """All but the raw bytes; the length of the result tells them apart."""
+        return [
+            self.change,
+            self.position,
+            self.grant,
+            self.state,
+            self.finished_ms,
+            self.run_ms,
+            self.content,
+            self.keep_until_ms,
+            self.due_ms,
+            self.lane,
+            self.reason,
+            len(self.result),
+            self.replaced,
+            self.follow_on.listed(),
+        ]
+
+    @property
+    def raw(self) -> bytes:
+        """The result or error, then the follow-on messages."""
+        return self.result + self.follow_on.raw
+
+    @property
+    def slots(self) -> int:
+        """One for the record and one a follow-on message."""
+        return 1 + self.follow_on.count
+
+
+@dataclass(slots=True)
+class Returned(Record):
+    """Leases ended without an outcome: the messages are ready again, uncounted."""
+
+    TYPE: ClassVar[int] = 10
+    positions: list[int]
+
+
+@dataclass(slots=True)
+class Started(Record):
+    """These leased messages run now. ``early``: never to be run again (acks early)."""
+
+    TYPE: ClassVar[int] = 11
+    positions: list[int]
+    early: bool
+
+
+@dataclass(slots=True)
+class Removed(Record):
+    """Messages ended without having run to their end: cancelled or expired."""
+
+    TYPE: ClassVar[int] = 12
+    positions: list[list[int]]
+    """[position, lane number, priority]"""
+    reason: str
+    finished_ms: int
+    keep_until_ms: int
+    terminate: bool = False
+    """Whoever runs one of them now is to be killed, not asked."""
+
+
+@dataclass(slots=True)
+class Purged(Record):
+    """Every waiting message of a queue was dropped."""
+
+    TYPE: ClassVar[int] = 13
+    queue: int
+
+
+@dataclass(slots=True)
+class CameDue(Record):
+    """The first ``count`` delayed messages, all due by ``wall_ms``, are ready."""
+
+    TYPE: ClassVar[int] = 14
+    wall_ms: int
+    count: int
+
+
+@dataclass(slots=True)
+class Forgotten(Record):
+    """Results were dropped because somebody asked for it."""
+
+    TYPE: ClassVar[int] = 15
+    positions: list[int]
+
+
+RECORDS: dict[int, type[Record]] = {cls.TYPE: cls for cls in Record.__subclasses__()}
+HAS_RAW = {number: cls in (Published, PartStored, Settled) for number, cls in RECORDS.items()}
+NAMES = {number: cls.__name__ for number, cls in RECORDS.items()}
+
+
+def split(body: bytes) -> tuple[list[Any], bytes]:
+    """The field list and the raw bytes of a body that has both."""
+    (length,) = _LENGTH.unpack_from(body)
+    return _unpack(body[4 : 4 + length]), body[4 + length :]
+
+
+def raw_at(body: bytes) -> int:
+    """Where the raw bytes begin in such a body."""
+    (length,) = _LENGTH.unpack_from(body)
+    return 4 + int(length)
+
+
+def unpack(number: int, body: bytes) -> Record:
+    """The record with that type number and body. Raises KeyError for a type not known."""
+    cls: Any = RECORDS[number]
+    if not HAS_RAW[number]:
+        record: Record = cls(*_unpack(body))
+        return record
+    values, raw = split(body)
+    if cls is Settled:
+        n_result, tail = values[11], values[13]
+        values[11], values[13] = raw[:n_result], MessageBatch.of(tail, raw[n_result:])
+    else:
+        values[-1] = MessageBatch.of(values[-1], raw)
+    record = cls(*values)
+    return record
+
+
+def describe(number: int, body: bytes) -> str:
+    """One line for people: the record's name and fields, its bytes as lengths."""
+    record = unpack(number, body)
+    shown = []
+    for each in fields(record):
+        name, value = each.name, getattr(record, each.name)
+        if isinstance(value, MessageBatch):
+            value = f"{value.count} messages in {len(value.raw)} bytes, runs {value.runs}"
+        elif isinstance(value, bytes):
+            value = value.hex() if len(value) <= 16 else f"{len(value)} bytes"
+        shown.append(f"{name}={value}")
+    return f"{type(record).__name__} {' '.join(shown)}"

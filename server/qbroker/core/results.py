@@ -1,0 +1,124 @@
+"""What became of finished tasks, by the position of their message, and who waits for it.
+
+An entry is an index: the bytes are in the log, at ``record``. Entries live until their
+time is over, they are forgotten on demand, or the limit drops the oldest.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from qprotocol.states import State
+
+
+@dataclass(slots=True)
+class Finished:
+    """One finished task."""
+
+    state: State
+    record: int
+    """Where the result or failure is in the log; 0 if nothing was kept."""
+    content: int
+    finished_ms: int
+    run_ms: int
+    keep_until_ms: int
+    failures: int = 0
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A Watch that waits for the end of a task. Volatile."""
+
+    connection: int
+    correlation: int
+    id: str
+    position: int
+    until_ms: int
+    """Monotonic."""
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Results:
+    """Finished tasks, oldest first, and the waiters of unfinished ones."""
+
+    limit: int
+    finished: "OrderedDict[int, Finished]" = field(default_factory=OrderedDict)
+    dropped: int = 0
+    """Entries the limit cost since the start."""
+    waiters: dict[int, list[Waiter]] = field(default_factory=dict)
+    _deadlines: list[tuple[int, int, Waiter]] = field(default_factory=list)
+    _count: int = 0
+
+    def store(self, position: int, entry: Finished) -> int:
+        """Keep ``entry`` under the message's position. The position the limit cost, or 0."""
+        self.finished.pop(position, None)
+        self.finished[position] = entry
+        if len(self.finished) <= self.limit:
+            return 0
+        self.dropped += 1
+        return self.finished.popitem(last=False)[0]
+
+    def get(self, position: int, wall_ms: int) -> Finished | None:
+        """What became of the message, if it is finished and still remembered."""
+        entry = self.finished.get(position)
+        return entry if entry and entry.keep_until_ms > wall_ms else None
+
+    def prune(self, wall_ms: int, limit: int) -> list[int]:
+        """Drop entries whose time is over, at most ``limit``, oldest first; their positions."""
+        over: list[int] = []
+        for position, entry in self.finished.items():
+            if entry.keep_until_ms > wall_ms or len(over) == limit:
+                break
+            over.append(position)
+        for position in over:
+            del self.finished[position]
+        return over
+
+    def wait(self, waiter: Waiter) -> None:
+        """Tell ``waiter`` when its message is finished or its time is over."""
+        self.waiters.setdefault(waiter.position, []).append(waiter)
+        self._count += 1
+        heappush(self._deadlines, (waiter.until_ms, self._count, waiter))
+
+    def woken(self, position: int) -> list[Waiter]:
+        """The waiters of a message that is finished now; they wait no more."""
+        found = self.waiters.pop(position, [])
+        for waiter in found:
+            waiter.done = True
+        return found
+
+    def move(self, position: int, after: int) -> None:
+        """The message has a new position; who waits for it goes on waiting."""
+        for waiter in self.waiters.pop(position, []):
+            waiter.position = after
+            self.waiters.setdefault(after, []).append(waiter)
+
+    def late(self, mono_ms: int) -> list[Waiter]:
+        """The waiters whose time is over; they wait no more."""
+        out = []
+        while self._deadlines and self._deadlines[0][0] <= mono_ms:
+            waiter = heappop(self._deadlines)[2]
+            if not waiter.done:
+                self._drop(waiter)
+                out.append(waiter)
+        return out
+
+    def next_ms(self) -> int:
+        """Monotonic time of the next waiter's end; 0 is never."""
+        return self._deadlines[0][0] if self._deadlines else 0
+
+    def leave(self, connection: int) -> None:
+        """Forget the waiters of a connection that is gone."""
+        for waiters in list(self.waiters.values()):
+            for waiter in [w for w in waiters if w.connection == connection]:
+                self._drop(waiter)
+
+    def _drop(self, waiter: Waiter) -> None:
+        waiter.done = True
+        left = self.waiters.get(waiter.position, [])
+        if waiter in left:
+            left.remove(waiter)
+        if not left:
+            self.waiters.pop(waiter.position, None)

@@ -1,0 +1,46 @@
+"""The settings that decide what happens to a message. Filled from the configuration."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Each is a row of the configuration table under the same name, with the same default."""
+
+    fsync: str = "always"
+    body_bytes_max: int = 1024 * 1024
+    result_bytes_max: int = 1024 * 1024
+    result_ttl_ms: int = 86_400_000
+    results_max: int = 1_000_000
+    named_ids_max: int = 1_000_000
+    upload_messages_max: int = 50_000
+    upload_bytes_max: int = 64 * 1024 * 1024
+    heartbeat_ms: int = 10_000
+    session_timeout_ms: int = 30_000
+    grace_ms: int = 30_000
+    poison_max: int = 3
+    credit_max: int = 10_000
+    subscriptions_max: int = 64
+    queues_max: int = 10_000
+    lanes_max: int = 100_000
+    retry_max_ms: int = 86_400_000
+    delay_max_ms: int = 365 * 86_400_000
+
+
+PRODUCER_IDLE_MS = 3_600_000
+"""A producer that said nothing for an hour is forgotten, and with it what it sent."""
+DELIVER_MESSAGES_MAX = 500
+"""Messages in one Deliver: some milliseconds of work for the engine at most."""
+DISPATCH_MESSAGES_MAX = 4_000
+"""Messages handed out in one turn; more wait for the next."""
+DUE_MESSAGES_MAX = 2_000
+"""Delayed messages made ready in one turn."""
+EXPIRE_MESSAGES_MAX = 1_000
+PRUNE_MAX = 5_000
+PEEK_MESSAGES_MAX = 100
+"""Messages one Peek shows."""
+"""Results dropped in one turn because their time is over."""
+REASON_BYTES_MAX = 1_000
+"""A reject's reason is cut to this."""
+DEAD_SUFFIX = ".dead"
+"""A queue's dead letters are in the queue of the same name with this behind it."""

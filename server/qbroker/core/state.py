@@ -1,0 +1,246 @@
+"""All that the broker knows, under two headings: durable and volatile.
+
+Durable state is what ``apply`` makes of the log, the same live and at start-up.
+Volatile state is about connections and is gone after a crash.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+from qprotocol.options import FSYNC_MODES, QueueOptions
+from qprotocol.states import State
+
+from qbroker.core.effects import Effect, Tell
+from qbroker.core.leases import Attempts, Consumer, Grant, Member, Session
+from qbroker.core.queues import Lane, Queue, Run
+from qbroker.core.results import Finished, Results
+from qbroker.core.settings import Settings
+from qbroker.core.timers import Timers
+
+
+@dataclass(slots=True)
+class Producer:
+    """Which chunks of a producer are in the log: the highest, and a window below it."""
+
+    highest: int = 0
+    window: int = 0
+    """Bit i: chunk ``highest - i`` is in."""
+    seen_ms: int = 0
+
+
+@dataclass(slots=True)
+class Upload:
+    """A publish that arrives in parts; nothing of it is true yet."""
+
+    staged: dict[tuple[int, int], "array[int]"] = field(default_factory=dict)
+    """(lane number, priority) to positions."""
+    delayed: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(due_ms, position, lane number, priority)"""
+    expiring: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """(expires_ms, position, lane number, priority, due_ms or 0)"""
+    named: list[tuple[bytes, int]] = field(default_factory=list)
+    continued: dict[int, list[int]] = field(default_factory=dict)
+    """A message that goes on in later parts, to those parts' positions."""
+    last: int = 0
+    """The last message that began."""
+    count: int = 0
+    parts: int = 0
+    """Bytes of messages so far."""
+    # Volatile: bytes of a message whose head is not complete, and what its body still lacks.
+    tail: bytes = b""
+    lacking: int = 0
+    synced: bool = False
+
+
+class BrokerState:
+    """Everything ``decide`` reads and ``apply`` writes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        # Durable.
+        self.epoch = 0
+        self.queues: dict[str, Queue] = {}
+        self.numbered: list[Queue] = []
+        """The same queues, by number."""
+        self.lanes: list[Lane] = []
+        self.lane_of: dict[tuple[int, str, bytes], Lane] = {}
+        """(queue number, task, keys) to the lane."""
+        self.timers = Timers()
+        self.expiries = Timers()
+        self.delayed: set[int] = set()
+        """Positions in the timers that also have an expiry."""
+        self.leases: dict[int, Grant] = {}
+        self.sessions: dict[bytes, Session] = {}
+        self.attempts: dict[int, Attempts] = {}
+        self.moved: dict[int, int] = {}
+        """The first position of a message that was replaced, to its latest."""
+        self.origin: dict[int, int] = {}
+        """The other way round."""
+        self.cancelled: set[int] = set()
+        """Entries still in the timers whose message is over."""
+        self.named: dict[bytes, int] = {}
+        """Ids chosen by callers, of live messages, to positions."""
+        self.names: dict[int, bytes] = {}
+        self.continued: dict[int, list[int]] = {}
+        self.producers: dict[int, Producer] = {}
+        self.results = Results(settings.results_max)
+        # Durable until the next start, which makes them void.
+        self.uploads: dict[tuple[int, int], Upload] = {}
+        # Volatile.
+        self.grants = 0
+        """Grants of this boot."""
+        self.members: dict[int, Member] = {}
+        """By connection."""
+        self.roles: dict[int, str] = {}
+        """Of connections that said Hello."""
+        self.consumers: dict[tuple[int, int], Consumer] = {}
+        """(connection, subscription number)"""
+        self.listening: dict[int, list[Consumer]] = {}
+        """Queue number to its consumers, the next to be served first."""
+        self.pieces: dict[tuple[int, int], list[bytes]] = {}
+        """(connection, correlation) to parts of a settlement."""
+        self.routes: dict[bytes, Lane] = {}
+        """Packed routes already understood."""
+        self.dirty: dict[int, Queue] = {}
+        """Queues that may have something to hand out."""
+        self.effects: list[Effect] = []
+        """What apply wants sent; the engine takes it after each command."""
+        self.lease_lost = 0
+        self.duplicates = 0
+        self.next_sweep_ms = 0
+
+    # Queues and lanes.
+
+    def open_queue(self, number: int, name: str, options: QueueOptions) -> Queue:
+        """Make the queue true."""
+        assert number == len(self.queues), (number, name)
+        mode = options.fsync or self.settings.fsync
+        assert mode in FSYNC_MODES, mode
+        queue = self.queues[name] = Queue(number, name, options, synced=mode == "always")
+        self.numbered.append(queue)
+        self.listening[number] = []
+        return queue
+
+    def open_lane(self, number: int, queue: Queue, task: str, keys: bytes) -> Lane:
+        """Make the lane true."""
+        assert number == len(self.lanes), (number, queue.name)
+        lane = Lane(number, queue, task, keys)
+        self.lanes.append(lane)
+        queue.lanes.append(lane)
+        self.lane_of[queue.number, task, keys] = lane
+        return lane
+
+    def run_numbered(self, number: int) -> Run:
+        """The run with that number."""
+        return self.lanes[number >> 8].run((number & 0xFF) - 128)
+
+    # Messages in their places.
+
+    def ready(self, run: Run, first: int, count: int) -> None:
+        """``count`` new messages wait at the end of ``run``."""
+        run.extend(first, count)
+        self.offered(run, count)
+
+    def ready_again(self, run: Run, position: int) -> None:
+        """A message that was handed out, or delayed, waits in front."""
+        run.give_back(position)
+        self.offered(run, 1)
+
+    def offered(self, run: Run, count: int) -> None:
+        """``run`` has ``count`` more messages to hand out."""
+        queue = run.lane.queue
+        queue.ready += count
+        if not run.listed:
+            queue.offer(run)
+        self.dirty[queue.number] = queue
+
+    def later(self, run: Run, position: int, due_ms: int) -> None:
+        """The message waits for ``due_ms``."""
+        self.timers.push(due_ms, position, run.number)
+        run.lane.queue.scheduled += 1
+
+    def unlease(self, position: int) -> Grant:
+        """The message is not leased any more; it is in no place now."""
+        grant = self.leases.pop(position)
+        grant.remaining -= 1
+        if not grant.remaining:
+            del grant.member.grants[grant.number]
+        consumer = grant.consumer
+        run = grant.run_of(position)
+        run.lane.queue.leased -= 1
+        if consumer:
+            consumer.unsettled -= 1
+            self.listen_again(consumer)
+        return grant
+
+    def listen_again(self, consumer: Consumer) -> None:
+        """The consumer may have room: look at its queues."""
+        for number in consumer.queues:
+            queue = self.numbered[number]
+            if queue.ready:
+                self.dirty[number] = queue
+
+    def touch(self, position: int) -> Attempts:
+        """The message's counters, made on first use."""
+        found = self.attempts.get(position)
+        if found is None:
+            found = self.attempts[position] = Attempts()
+        return found
+
+    def forget(self, position: int) -> None:
+        """The message is over: drop what is kept beside the runs."""
+        self.attempts.pop(position, None)
+        self.continued.pop(position, None)
+        name = self.names.pop(position, None)
+        if name is not None:
+            self.named.pop(name, None)
+
+    # Ends.
+
+    def finish(self, position: int, entry: Finished, *, keep: bool, synced: bool) -> None:
+        """The task is finished: tell who waits, and keep the entry if it is to be kept."""
+        if keep:
+            self.drop_move(self.results.store(position, entry))
+        else:
+            self.drop_move(position)
+        for waiter in self.results.woken(position):
+            self.effects.append(
+                Tell(waiter.connection, waiter.correlation, waiter.id, position, entry, synced=synced)
+            )
+
+    def current(self, position: int) -> int:
+        """The position that stands for ``position`` now, if its message was replaced."""
+        return self.moved.get(position, position)
+
+    def replace(self, position: int, after: int) -> None:
+        """``after`` stands for ``position`` now: counters and waiters go with it."""
+        first = self.origin.pop(position, position)
+        self.moved[first] = after
+        self.origin[after] = first
+        self.results.move(position, after)
+        attempts = self.attempts.pop(position, None)
+        if attempts:
+            self.attempts[after] = attempts
+
+    def drop_move(self, position: int) -> None:
+        """Nobody will ask for the message any more."""
+        first = self.origin.pop(position, None)
+        if first is not None:
+            self.moved.pop(first, None)
+
+    def pending(self, position: int, now_ms: int) -> Finished | None:
+        """The state of an unfinished message, as far as it is known by position alone."""
+        attempts = self.attempts.get(position)
+        failures = attempts.failures if attempts else 0
+        if position in self.leases:
+            state = State.STARTED
+        elif attempts is None:
+            return None
+        elif attempts.reason:
+            state = State.FAILURE
+        else:
+            state = State.RETRY if failures and attempts.waits else State.QUEUED
+            if attempts.waits and not failures:
+                state = State.SCHEDULED
+        error = attempts.error if attempts else 0
+        return Finished(state, error, 0, now_ms, 0, 0, failures, attempts.reason if attempts else "")

@@ -1,0 +1,37 @@
+"""What may be looked at: immutable values for metrics, the command line and HTTP."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """One queue, now; ``counts`` are totals since the start, by outcome."""
+
+    name: str
+    ready: int
+    scheduled: int
+    leased: int
+    consumers: int
+    oldest_ready: int
+    """The position of the oldest ready message; 0 if there is none."""
+    oldest_ready_ms: int
+    """Its age; filled by the engine, who knows when each batch was written."""
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The whole broker, now."""
+
+    queues: tuple[QueueStatistics, ...]
+    connections: Mapping[str, int]
+    sessions: int
+    leases: int
+    results: int
+    results_dropped: int
+    lease_lost: int
+    duplicates: int
+    uploads: int
+    producers: int
+    window_bytes: int = 0

@@ -1,0 +1,107 @@
+"""Delayed messages in the order they come due: 20 bytes each, however far away.
+
+Time is cut into buckets of 4 seconds. Only the bucket that is next is kept sorted.
+"""
+
+from array import array
+from bisect import bisect_right, insort
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+BUCKET_BITS = 12
+"""A bucket is 4,096 ms wide."""
+
+
+class Bucket:
+    """Entries that come due in the same 4 seconds, unsorted."""
+
+    __slots__ = ("dues", "positions", "runs")
+
+    def __init__(self) -> None:
+        self.dues = array("Q")
+        self.positions = array("Q")
+        self.runs = array("Q")
+
+    def entries(self) -> list[tuple[int, int, int]]:
+        """(due, position, run number)"""
+        return list(zip(self.dues, self.positions, self.runs, strict=True))
+
+
+class Timers:
+    """(due_ms, position, run number) entries; the total order is theirs as tuples."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._current: list[tuple[int, int, int]] = []
+        """Sorted; what is before ``_head`` has been taken."""
+        self._head = 0
+        self._open = 0
+        """Buckets below this number are in ``_current``."""
+        self._buckets: dict[int, Bucket] = {}
+        self._order: list[int] = []
+
+    def push(self, due_ms: int, position: int, run: int) -> None:
+        """Remember that ``position`` becomes ready at ``due_ms``."""
+        self.size += 1
+        number = due_ms >> BUCKET_BITS
+        if number < self._open:
+            insort(self._current, (due_ms, position, run), lo=self._head)
+            return
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = Bucket()
+            heappush(self._order, number)
+        bucket.dues.append(due_ms)
+        bucket.positions.append(position)
+        bucket.runs.append(run)
+
+    def next_ms(self) -> int:
+        """When something may be due; 0 is never. Far off it is the start of a bucket."""
+        if self._head < len(self._current):
+            return self._current[self._head][0]
+        return max(1, self._order[0] << BUCKET_BITS) if self._order else 0
+
+    def due(self, wall_ms: int, limit: int) -> int:
+        """How many entries, at most ``limit``, are due by ``wall_ms``. Takes none."""
+        self._open_until(wall_ms)
+        last = bisect_right(self._current, (wall_ms, _LAST, _LAST), lo=self._head)
+        return min(limit, last - self._head)
+
+    def pop(self, wall_ms: int, count: int) -> list[tuple[int, int, int]]:
+        """Take the first ``count`` entries; ``due`` said that they are due by ``wall_ms``."""
+        self._open_until(wall_ms)
+        out = self._current[self._head : self._head + count]
+        self._head += count
+        self.size -= count
+        if self._head * 2 > len(self._current):
+            del self._current[: self._head]
+            self._head = 0
+        return out
+
+    def keep(self, wanted: Callable[[int, int], bool]) -> None:
+        """Drop the entries for which ``wanted(position, run)`` is false. Walks them all."""
+        entries = [entry for b in self._buckets.values() for entry in b.entries()]
+        entries += self._current[self._head :]
+        self._buckets.clear()
+        self._order.clear()
+        self._current.clear()
+        self._head = self.size = 0
+        for due_ms, position, run in entries:
+            if wanted(position, run):
+                self.push(due_ms, position, run)
+
+    def _open_until(self, wall_ms: int) -> None:
+        last = wall_ms >> BUCKET_BITS
+        opened = False
+        while self._order and self._order[0] <= last:
+            bucket = self._buckets.pop(heappop(self._order))
+            self._current += bucket.entries()
+            opened = True
+        if opened:
+            del self._current[: self._head]
+            self._head = 0
+            self._current.sort()
+        self._open = max(self._open, last + 1)
+
+
+_LAST = 2**64

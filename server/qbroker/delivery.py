@@ -1,0 +1,145 @@
+"""Effects to connections: in order for each, read ahead from the log where they are cold.
+
+Rule 1. What one connection is to get is sent in the order it was released.
+Rule 2. A connection that waits for the disk delays nobody else.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from typing import Protocol
+
+from qbroker.bodies import Bodies, Body, Cold, find_minted
+from qbroker.core import effects as e
+from qbroker.core.broker import Broker
+from qbroker.log.errors import LogError
+from qbroker.outgoing import Outgoing
+from qprotocol import frames as f
+from qprotocol.codec import encode
+from qprotocol.ids import minted_ms, pack_id
+
+
+class Connection(Protocol):
+    """What is needed of a connection here."""
+
+    def send(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+    def welcomed(self) -> None: ...
+    def refused(self) -> None: ...
+
+
+class Delivery:
+    """Sends effects. Belongs to the engine's loop."""
+
+    def __init__(
+        self, bodies: Bodies, core: Broker, connections: Mapping[int, Connection], readers: Executor
+    ) -> None:
+        self._bodies = bodies
+        self._connections = connections
+        self._readers = readers
+        self._outgoing = Outgoing(bodies, core.state.continued)
+        self._waiting: dict[int, deque[e.Effect]] = {}
+        """Connections whose next effect waits for the disk."""
+
+    def send(self, effects: Iterable[e.Effect]) -> None:
+        """Send what can be sent now, one write a connection; keep the rest in order."""
+        out: dict[int, list[bytes]] = {}
+        for effect in effects:
+            if isinstance(effect, e.Lookup):
+                continue
+            queued = self._waiting.get(effect.connection)
+            if queued is not None:
+                queued.append(effect)
+            elif effect.connection in self._connections:
+                self._add(out, effect)
+        for number, pieces in out.items():
+            connection = self._connections.get(number)
+            if connection:
+                connection.send(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+
+    def _add(self, out: dict[int, list[bytes]], effect: e.Effect) -> None:
+        number = effect.connection
+        connection = self._connections[number]
+        if isinstance(effect, e.Close):
+            self._flush(out, number)
+            connection.close()
+            return
+        if isinstance(effect, e.Send):
+            frame = effect.frame
+            if type(frame) is f.Welcome:
+                connection.welcomed()
+            elif type(frame) is f.Error and not frame.correlation:
+                self._flush(out, number)
+                connection.send(encode(frame))
+                connection.close()
+                return
+        try:
+            out.setdefault(number, []).extend(self._outgoing.frames(effect))
+        except Cold as cold:
+            if not out[number]:
+                del out[number]
+            self._waiting[number] = deque((effect,))
+            self._load(number, cold.position)
+
+    def _flush(self, out: dict[int, list[bytes]], number: int) -> None:
+        pieces = out.pop(number, None)
+        if pieces:
+            self._connections[number].send(b"".join(pieces))
+
+    def _load(self, number: int, position: int) -> None:
+        """Read what the connection waits for, then go on."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._readers, self._bodies.load, position)
+
+        def done(future: asyncio.Future[list[tuple[int, Body]]]) -> None:
+            if future.cancelled():
+                return
+            queued = self._waiting.pop(number, None)
+            self._bodies.keep(future.result())
+            if queued:
+                self.send(queued)
+
+        future.add_done_callback(done)
+
+    def drop(self, number: int) -> None:
+        """The connection is gone."""
+        self._waiting.pop(number, None)
+
+    def find(self, lookup: e.Lookup) -> Callable[[], dict[int, bytes]]:
+        """What reads, in a thread, the messages that ``lookup`` asks for."""
+        hot: dict[int, bytes] = {}
+        for position in lookup.positions:
+            try:
+                hot[position] = self._bodies.message(position)
+            except (Cold, IndexError):
+                continue
+        cold = [position for position in lookup.positions if position not in hot]
+        unwritten = list(self._bodies.unwritten()) if lookup.id else []
+        bodies, log = self._bodies, self._bodies.log
+
+        def found() -> dict[int, bytes]:
+            out = dict(hot)
+            for position in cold:
+                out[position] = read_message(bodies, position)
+            if lookup.id and not any(out.values()):
+                name, minted = pack_id(lookup.id)
+                if minted:
+                    out.update(find_minted(log, minted_ms(name), name, unwritten))
+            return out
+
+        return found
+
+
+def read_message(bodies: Bodies, position: int) -> bytes:
+    """The message at ``position`` as far as its own record holds it; empty if there is none."""
+    try:
+        loaded = bodies.load(position)
+    except LogError:
+        return b""
+    for _, body in loaded:
+        if body.first <= position < body.first + body.count:
+            index, starts = position - body.first, body.starts()
+            end = starts[index + 1] if index + 1 < body.count else len(body.raw)
+            return body.raw[starts[index] : end]
+    return b""

@@ -1,0 +1,473 @@
+"""The turn: the only place where core, log and net meet.
+
+    frames --> inbox --> [ decide, append, apply ]* --> due --> dispatch --> effects
+                                     |                                          |
+                                one batch --> commit (one write, one sync)      |
+                                     '----------> durable ----------> release --'
+
+Rule 1. One batch is being written at a time. What arrives meanwhile is decided and
+        collected in the next one: that is the group commit.
+Rule 2. An effect leaves when the log head, as it stood when it was decided, is durable
+        (or written, for queues that ask for no more). Grants do not move that head:
+        nobody waits for them.
+Rule 3. A turn ends after ``turn_ms``; what is left waits for the next one, so the loop
+        gets to its sockets.
+Rule 4. When the disk fails nothing is answered any more: held effects are dropped, and
+        ``run`` raises LogFailed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from qbroker.ages import Ages
+from qbroker.bodies import Bodies
+from qbroker.config import Config
+from qbroker.core import effects as e
+from qbroker.core import records as r
+from qbroker.core.broker import Broker
+from qbroker.core.moment import Now
+from qbroker.core.statistics import Statistics
+from qbroker.delivery import Delivery
+from qbroker.inspecting import inspected
+from qbroker.log.batch import BatchBuilder
+from qbroker.log.errors import LogFailed
+from qbroker.log.log import Log
+from qprotocol import frames as f
+
+logger = logging.getLogger("qbroker.engine")
+
+INLINE_SYNC_S = 0.001
+"""A sync that lately took less than this runs in the loop: a thread costs a lone caller more."""
+INLINE_BYTES = 64 * 1024
+LAZY_MS = 20
+"""Grants that nobody waits for are written this late if nothing else is."""
+IDLE_MS = 100
+"""After this long without a batch an empty one says what is durable (LOG.md, recovery)."""
+BATCH_ROOM = 2 * 1024 * 1024
+"""A batch this close to batch_bytes_max takes no more frames."""
+LAZY_RECORDS = (r.Granted, r.CameDue, r.Returned)
+
+
+class Connection(Protocol):
+    """What the engine sees of a connection."""
+
+    number: int
+
+    def send(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+    def welcomed(self) -> None: ...
+    def refused(self) -> None: ...
+
+
+class Observer(Protocol):
+    """A histogram."""
+
+    def observe(self, amount: float, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the engine's measurements go."""
+
+    turn: Observer
+    sync: Observer
+    batch_records: Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this broker is, in its greeting."""
+
+    cluster: str
+    node: str
+    epoch: int
+
+
+def wall_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def mono_ms() -> int:
+    """Milliseconds of a clock that never goes back."""
+    return time.monotonic_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Held:
+    """Effects of one turn, and the batch they wait for."""
+
+    batch: int
+    effects: list[e.Effect]
+
+
+class Engine:
+    """The running broker. Belongs to one event loop; started by ``boot``."""
+
+    def __init__(self, config: Config, log: Log, core: Broker, ages: Ages, timings: Timings) -> None:
+        self._config = config
+        self._log = log
+        self._core = core
+        self._ages = ages
+        self._timings = timings
+        self._bodies = Bodies(log, config.window_bytes_max)
+        self._readers = ThreadPoolExecutor(1, "qbroker-read")
+        self._writer = ThreadPoolExecutor(1, "qbroker-sync")
+        self._connections: dict[int, Connection] = {}
+        self._delivery = Delivery(self._bodies, core, self._connections, self._readers)
+        self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
+        self._found: deque[tuple[int, f.Frame, dict[int, bytes]]] = deque()
+        self._batch: BatchBuilder = log.begin()
+        self._keys = (0, 0)
+        self._head = log.written
+        """The latest batch that somebody may wait for."""
+        self._held: deque[Held] = deque()
+        self._committing = False
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_turn_ms = mono_ms()
+        self._last_commit_ms = mono_ms()
+        self._last_sync_ms = mono_ms()
+        self._told_durable = True
+        self._sync_s = 0.0
+        self._preparing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._stopping = False
+        self.failure: LogFailed | None = None
+        self.inbox_bytes = 0
+        self.on_drained: Callable[[], None] | None = None
+        self.identity = Identity("", "", 0)
+
+    # The outside.
+
+    def boot(self, version: str, node: str) -> None:
+        """A new epoch is durable: connections may come. Raises LogFailed."""
+        self._core.boot(self._now(), version, self._append)
+        self._commit(sync=True)
+        epoch = self._core.state.epoch
+        self.identity = Identity(self._log.log_id.hex(), node, epoch)
+
+    async def run(self) -> None:
+        """Turns, until ``stop``. Raises LogFailed if the disk failed."""
+        self._loop = asyncio.get_running_loop()
+        self._over = self._loop.create_future()
+        self._schedule()
+        await self._over
+
+    async def stop(self) -> None:
+        """What arrived is decided and durable; the threads are gone. The log is not closed."""
+        self._stopping = True
+        while self.failure is None and (self._inbox or self._committing or not self._batch.empty):
+            self._turn()
+            await asyncio.sleep(0.001)
+        if self._timer:
+            self._timer.cancel()
+        self._writer.shutdown()
+        self._readers.shutdown()
+        if self._over and not self._over.done():
+            self._over.set_result(None)
+
+    def connected(self, connection: Connection) -> None:
+        """Effects for this connection can be sent."""
+        self._connections[connection.number] = connection
+
+    def submit(self, connection: Connection, frame: f.Frame) -> None:
+        """The frame is decided in a coming turn."""
+        self._inbox.append((connection, frame))
+        self.inbox_bytes += len(frame.raw) + 64
+        self._core.heard(connection.number, mono_ms())
+        if not self._scheduled:
+            self._schedule()
+
+    def disconnected(self, connection: Connection) -> None:
+        """The connection is gone; what it sent before is still decided."""
+        self._connections.pop(connection.number, None)
+        self._delivery.drop(connection.number)
+        self._inbox.append((connection, None))
+        self._schedule()
+
+    def writable(self, connection: Connection, is_writable: bool) -> None:  # noqa: FBT001
+        """The connection can take more deliveries, or none for the moment."""
+        self._core.writable(connection.number, is_writable=is_writable)
+        if is_writable:
+            self._schedule()
+
+    def statistics(self) -> Statistics:
+        """What may be looked at. Costs a step a queue."""
+        found, now = self._core.statistics(), wall_ms()
+        queues = tuple(
+            replace(queue, oldest_ready_ms=self._ages.age_ms(queue.oldest_ready, now))
+            for queue in found.queues
+        )
+        return replace(found, queues=queues, window_bytes=self._bodies.bytes)
+
+    # A turn.
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._loop is not None and self.failure is None:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _now(self) -> Now:
+        return Now(wall_ms(), mono_ms())
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self.failure is not None:
+            return
+        began = time.perf_counter()
+        now = self._now()
+        self._note_stall(now)
+        out = self._core.due(now, self._append)
+        out += self._drain(now, began)
+        out += self._core.dispatch(self._append)
+        self._hold(out)
+        self._release()
+        self._write_if_due(now)
+        if self._inbox and not self._full or self._core.has_more:
+            self._schedule()
+        self._set_timer(now)
+        self._timings.turn.observe(time.perf_counter() - began)
+
+    def _note_stall(self, now: Now) -> None:
+        """If the process itself stood still, no worker is late."""
+        missed = now.mono_ms - self._last_turn_ms
+        if missed > self._config.heartbeat_ms // 2 + 1_000:
+            logger.warning("the broker stood still for %d ms: leases are extended", missed)
+            self._core.stalled(missed)
+        self._last_turn_ms = now.mono_ms
+
+    def _drain(self, now: Now, began: float) -> list[e.Effect]:
+        """Decide what has arrived, as long as the turn lasts and the batch has room."""
+        out: list[e.Effect] = []
+        end = began + self._config.turn_ms / 1000
+        was_over = self.inbox_bytes > self._config.inbox_bytes_max
+        while self._found and not self._full:
+            number, asked, found = self._found.popleft()
+            if number in self._connections:
+                out += self._core.execute(number, asked, now, self._append, found)
+        inbox = self._inbox
+        while inbox and not self._full:
+            connection, frame = inbox.popleft()
+            if frame is None:
+                out += self._core.disconnected(connection.number, now, self._append)
+            else:
+                self.inbox_bytes -= len(frame.raw) + 64
+                if type(frame) is f.Inspect:
+                    out.append(self._inspected(connection.number, frame))
+                else:
+                    out += self._core.execute(connection.number, frame, now, self._append)
+            if time.perf_counter() > end:
+                break
+        if was_over and self.inbox_bytes < self._config.inbox_bytes_max // 2 and self.on_drained:
+            self.on_drained()
+        return out
+
+    @property
+    def _full(self) -> bool:
+        return self._batch.bytes > max(self._config.batch_bytes_max - BATCH_ROOM, BATCH_ROOM)
+
+    def _append(self, record: r.Record) -> int:
+        position = self._batch.add(record.TYPE, record.parts(), record.slots)
+        self._bodies.note(position, record)
+        if type(record) not in LAZY_RECORDS:
+            self._head = self._batch.number
+            if isinstance(record, r.Published | r.PartStored):
+                self._note_keys(record.batch.keys)
+            elif isinstance(record, r.Settled):
+                self._note_keys(record.follow_on.keys)
+        return position
+
+    def _note_keys(self, keys: tuple[int, int]) -> None:
+        if keys[1]:
+            low, high = self._keys
+            self._keys = (min(low or keys[0], keys[0]), max(high, keys[1]))
+
+    # Effects.
+
+    def _hold(self, effects: list[e.Effect]) -> None:
+        if effects:
+            self._held.append(Held(self._head, effects))
+
+    def _release(self) -> None:
+        """Send what the log allows, in order."""
+        durable, written = self._log.durable, self._log.written
+        while self._held:
+            held = self._held[0]
+            if held.batch > durable:
+                break
+            self._held.popleft()
+            self._send(held.effects)
+        for held in self._held:
+            if held.batch > written:
+                break
+            ready = [effect for effect in held.effects if not effect.synced]
+            if ready:
+                held.effects = [effect for effect in held.effects if effect.synced]
+                self._send(ready)
+
+    def _send(self, effects: list[e.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, e.Lookup):
+                self._look_up(effect)
+        self._delivery.send(effects)
+
+    # The log.
+
+    def _write_if_due(self, now: Now) -> None:
+        """Start writing the batch if somebody waits for it, or it has waited long enough."""
+        if self._committing:
+            return
+        waited = now.mono_ms - self._last_commit_ms
+        awaited = self._head == self._batch.number
+        lazy = not self._batch.empty and waited >= LAZY_MS
+        idle = not self._told_durable and waited >= IDLE_MS
+        if not (awaited or lazy or idle or self._full or self._interval_is_over(now)):
+            return
+        sync = self._sync_wanted(now)
+        self._told_durable = self._batch.empty
+        small = self._batch.bytes < INLINE_BYTES and not self._inbox
+        if small and (not sync or self._sync_s < INLINE_SYNC_S):
+            self._commit_inline(sync=sync)
+        else:
+            self._commit_in_thread(sync=sync)
+
+    def _interval_is_over(self, now: Now) -> bool:
+        """Under fsync=interval: whether what is written must be synced now."""
+        return (
+            self._config.fsync == "interval"
+            and self._log.durable < self._log.written
+            and now.mono_ms - self._last_sync_ms >= self._config.fsync_interval_ms
+        )
+
+    def _sync_wanted(self, now: Now) -> bool:
+        """Whether somebody waits for this batch to be on stable storage."""
+        number = self._batch.number
+        waiting = [each.synced for held in self._held if held.batch == number for each in held.effects]
+        if any(waiting) or self._interval_is_over(now):
+            return True
+        return self._config.fsync == "always" and not waiting
+
+    def _commit(self, *, sync: bool) -> float:
+        """Write the batch, and begin the next. Returns the seconds it took."""
+        batch, keys = self._take_batch()
+        return self._write(batch, keys, sync=sync)
+
+    def _take_batch(self) -> tuple[BatchBuilder, tuple[int, int]]:
+        batch, keys = self._batch, self._keys
+        self._batch, self._keys = self._log.begin(), (0, 0)
+        self._timings.batch_records.observe(len(batch.records))
+        return batch, keys
+
+    def _write(self, batch: BatchBuilder, keys: tuple[int, int], *, sync: bool) -> float:
+        now = wall_ms()
+        began = time.perf_counter()
+        epoch = self._core.state.epoch
+        self._log.commit(batch, sync=sync, wall_ms=now, epoch=epoch, keys=keys)
+        self._ages.note(batch.number, now)
+        return time.perf_counter() - began
+
+    def _commit_inline(self, *, sync: bool) -> None:
+        try:
+            took = self._commit(sync=sync)
+        except LogFailed as failure:
+            self._fail(failure)
+            return
+        self._committed(took)
+
+    def _commit_in_thread(self, *, sync: bool) -> None:
+        assert self._loop is not None
+        loop = self._loop
+        batch, keys = self._take_batch()
+        self._committing = True
+
+        def done(future: Future[float]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(self._commit_done, future)
+
+        self._writer.submit(self._write, batch, keys, sync=sync).add_done_callback(done)
+
+    def _commit_done(self, future: Future[float]) -> None:
+        self._committing = False
+        failure = future.exception()
+        if failure is not None:
+            self._fail(failure)
+            return
+        self._committed(future.result())
+        self._schedule()
+
+    def _committed(self, took: float) -> None:
+        self._last_commit_ms = mono_ms()
+        if self._log.durable == self._log.written:
+            self._last_sync_ms = self._last_commit_ms
+        self._sync_s += (took - self._sync_s) / 8
+        self._timings.sync.observe(took)
+        self._bodies.shrink()
+        self._release()
+        if not self._preparing and not self._log.statistics().spare_ready:
+            self._preparing = True
+            self._readers.submit(self._prepare)
+
+    def _prepare(self) -> None:
+        """Make the next segment, in a thread."""
+        try:
+            self._log.prepare_next()
+        except LogFailed as failure:
+            if self._loop:
+                self._loop.call_soon_threadsafe(self._fail, failure)
+        finally:
+            self._preparing = False
+
+    def _fail(self, failure: BaseException) -> None:
+        """Nothing is answered from now on."""
+        self._held.clear()
+        if isinstance(failure, LogFailed):
+            self.failure = failure
+        if self._over and not self._over.done():
+            self._over.set_exception(failure)
+
+    # Questions.
+
+    def _look_up(self, lookup: e.Lookup) -> None:
+        """Find what the core asked for; the frame is decided again with it."""
+        assert self._loop is not None
+        future = self._loop.run_in_executor(self._readers, self._delivery.find(lookup))
+
+        def done(future: asyncio.Future[dict[int, bytes]]) -> None:
+            if future.cancelled() or self.failure is not None:
+                return
+            if failure := future.exception():
+                self._fail(failure)
+                return
+            self._found.append((lookup.connection, lookup.frame, future.result()))
+            self._schedule()
+
+        future.add_done_callback(done)
+
+    def _inspected(self, connection: int, frame: f.Inspect) -> e.Effect:
+        return e.Send(connection, inspected(self.statistics(), self._log, frame))
+
+    # Time.
+
+    def _set_timer(self, now: Now) -> None:
+        """See that a turn comes when something is due."""
+        if self._loop is None or self._scheduled:
+            return
+        wait = self._core.next_due_ms(now)
+        if not self._batch.empty:
+            wait = min(wait, LAZY_MS)
+        elif not self._told_durable:
+            wait = min(wait, IDLE_MS)
+        if self._config.fsync == "interval" and self._log.durable < self._log.written:
+            wait = min(wait, self._config.fsync_interval_ms)
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(wait, 1) / 1000, self._schedule)

@@ -1,0 +1,191 @@
+"""Effects to bytes: the last step of a turn, where positions become messages."""
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from qprotocol import wire
+from qprotocol.codec import encode, encode_in_parts
+from qprotocol.frames import Deliver, Peeked, Report, Result
+from qprotocol.limits import FRAME_BYTES_MAX
+
+from qbroker.bodies import Bodies
+from qbroker.core import effects as e
+
+_DELIVER_ROOM = FRAME_BYTES_MAX - 256
+"""Raw bytes that always fit into a Deliver beside its header."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Neighbouring messages of one record, as one slice."""
+
+    first: int
+    count: int
+    raw: bytes
+
+
+class Outgoing:
+    """Builds frames. Raises Cold where a body is not in memory; nothing is changed then."""
+
+    def __init__(self, bodies: Bodies, continued: dict[int, list[int]]) -> None:
+        self._bodies = bodies
+        self._continued = continued
+        self._pushes = 1 << 32
+        """Correlation ids of pushes in parts: above those that clients count up from 1."""
+
+    def frames(self, effect: e.Effect) -> list[bytes]:
+        """The bytes of an effect, in pieces to be sent in order."""
+        if isinstance(effect, e.Send):
+            return [encode(effect.frame)]
+        if isinstance(effect, e.Hand):
+            return self._deliver(effect)
+        if isinstance(effect, e.Tell):
+            return self._tell(effect)
+        assert isinstance(effect, e.Peeked)
+        return self._peeked(effect)
+
+    def _deliver(self, hand: e.Hand) -> list[bytes]:
+        chunks = [chunk for run in hand.runs for chunk in self._chunks(*run)]
+        total = sum(len(chunk.raw) for chunk in chunks)
+        fixed = wire.RUN.size * len(chunks) + wire.TOUCHED.size * len(hand.touched)
+        if total + fixed <= _DELIVER_ROOM:
+            return [encode(deliver_frame(hand, chunks, hand.touched))]
+        return self._deliver_in_frames(hand, chunks)
+
+    def _chunks(self, first: int, count: int) -> list[Chunk]:
+        """The messages of a position run, one chunk a record they are in."""
+        out = []
+        while count:
+            body = self._bodies.body(first)
+            index = first - body.first
+            taken = min(count, body.count - index)
+            starts = body.starts()
+            last = index + taken == body.count
+            end = len(body.raw) if last else starts[index + taken]
+            raw = body.raw[starts[index] : end]
+            if last and self._continued:
+                raw += self._bodies.ends(self._continued.get(first + taken - 1))
+            out.append(Chunk(first, taken, raw))
+            first += taken
+            count -= taken
+        return out
+
+    def _deliver_in_frames(self, hand: e.Hand, chunks: list[Chunk]) -> list[bytes]:
+        """As many frames as it takes; a message too large for one goes alone, in parts."""
+        touched = {row[0]: row for row in hand.touched}
+        pieces: list[bytes] = []
+        batch: list[Chunk] = []
+        room, index, begun = _DELIVER_ROOM, 0, 0
+
+        def flush() -> None:
+            nonlocal batch, room, begun
+            if batch:
+                rows = [
+                    (i - begun, *touched[i][1:]) for i in range(begun, index) if i in touched
+                ]
+                frame = deliver_frame(hand, batch, rows)
+                if len(frame.raw) > _DELIVER_ROOM + 200:
+                    self._pushes += 1
+                    frame.correlation = self._pushes
+                pieces.extend(encode_in_parts(frame))
+            batch, room, begun = [], _DELIVER_ROOM, index
+
+        overhead = wire.TOUCHED.size
+        for chunk in chunks:
+            for small in split(chunk):
+                size = len(small.raw) + wire.RUN.size + overhead * small.count
+                if size > room:
+                    flush()
+                batch.append(small)
+                room -= size
+                index += small.count
+        flush()
+        return pieces
+
+    def _tell(self, tell: e.Tell) -> list[bytes]:
+        entry = tell.entry
+        raw = self._bodies.head(entry.record) if entry.record else b""
+        if not raw and entry.reason:
+            raw = entry.reason.encode()
+        result = Result(
+            id=tell.id,
+            state=int(entry.state),
+            position=tell.position,
+            content=entry.content,
+            failures=entry.failures,
+            finished_ms=entry.finished_ms,
+            run_ms=entry.run_ms,
+            stored=bool(entry.record),
+            raw=raw,
+            correlation=tell.correlation,
+        )
+        return encode_in_parts(result)
+
+    def _peeked(self, peeked: e.Peeked) -> list[bytes]:
+        out = []
+        for position, due, deliveries, failures, crashes, state, reason, error in peeked.rows:
+            raw = self._bodies.message(position, self._continued.get(position))
+            failure = self._bodies.head(error) if error else b""
+            why = reason.encode()
+            out.append(
+                wire.PEEKED.pack(
+                    position, due, deliveries, failures, crashes, state, len(why), len(failure)
+                )
+                + why
+                + failure
+                + raw
+            )
+        frame = Peeked(count=len(out), raw=b"".join(out), correlation=peeked.correlation)
+        return encode_in_parts(frame)
+
+
+def deliver_frame(
+    hand: e.Hand, chunks: list[Chunk], touched: list[tuple[int, int, int, int]]
+) -> Deliver:
+    """One Deliver of these messages."""
+    runs: list[tuple[int, int]] = []
+    for chunk in chunks:
+        if runs and runs[-1][0] + runs[-1][1] == chunk.first:
+            runs[-1] = runs[-1][0], runs[-1][1] + chunk.count
+        else:
+            runs.append((chunk.first, chunk.count))
+    parts = [wire.RUN.pack(*run) for run in runs]
+    parts += [wire.TOUCHED.pack(*row) for row in touched]
+    parts += [chunk.raw for chunk in chunks]
+    return Deliver(
+        subscription=hand.subscription,
+        grant=hand.grant,
+        count=sum(count for _, count in runs),
+        runs=len(runs),
+        touched=len(touched),
+        raw=b"".join(parts),
+    )
+
+
+def split(chunk: Chunk) -> list[Chunk]:
+    """The chunk in pieces that each fit into a frame, or are a single message."""
+    most = _DELIVER_ROOM - 64
+    if len(chunk.raw) + wire.TOUCHED.size * chunk.count <= most or chunk.count == 1:
+        return [chunk]
+    starts, at = [], 0
+    for _ in range(chunk.count):
+        starts.append(at)
+        at += 4 + int.from_bytes(chunk.raw[at : at + 4], "little")
+    starts.append(len(chunk.raw))
+    out, index = [], 0
+    while index < chunk.count:
+        fits = bisect_right(starts, starts[index] + most // 2) - 1
+        end = max(index + 1, min(fits, chunk.count))
+        out.append(Chunk(chunk.first + index, end - index, chunk.raw[starts[index] : starts[end]]))
+        index = end
+    return out
+
+
+def report(content: object, correlation: int) -> Report:
+    """A Report of ``content`` as JSON."""
+    raw = json.dumps(content, separators=(",", ":")).encode()
+    return Report(raw=raw, correlation=correlation)
+
+
+
