@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simdisk import Choose, SimDisk, keep_all, lose_all, random_choice
 
 from qbroker.log import recovery, segment
-from qbroker.log.disk import READ_ONLY
-from qbroker.log.errors import LogFailed, UnreadableError
+from qbroker.log.errors import CorruptError, LogError, LogFailed, UnreadableError
 from qbroker.log.log import Log, LogSettings
 from qbroker.log.segment import SegmentWriter
+from simdisk import Choose, SimDisk, SimFile, keep_all, lose_all, random_choice
 
 TROUBLE = (LogFailed, UnreadableError)
 SMALL = LogSettings(segment_bytes=8 << 10)
@@ -81,16 +81,14 @@ def survives(end: Callable[[SimDisk], None], how: int | str, *, sticky: bool) ->
     for nth in range(1, 1000):
         witness = Witness(SimDisk())
         witness.disk.fail(nth, how, sticky=sticky)
-        try:
+        with suppress(*TROUBLE):
             witness.live()
-        except TROUBLE:
-            pass
         if not witness.disk.failed:
             return nth
         end(witness.disk)
         witness.live()
         witness.live()
-    raise AssertionError("no life without a fault")
+    pytest.fail("no life without a fault")
 
 
 ENDS: dict[str, Callable[[SimDisk], None]] = {
@@ -148,7 +146,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(story=st.lists(steps, max_size=30), data=st.data())
 def test_any_story_keeps_the_promise(story, data) -> None:
     """Written, synced, trimmed, stopped, killed, crashed and failed in any order."""
@@ -200,60 +198,123 @@ def take(witness: Witness, step: tuple, choose: Choose) -> None:
 # --- Would we notice?
 
 
-def no_directory_sync(monkeypatch) -> None:
-    monkeypatch.setattr(SimDisk, "sync_directory", lambda self: None)
+def no_directory_sync(patch) -> None:
+    """A new file's name may be lost with all that is in it."""
+    patch.setattr(SimDisk, "sync_directory", lambda self: None)
 
 
-def no_sync_of_a_batch(monkeypatch) -> None:
-    def lazily(self: Log) -> None:
-        self.durable = self.written
+def no_sync_of_a_batch(patch) -> None:
+    """Durable is said without asking the disk."""
 
-    monkeypatch.setattr(Log, "_sync", lazily)
+    def hasty(log: Log) -> None:
+        log.durable = log.written
+
+    patch.setattr(Log, "_sync", hasty)
 
 
-def no_sync_before_a_tail_is_trusted(monkeypatch) -> None:
+def no_sync_of_the_old_tail(patch) -> None:
+    """What a killed process left in the cache is taken for durable, and built upon."""
     real = recovery._opened
 
-    def trusting(disk, name, meta, is_last):
-        if is_last:
-            monkeypatch.setattr("simdisk.SimFile.sync", lambda self: None)
+    def trusting(*arguments):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(SimFile, "sync", lambda self: None)
+            return real(*arguments)
+
+    patch.setattr(recovery, "_opened", trusting)
+
+
+def trust_in_the_cache(patch) -> None:
+    """What a failed sync left in the cache is taken for what the disk has."""
+    patch.setattr(SimFile, "forget_cache", lambda self: None)
+
+
+def life_after_a_failed_sync(patch) -> None:
+    """The next sync succeeds, and is believed."""
+    real = Log._sync
+
+    def undaunted(log: Log) -> None:
         try:
-            return real(disk, name, meta, is_last)
-        finally:
-            if is_last:
-                monkeypatch.setattr("simdisk.SimFile.sync", SYNC)
+            real(log)
+        except OSError:
+            real(log)
 
-    monkeypatch.setattr(recovery, "_opened", trusting)
-
-
-def trust_in_the_cache(monkeypatch) -> None:
-    monkeypatch.setattr("simdisk.SimFile.forget_cache", lambda self: None)
+    patch.setattr(Log, "_sync", undaunted)
 
 
-def a_seal_that_is_not_synced(monkeypatch) -> None:
-    def seal(self: SegmentWriter, disk) -> None:
-        real_sync, self.file.sync = self.file.sync, lambda: None
-        try:
+def a_successor_before_the_seal(patch) -> None:
+    """There are two unsealed files after a crash, and no telling which bytes were confirmed."""
+
+    def unsynced(self: SegmentWriter, disk: SimDisk) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(SimFile, "sync", lambda self: None)
             SEAL(self, disk)
-        finally:
-            self.file.sync = real_sync
 
-    monkeypatch.setattr(SegmentWriter, "seal", seal)
+    patch.setattr(SegmentWriter, "seal", unsynced)
 
 
-def a_name_before_the_header(monkeypatch) -> None:
-    monkeypatch.setattr(
-        segment, "write_whole", lambda file, offset, data: file.write_at(offset, data)
-    )
+def a_batch_without_proof(patch) -> None:
+    """No batch says what was durable: a damaged end cannot be told from a torn one."""
+    real = SegmentWriter.append
+
+    def silent(self: SegmentWriter, batch, stamp) -> None:
+        stamp.durable_upto = 0
+        real(self, batch, stamp)
+
+    patch.setattr(SegmentWriter, "append", silent)
 
 
-def life_after_a_failed_sync(monkeypatch) -> None:
-    def undaunted(self: Log, doing: str, error: OSError) -> LogFailed:
-        return LogFailed(doing, error)
-
-    monkeypatch.setattr(Log, "_fence", undaunted)
+def a_tail_read_without_digests(patch) -> None:
+    """A torn batch whose header survived is taken whole."""
+    patch.setattr(segment, "check_batch", lambda content, salt, chain: bytes(content[-16:]))
 
 
-SYNC = __import__("simdisk").SimFile.sync
+PLANTED = [
+    no_directory_sync,
+    no_sync_of_a_batch,
+    no_sync_of_the_old_tail,
+    trust_in_the_cache,
+    life_after_a_failed_sync,
+    a_successor_before_the_seal,
+    a_batch_without_proof,
+    a_tail_read_without_digests,
+]
+
+
+def then_power_is_cut(disk: SimDisk) -> None:
+    """The process ends and starts; then power is cut, before anything new is written."""
+    disk.kill()
+    with suppress(*TROUBLE):
+        list(Log.open(disk, SMALL).replay())
+    disk.crash(lose_all)
+
+
+def a_hunt() -> None:
+    """What the tests above try, in short, and damage to a batch that was confirmed."""
+    for end in (*ENDS.values(), then_power_is_cut):
+        survives(end, errno.EIO, sticky=False)
+        survives(end, errno.EIO, sticky=True)
+    witness = Witness(SimDisk())
+    witness.start()
+    for body in (b"a", b"b", b"c"):
+        witness.write([body], sync=True)
+    witness.disk.files["00000000000000000001.qlog"].durable[4096 + 512 + 80] ^= 1
+    witness.disk.crash(keep_all)
+    with pytest.raises(CorruptError):
+        witness.start()
+
+
+def test_nothing_is_found_in_the_log_as_it_is() -> None:
+    """The hunt below finds no fault where none was planted."""
+    a_hunt()
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_found(plant, monkeypatch) -> None:
+    """Leave out one of the syncs or checks, and the hunt sees what is lost by it."""
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, LogError, pytest.fail.Exception)):
+        a_hunt()
+
+
 SEAL = SegmentWriter.seal
-assert READ_ONLY

@@ -6,8 +6,21 @@ import errno
 
 import pytest
 
-from qbroker.log.errors import CorruptError, ForeignError, FormatError, LockedError, LogFailed
-from qbroker.log.format import FOOTER_BYTES, SEGMENT_HEADER, SEGMENT_HEADER_BYTES
+from qbroker.log.errors import (
+    CorruptError,
+    ForeignError,
+    FormatError,
+    LockedError,
+    LogFailed,
+    UnreadableError,
+)
+from qbroker.log.format import (
+    FOOTER_BYTES,
+    SEGMENT_HEADER,
+    SEGMENT_HEADER_BYTES,
+    Footer,
+    pack_footer,
+)
 from qbroker.log.log import Log, LogSettings
 from qbroker.log.meta import read_meta, write_meta
 from qbroker.log.segment import write_whole
@@ -321,7 +334,7 @@ def test_an_old_record_under_a_new_header_is_not_handed_out(story) -> None:
     for at, value in (
         (SEGMENT_HEADER_BYTES + 72 + 4, 0xFF),  # length: beyond the batch
         (SEGMENT_HEADER_BYTES + 72 + 18, 0),  # count: nothing
-        (SEGMENT_HEADER_BYTES + 72 + 8, 9),  # position: another slot
+        (SEGMENT_HEADER_BYTES + 72 + 8, 9),  # position: another slot, found nowhere
     ):
         saved, content[at] = content[at], value
         content[at + 2], more = (0x7F if at % 8 == 4 else content[at + 2]), content[at + 2]
@@ -329,6 +342,51 @@ def test_an_old_record_under_a_new_header_is_not_handed_out(story) -> None:
             story.log.read(1 << 20)
         content[at], content[at + 2] = saved, more
     assert story.log.read(1 << 20 | 2).body == b"c" * 1000
+
+
+def test_a_damaged_header_met_by_the_index_is_named(story) -> None:
+    """After a clean start the index is built when first asked, and says what it stumbled on."""
+    story.fill(3)
+    story.put(b"last")
+    story.log.close()
+    story.reopen()
+    content = story.file(0)
+    second = slice(SEGMENT_HEADER_BYTES + 512, SEGMENT_HEADER_BYTES + 1024)
+    whole = bytes(content[second])
+    first = bytes(content[SEGMENT_HEADER_BYTES : second.start])
+    for damage, sentence in (
+        (bytes(512), "no batch begins here"),
+        (whole[:8] + b"x" + whole[9:], "batch header checksum"),
+        (first, "batch 1 stands in the place of 2"),
+    ):
+        content[second] = damage
+        with pytest.raises(CorruptError, match=f"byte 4608: {sentence}"):
+            story.log.candidates(7)
+        with pytest.raises(CorruptError, match=sentence):
+            story.log.read(4 << 20)
+    content[second] = whole
+    story.disk.fail(1)
+    with pytest.raises(UnreadableError):
+        story.log.read(4 << 20)
+    assert story.log.read(4 << 20).body == b"last"
+    content[second] = bytes(512)
+    with pytest.raises(CorruptError, match="no batch begins here"):
+        story.log.read(3 << 20)
+
+
+def test_a_footer_that_contradicts_its_batches_is_damage(story) -> None:
+    """The last digest is written twice; the two must agree."""
+    story.fill(3)
+    story.log.close()
+    story.reopen()
+    sealed = story.log._segments[0]
+    footer = Footer(1, 3, 3, sealed.end, 1, 0, b"another digest..")
+    story.file(0)[sealed.end :] = pack_footer(footer, sealed.seed)
+    with pytest.raises(CorruptError, match="does not continue"):
+        story.killed()
+    sealed.chain = footer.chain
+    with pytest.raises(CorruptError, match="the footer's digest disagrees"):
+        list(story.log.replay())
 
 
 def test_a_file_cut_under_a_running_broker_is_damage(story) -> None:

@@ -93,8 +93,8 @@ class Segment:
 
     def extend(self, info: BatchInfo, chain: bytes) -> None:
         """The batch behind the last one belongs to it, and readers can find it."""
-        if self.index is not None:
-            self.index.add(info, self.end)
+        assert self.index is not None, "a sealed segment grows no more"
+        self.index.add(info, self.end)
         self.end += info.length
         self.records += info.records
         self.chain = chain
@@ -226,13 +226,13 @@ class Segment:
         """
         stop = offset + info.length - CHAIN_BYTES
         offset += BATCH_HEADER_BYTES
-        while offset + RECORD_HEADER_BYTES <= stop:
+        for _ in range(info.records):
             at = window.at(offset, RECORD_HEADER_BYTES)
             if len(window.data) - at < RECORD_HEADER_BYTES:
                 break
             _, length, where, _, _, count = RECORD_HEADER.unpack_from(window.data, at)
             after = offset + RECORD_HEADER_BYTES + length
-            if after > stop or not count:
+            if after > stop:
                 break
             if where <= position < where + count:
                 at = window.at(offset, RECORD_HEADER_BYTES + length)
