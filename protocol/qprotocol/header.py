@@ -12,14 +12,16 @@ forty unusual lines because every frame of every connection passes here.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 import msgpack
 
 from qprotocol.errors import ProtocolError
-from qprotocol.frames import FRAMES, Frame
+from qprotocol.frames import FRAMES, Error, Frame
 from qprotocol.limits import (
+    ERROR_TEXT_MAX,
     HEADER_BYTES_MAX,
     HEADER_DEPTH_MAX,
     HEADER_ITEMS_MAX,
@@ -38,9 +40,14 @@ def encode_header(frame: Frame) -> bytes:
 
     Raises ValueError for a header the peer would close the connection for: too long, or
     with a string, list or map over its limit. That an integer or a type is wrong is only
-    noticed by the peer: checking each would cost as much as packing.
+    noticed by the peer: checking each would cost as much as packing. An Error that is too
+    long is cut instead.
     """
     header = _pack(frame.HEADER(frame))
+    if len(header) > HEADER_STRING_MAX and type(frame) is Error:
+        # It quotes what it refuses; raising here would let a peer choose where we fail.
+        short = frame.message[:ERROR_TEXT_MAX] + " ..."
+        return _pack(frame.HEADER(replace(frame, message=short, details={})))
     if frame.NESTED or len(header) > HEADER_STRING_MAX:
         if len(header) > HEADER_BYTES_MAX:
             raise ValueError(

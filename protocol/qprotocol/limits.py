@@ -10,6 +10,8 @@ HEADER_ITEMS_MAX = 64
 """Items of any array or map in a header. Larger ones let 16 KiB of input take 68 MB."""
 HEADER_STRING_MAX = 4096
 """Bytes of any string in a header."""
+ERROR_TEXT_MAX = 500
+"""Characters of an Error's message if its header would be over HEADER_STRING_MAX."""
 HEADER_DEPTH_MAX = 4
 """Lists and maps within one another in a header's field, the outermost counted."""
 MESSAGES_PER_FRAME_MAX = 1_000

@@ -1,0 +1,201 @@
+"""One of everything that has bytes. Both directions and all feeding ways use this list.
+
+A name is never reused and a case never changed: the golden bytes under ``vectors/`` decode for
+ever. When a frame grows a field, add a case with it under a new name (``publish_2``), and
+put the old name into DECODED_ONLY, for encoding now writes more.
+"""
+
+from typing import Any
+
+from qprotocol import frames as f
+from qprotocol import wire
+from qprotocol.failure import Failure
+from qprotocol.message import Message, Outcome
+from qprotocol.options import RetryPolicy
+
+TOP = 2**64 - 1
+MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
+TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
+DECODED_ONLY: set[str] = set()
+
+MESSAGES: dict[str, Message] = {
+    "plain": Message("emails", b"hello"),
+    "empty_body": Message("a", b""),
+    "task": Message("default", b"\x93\x01\x02\x03", MINTED, "shop.send_email", content=1),
+    "task_with_chosen_id": Message("default", b"", "order:42", "shop.bill", priority=-100),
+    "everything": Message(
+        "orders.eu",
+        bytes(range(256)),
+        "größe-7",
+        "shop.füllen",
+        "topic",
+        100,
+        1_700_000_000_000,
+        TOP,
+        b"\x01tenant-9",
+        wire.IGNORE_RESULT | wire.ACK_EARLY,
+        255,
+        MINTED,
+        "parent-1",
+        "alice",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        b"\x81\xa1k\xa1v",
+    ),
+}
+PLAIN, TASK = MESSAGES["plain"].pack(), MESSAGES["task"].pack()
+
+OUTCOMES: dict[str, Outcome] = {
+    "ack": Outcome(wire.ACK, 1, 2, 3, result=b"\x05", flags=wire.HAS_RESULT, content=1),
+    "ack_and_follow_on": Outcome(wire.ACK, TOP, TOP, follow_on=(PLAIN, TASK)),
+    "release": Outcome(wire.RELEASE, 1, 2, delay_ms=5_000),
+    "fail_by_policy": Outcome(
+        wire.FAIL, 1, 2, 10, result=b"f", flags=wire.HAS_POLICY, policy=RetryPolicy().pack()
+    ),
+    "fail_for_good": Outcome(wire.FAIL, 1, 2, 10, 0, b"f", wire.NO_RETRY),
+    "fail_replaced": Outcome(
+        wire.FAIL,
+        1,
+        2,
+        10,
+        60_000,
+        b"f",
+        wire.HAS_REPLACEMENT | wire.HAS_POLICY,
+        0,
+        RetryPolicy(jitter=False).pack(),
+        (TASK, PLAIN),
+    ),
+    "reject": Outcome(wire.REJECT, 1, 2, result="nicht für mich".encode()),
+    "extend": Outcome(wire.EXTEND, 1, 2),
+    "progress": Outcome(wire.PROGRESS, 1, 2, result=b"50 %"),
+    "start": Outcome(wire.START, 1, 2),
+    "crash": Outcome(wire.CRASH, 1, 2, result=b"f"),
+}
+
+POLICIES: dict[str, RetryPolicy] = {
+    "default": RetryPolicy(),
+    "none": RetryPolicy(0, 0, 0, 0.0, jitter=False),
+    "most": RetryPolicy(65_535, 2**32 - 1, 2**32 - 1, 655.35),
+    "hundredths": RetryPolicy(factor=1.15),
+}
+
+FAILURES: dict[str, Failure] = {
+    "short": Failure("ValueError", "ungültig"),
+    "traced": Failure("shop.OutOfStock", "none left", "Traceback ...\n  line 1\n"),
+    "empty": Failure("", ""),
+}
+
+ROWS = wire.RUN.pack(3 << 20, 1) + wire.RUN.pack(4 << 20, 1) + wire.TOUCHED.pack(1, 2, 1, 0)
+FRAMES: dict[str, f.Frame] = {
+    "greeting": f.Greeting(
+        product="qbroker",
+        version="0.1.0",
+        protocol_min=1,
+        protocol_max=1,
+        limits={"frame_bytes_max": 131072, "nested": {"list": [1, -1, 2.5, None, True, b"b"]}},
+        features=["a", "ä"],
+        mechanisms=["none"],
+        nonce=bytes(16),
+        cluster="c",
+        node="n",
+        epoch=7,
+        server_ms=1_700_000_000_000,
+    ),
+    "auth": f.Auth(mechanism="none", data=b"\xff", correlation=1),
+    "challenge": f.Challenge(data=b"next", correlation=1),
+    "hello": f.Hello(
+        protocol=1,
+        role="worker",
+        client_id="c1",
+        name="w",
+        host="h",
+        pid=42,
+        language="python",
+        library="qworker",
+        app="shop",
+        session=bytes(16),
+        member=3,
+        heartbeat_ms=10_000,
+        correlation=2,
+        raw=TOKENS,
+    ),
+    "welcome": f.Welcome(
+        protocol=1,
+        heartbeat_ms=10_000,
+        session_timeout_ms=30_000,
+        server_ms=1,
+        correlation=2,
+        raw=TOKENS[:16],
+    ),
+    "heartbeat": f.Heartbeat(sent_ms=1_700_000_000_000, raw=TOKENS),
+    "part": f.Part(index=1, of=0x10, correlation=9, raw=b"middle"),
+    "ok": f.Ok(count=5, correlation=3),
+    "error": f.Error(
+        code="BLOCKED",
+        message="the disk hangs",
+        retryable=True,
+        definite=False,
+        retry_after_ms=100,
+        details={"limit": "x"},
+        correlation=3,
+    ),
+    "publish": f.Publish(producer=TOP, sequence=1, count=2, correlation=TOP, raw=PLAIN + TASK),
+    "published": f.Published(
+        first=3 << 20, count=2, durability="synced", duplicate=True, correlation=4
+    ),
+    "consume": f.Consume(subscription=1, queues=["emails", "b"], credit=10, correlation=5),
+    "credit": f.Credit(subscription=1, credit=0),
+    "unsubscribe": f.Unsubscribe(subscription=1, correlation=6),
+    "deliver": f.Deliver(
+        subscription=1, grant=5 << 40 | 9, count=2, runs=2, touched=1, raw=ROWS + PLAIN + TASK
+    ),
+    "ack": f.Ack(session=bytes(16), correlation=7, raw=wire.ACK_RUN.pack(5 << 40 | 9, 3 << 20, 2)),
+    "settle": f.Settle(
+        count=2, correlation=8, raw=OUTCOMES["ack"].pack() + OUTCOMES["fail_replaced"].pack()
+    ),
+    "settled": f.Settled(
+        durability="written", lost=1, correlation=8, raw=wire.POSITION.pack(3 << 20)
+    ),
+    "running": f.Running(raw=TOKENS),
+    "watch": f.Watch(id=MINTED, position=3 << 20, wait_ms=60_000, correlation=9),
+    "result": f.Result(
+        id=MINTED,
+        state=6,
+        position=3 << 20,
+        content=1,
+        failures=2,
+        finished_ms=3,
+        run_ms=4,
+        stored=True,
+        correlation=9,
+        raw=b"\x05",
+    ),
+    "forget": f.Forget(id="order:42", position=1, correlation=10),
+    "cancel": f.Cancel(id="order:42", position=1, terminate=True, correlation=11),
+    "declare": f.Declare(queue="emails", options={"fsync": "never"}, correlation=12),
+    "purge": f.Purge(queue="emails", correlation=13),
+    "peek": f.Peek(queue="emails", count=1, correlation=14),
+    "peeked": f.Peeked(
+        count=1,
+        correlation=14,
+        raw=wire.PEEKED.pack(3 << 20, 0, 1, 2, 0, 7, 3, 1) + b"why" + b"e" + PLAIN,
+    ),
+    "inspect": f.Inspect(what="queues", correlation=15),
+    "report": f.Report(correlation=15, raw=b"{}"),
+    "goaway": f.Goaway(reason="restart", deadline_ms=5_000),
+    "blocked": f.Blocked(reason="disk"),
+    "unblocked": f.Unblocked(),
+    "revoke": f.Revoke(terminate=True, raw=TOKENS),
+    "recall": f.Recall(raw=TOKENS),
+    "control": f.Control(verb="drain", arguments={"deadline_ms": 1}),
+    "bye": f.Bye(correlation=16),
+    "error_shortest": f.Error(code="BAD_FRAME", message="", details={}),
+    "consume_nothing": f.Consume(subscription=0, queues=[], credit=0, correlation=1),
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "frames": FRAMES,
+    "messages": MESSAGES,
+    "outcomes": OUTCOMES,
+    "policies": POLICIES,
+    "failures": FAILURES,
+}
