@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from qbroker.net.complaints import Complaints
-from qbroker.net.session import UNANSWERED, Session, Terms
+from qbroker.net.session import Session, Terms
 from qprotocol.codec import Decoder, encode
+from qprotocol.conversation import NUMBERED
 from qprotocol.errors import ERRORS, ProtocolError
 from qprotocol.frames import Blocked, Error, Frame, Goaway, Heartbeat, Hello, Unblocked
 from qprotocol.limits import FRAME_BYTES_MAX_BEFORE_AUTH
@@ -150,7 +151,7 @@ class Connection(asyncio.Protocol):
         try:
             for frame in decoder.feed(data):
                 kind = type(frame)
-                if kind in session.legal and (frame.correlation or kind in UNANSWERED):
+                if kind in session.legal and (frame.correlation or kind not in NUMBERED):
                     submit(self, frame)
                 elif session.hear(frame):
                     self._introduce(frame)

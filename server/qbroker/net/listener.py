@@ -64,8 +64,7 @@ class Listener:
 
     def goaway(self, reason: str, deadline_ms: int) -> None:
         """Nobody new is accepted, and everybody is told to come back later."""
-        if self._server is not None:
-            self._server.close()
+        self._shut()
         for connection in list(self.connections.values()):
             connection.leave(Goaway(reason=reason, deadline_ms=deadline_ms))
 
@@ -81,6 +80,7 @@ class Listener:
 
     async def close(self, timeout_s: float) -> None:
         """All connections are gone: what was sent is flushed, within ``timeout_s``."""
+        self._shut()
         for connection in list(self.connections.values()):
             connection.hang_up()
         if not await self.emptied(timeout_s):
@@ -89,8 +89,7 @@ class Listener:
 
     def abort(self) -> None:
         """All connections end now, with nothing more said."""
-        if self._server is not None:
-            self._server.close()
+        self._shut()
         self.watch.stop()
         for connection in list(self.connections.values()):
             connection.abort()
@@ -125,7 +124,9 @@ class Listener:
     def crowded(self, connection: Connection) -> None:
         """It sent something while the inbox is over its limit."""
         role = connection.session.role
-        limit = self.limits.inbox_bytes_max * (1 if role is None or role.paused_first else 2)
+        if role is None:
+            return  # a stranger's words do not go into the inbox
+        limit = self.limits.inbox_bytes_max * (1 if role.paused_first else 2)
         if self.engine.inbox_bytes > limit and not connection.hanging_up:
             if not self._blocked:
                 _log.warning(
@@ -148,6 +149,11 @@ class Listener:
         self._blocked.discard(connection)
         if self._emptied is not None and not self.connections:
             self._emptied.set()
+
+    def _shut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _accept(self) -> Connection:
         self._accepted += 1

@@ -6,8 +6,7 @@
 
 Rule 1. Until OPEN, nothing is taken but the next word of the handshake: strangers reach
         no decoder but the header's and no code but this file's.
-Rule 2. What is legal is decided by qprotocol.conversation; this file adds who may say it
-        (roles) and that a request carries a correlation id.
+Rule 2. What is legal is decided by qprotocol.conversation; this file adds who may say it.
 Rule 3. A refusal here ends the connection: it is raised as ProtocolError.
 """
 
@@ -29,17 +28,12 @@ from qprotocol.frames import (
     Frame,
     Goaway,
     Greeting,
-    Heartbeat,
     Hello,
     Ok,
-    Running,
     Welcome,
 )
 
 NONCE_BYTES = 16
-
-UNANSWERED = frozenset({Heartbeat, Credit, Running})
-"""Frames that need no correlation id, for nothing answers them."""
 
 CROSSED = (Consume, Credit)
 
@@ -143,8 +137,6 @@ class Session:
                 self._say(too_late(frame))
             return False
         self.conversation.advance(frame, CLIENT)
-        if not frame.correlation and type(frame) not in UNANSWERED:
-            raise ProtocolError("BAD_FRAME", f"{type(frame).__name__} without a correlation id")
         if type(frame) is Auth:
             self._authenticate(frame)
             return False
@@ -178,10 +170,10 @@ class Session:
 
     def _authenticate(self, auth: Auth) -> None:
         if auth.mechanism not in self._terms.mechanisms:
-            known = ", ".join(self._terms.mechanisms) or "none at all"
+            known = ", ".join(self._terms.mechanisms) or "there are none"
             raise ProtocolError(
                 "AUTH_FAILED",
-                f"the mechanism {auth.mechanism[:40]!r} is not accepted here: {known}",
+                f"the mechanism {auth.mechanism[:40]!r} is not accepted; accepted here: {known}",
             )
         ok = Ok(correlation=auth.correlation)
         self.conversation.advance(ok, SERVER)
