@@ -330,7 +330,7 @@ class Engine:
         awaited = self._head == self._batch.number
         lazy = not self._batch.empty and waited >= LAZY_MS
         idle = not self._told_durable and waited >= IDLE_MS
-        if not (awaited or lazy or idle or self._full or self._interval_is_over(now)):
+        if not (awaited or lazy or idle or self._full or self._sync_owed(now)):
             return
         sync = self._sync_wanted(now)
         self._told_durable = self._batch.empty
@@ -340,19 +340,19 @@ class Engine:
         else:
             self._commit_in_thread(sync=sync)
 
-    def _interval_is_over(self, now: Now) -> bool:
-        """Under fsync=interval: whether what is written must be synced now."""
-        return (
-            self._config.fsync == "interval"
-            and self._log.durable < self._log.written
-            and now.mono_ms - self._last_sync_ms >= self._config.fsync_interval_ms
-        )
+    def _sync_owed(self, now: Now) -> bool:
+        """Whether what is written must be synced: for somebody who waits, or by the interval."""
+        if self._log.durable == self._log.written:
+            return False
+        if any(each.synced for held in self._held for each in held.effects):
+            return True
+        waited = now.mono_ms - self._last_sync_ms
+        return self._config.fsync == "interval" and waited >= self._config.fsync_interval_ms
 
     def _sync_wanted(self, now: Now) -> bool:
-        """Whether somebody waits for this batch to be on stable storage."""
-        number = self._batch.number
-        waiting = [each.synced for held in self._held if held.batch == number for each in held.effects]
-        if any(waiting) or self._interval_is_over(now):
+        """Whether this batch is to be synced: for those who wait for it, or by default."""
+        waiting = [each.synced for held in self._held for each in held.effects]
+        if any(waiting) or self._sync_owed(now):
             return True
         return self._config.fsync == "always" and not waiting
 

@@ -80,7 +80,9 @@ class Broker:
         except RefusedError as error:
             if type(frame) is f.Publish:
                 self.state.uploads.pop((connection, frame.correlation), None)
-            return [refusal(connection, frame, error.refused)]
+            answer = refusal(connection, frame, error.refused)
+            answer.synced = self.state.synced
+            return [answer]
         return self._carry_out(connection, frame, decision, append)
 
     def disconnected(self, connection: int, now: Now, append: AppendRaw) -> list[Effect]:
@@ -165,6 +167,9 @@ class Broker:
         if decision.listen:
             consuming.listen(self.state, decision.listen)
         out = self._take_effects()
+        default = self.state.synced
+        for effect in decision.effects:
+            effect.synced = default
         out += decision.effects
         reply = decision.reply
         if reply is not None and frame is not None:
@@ -172,7 +177,8 @@ class Broker:
                 assert isinstance(reply, f.Published)
                 reply.first = position
             reply.correlation = frame.correlation
-            out.append(Send(connection, reply, synced=decision.synced))
+            synced = default if decision.synced is None else decision.synced
+            out.append(Send(connection, reply, synced=synced))
         return out
 
     def _make_true(self, record: r.Record, append: AppendRaw) -> int:

@@ -16,8 +16,8 @@ class Decision:
     records: list[Record] = field(default_factory=list)
     reply: Frame | None = None
     effects: list[Effect] = field(default_factory=list)
-    synced: bool = True
-    """Whether the reply waits for stable storage, or for the kernel only."""
+    synced: bool | None = None
+    """Whether the reply waits for stable storage, or for the kernel only; None: as the broker's fsync."""
     positioned: bool = False
     """The reply is a Published whose ``first`` is the last record's position."""
     listen: Consumer | None = None

@@ -84,7 +84,10 @@ class Survey:
             if n_id:
                 name = raw[start + n_route : start + n_route + n_id]
                 if flags & wire.ID_MINTED:
-                    low, high = min(low, name), max(high, name)
+                    if name < low:
+                        low = name
+                    if name > high:
+                        high = name
                 else:
                     batch.named.append([index, name])
             if expires:

@@ -74,7 +74,7 @@ def settled(records: list[r.Record], lost: list[int], *, synced: bool) -> Decisi
     raw = b"".join(map(wire.POSITION.pack, lost))
     durability = "synced" if synced else "written"
     reply = Settled(durability=durability, lost=len(lost), raw=raw)
-    return Decision(records, reply, synced=synced or bool(lost))
+    return Decision(records, reply, synced=synced or None)
 
 
 def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:

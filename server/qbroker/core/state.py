@@ -57,6 +57,8 @@ class BrokerState:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.synced = settings.fsync == "always"
+        """What an answer waits for that belongs to no queue."""
         # Durable.
         self.epoch = 0
         self.queues: dict[str, Queue] = {}
