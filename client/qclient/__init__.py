@@ -1,0 +1,56 @@
+"""What applications import. Everything public is here; modules say how it works."""
+
+from qclient.app import App
+from qclient.batches import PartialPublish
+from qclient.context import Context
+from qclient.exceptions import (
+    ConnectError,
+    ConnectionLost,
+    DuplicateId,
+    NotDone,
+    OutcomeUnknown,
+    QBrokerError,
+    RefusedError,
+    UnknownId,
+)
+from qclient.failures import ResultTimeout, TaskFailure, TaskRevoked
+from qclient.result import AsyncResult
+from qclient.serialization import DecodeError
+from qclient.shared import current_app, shared_task
+from qclient.signature import Signature
+from qclient.task import Task
+from qclient.verdicts import (
+    Ignore,
+    MaxRetriesExceededError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+)
+
+__all__ = [
+    "App",
+    "AsyncResult",
+    "ConnectError",
+    "ConnectionLost",
+    "Context",
+    "DecodeError",
+    "DuplicateId",
+    "Ignore",
+    "MaxRetriesExceededError",
+    "NotDone",
+    "OutcomeUnknown",
+    "PartialPublish",
+    "QBrokerError",
+    "RefusedError",
+    "Reject",
+    "ResultTimeout",
+    "Retry",
+    "Signature",
+    "SoftTimeLimitExceeded",
+    "Task",
+    "TaskFailure",
+    "TaskRevoked",
+    "UnknownId",
+    "current_app",
+    "shared_task",
+]
