@@ -18,7 +18,7 @@ from qbroker.log.errors import (
     UnreadableError,
 )
 from qbroker.log.index import SPACING_BYTES
-from qbroker.log.log import SEGMENT_BYTES_MAX, Log, LogSettings
+from qbroker.log.log import Log, LogSettings
 from simdisk import SimDisk
 
 
@@ -142,11 +142,14 @@ def test_a_batch_has_a_limit_of_bytes(new_story) -> None:
         batch.add(1, bytes(1500))
 
 
-@pytest.mark.parametrize("size", [4096, SEGMENT_BYTES_MAX + 1])
-def test_a_segment_size_has_bounds(size) -> None:
+@pytest.mark.parametrize(
+    ("setting", "size"),
+    [("segment_bytes", 4096), ("segment_bytes", (2 << 30) + 1), ("batch_bytes_max", (1 << 30) + 1)],
+)
+def test_sizes_have_bounds(setting, size) -> None:
     """A size that cannot work is refused with the bounds."""
-    with pytest.raises(ValueError, match="choose 5120 to 2147483648"):
-        LogSettings(segment_bytes=size)
+    with pytest.raises(ValueError, match=f"{setting} is {size};.*choose \\d+ to \\d+"):
+        LogSettings(**{setting: size})
 
 
 def test_a_record_far_inside_a_large_batch_is_found(new_story) -> None:

@@ -26,6 +26,7 @@ from qbroker.log.disk import Disk, File
 from qbroker.log.errors import LogError, LogFailed, NoSuchPosition, TrimmedError
 from qbroker.log.format import (
     BATCH_BYTES_MAX,
+    SECTOR_BYTES,
     SLOT_BITS,
     BatchInfo,
     StoredRecord,
@@ -43,6 +44,7 @@ from qbroker.log.window import Handles
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_BYTES_MAX = 2 << 30  # offsets in the index have 32 bits
+BATCH_BYTES_LIMIT = 1 << 30  # as has the length of a batch; also what a reader must hold
 READ_BLOCK_BYTES = 256 << 10
 
 
@@ -55,11 +57,14 @@ class LogSettings:
     cluster: bytes = NO_CLUSTER
 
     def __post_init__(self) -> None:
-        if not SEGMENT_BYTES_MIN <= self.segment_bytes <= SEGMENT_BYTES_MAX:
-            raise ValueError(
-                f"segment_bytes is {self.segment_bytes}; files are made in that size; "
-                f"choose {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}"
-            )
+        for name, size, low, high in (
+            ("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
+            ("batch_bytes_max", self.batch_bytes_max, SECTOR_BYTES, BATCH_BYTES_LIMIT),
+        ):
+            if not low <= size <= high:
+                raise ValueError(
+                    f"{name} is {size}; the format cannot hold that; choose {low} to {high}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
