@@ -30,13 +30,12 @@ from qbroker.ages import Ages
 from qbroker.bodies import Bodies
 from qbroker.config import Config
 from qbroker.core import effects as e
-from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.core.statistics import Statistics
 from qbroker.delivery import Delivery
+from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
-from qbroker.log.batch import BatchBuilder
 from qbroker.log.errors import LogFailed
 from qbroker.log.log import Log
 from qprotocol import frames as f
@@ -46,14 +45,6 @@ logger = logging.getLogger("qbroker.engine")
 INLINE_SYNC_S = 0.001
 """A sync that lately took less than this runs in the loop: a thread costs a lone caller more."""
 INLINE_BYTES = 64 * 1024
-LAZY_MS = 20
-"""Grants that nobody waits for are written this late if nothing else is."""
-IDLE_MS = 100
-"""After this long without a batch an empty one says what is durable (LOG.md, recovery)."""
-BATCH_ROOM = 2 * 1024 * 1024
-"""A batch this close to batch_bytes_max takes no more frames."""
-LAZY_RECORDS = (r.Granted, r.CameDue, r.Returned)
-
 
 class Connection(Protocol):
     """What the engine sees of a connection."""
@@ -100,14 +91,6 @@ def mono_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-@dataclass(slots=True)
-class Held:
-    """Effects of one turn, and the batch they wait for."""
-
-    batch: int
-    effects: list[e.Effect]
-
-
 class Engine:
     """The running broker. Belongs to one event loop; started by ``boot``."""
 
@@ -124,18 +107,17 @@ class Engine:
         self._delivery = Delivery(self._bodies, core, self._connections, self._readers)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
         self._found: deque[tuple[int, f.Frame, dict[int, bytes]]] = deque()
-        self._batch: BatchBuilder = log.begin()
-        self._keys = (0, 0)
-        self._head = log.written
-        """The latest batch that somebody may wait for."""
-        self._held: deque[Held] = deque()
+        self._group = GroupCommit(
+            log,
+            self._bodies,
+            fsync=config.fsync,
+            interval_ms=config.fsync_interval_ms,
+            batch_bytes_max=config.batch_bytes_max,
+        )
         self._committing = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_turn_ms = mono_ms()
-        self._last_commit_ms = mono_ms()
-        self._last_sync_ms = mono_ms()
-        self._told_durable = True
         self._sync_s = 0.0
         self._preparing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,8 +132,8 @@ class Engine:
 
     def boot(self, version: str, node: str) -> None:
         """A new epoch is durable: connections may come. Raises LogFailed."""
-        self._core.boot(self._now(), version, self._append)
-        self._commit(sync=True)
+        self._core.boot(self._now(), version, self._group.append)
+        self._write(self._group.take(sync=True))
         epoch = self._core.state.epoch
         self.identity = Identity(self._log.log_id.hex(), node, epoch)
 
@@ -165,7 +147,7 @@ class Engine:
     async def stop(self) -> None:
         """What arrived is decided and durable; the threads are gone. The log is not closed."""
         self._stopping = True
-        while self.failure is None and (self._inbox or self._committing or not self._batch.empty):
+        while self.failure is None and (self._inbox or self._committing or not self._group.empty):
             self._turn()
             await asyncio.sleep(0.001)
         if self._timer:
@@ -226,13 +208,13 @@ class Engine:
         began = time.perf_counter()
         now = self._now()
         self._note_stall(now)
-        out = self._core.due(now, self._append)
+        out = self._core.due(now, self._group.append)
         out += self._drain(now, began)
-        out += self._core.dispatch(self._append)
-        self._hold(out)
+        out += self._core.dispatch(self._group.append)
+        self._group.hold(out)
         self._release()
         self._write_if_due(now)
-        if self._inbox and not self._full or self._core.has_more:
+        if self._inbox and not self._group.full or self._core.has_more:
             self._schedule()
         self._set_timer(now)
         self._timings.turn.observe(time.perf_counter() - began)
@@ -250,71 +232,32 @@ class Engine:
         out: list[e.Effect] = []
         end = began + self._config.turn_ms / 1000
         was_over = self.inbox_bytes > self._config.inbox_bytes_max
-        while self._found and not self._full:
+        while self._found and not self._group.full:
             number, asked, found = self._found.popleft()
             if number in self._connections:
-                out += self._core.execute(number, asked, now, self._append, found)
+                out += self._core.execute(number, asked, now, self._group.append, found)
         inbox = self._inbox
-        while inbox and not self._full:
+        while inbox and not self._group.full:
             connection, frame = inbox.popleft()
             if frame is None:
-                out += self._core.disconnected(connection.number, now, self._append)
+                out += self._core.disconnected(connection.number, now, self._group.append)
             else:
                 self.inbox_bytes -= len(frame.raw) + 64
                 if type(frame) is f.Inspect:
                     out.append(self._inspected(connection.number, frame))
                 else:
-                    out += self._core.execute(connection.number, frame, now, self._append)
+                    out += self._core.execute(connection.number, frame, now, self._group.append)
             if time.perf_counter() > end:
                 break
         if was_over and self.inbox_bytes < self._config.inbox_bytes_max // 2 and self.on_drained:
             self.on_drained()
         return out
 
-    @property
-    def _full(self) -> bool:
-        return self._batch.bytes > max(self._config.batch_bytes_max - BATCH_ROOM, BATCH_ROOM)
-
-    def _append(self, record: r.Record) -> int:
-        position = self._batch.add(record.TYPE, record.parts(), record.slots)
-        self._bodies.note(position, record)
-        if type(record) not in LAZY_RECORDS:
-            self._head = self._batch.number
-            if isinstance(record, r.Published | r.PartStored):
-                self._note_keys(record.batch.keys)
-            elif isinstance(record, r.Settled):
-                self._note_keys(record.follow_on.keys)
-        return position
-
-    def _note_keys(self, keys: tuple[int, int]) -> None:
-        if keys[1]:
-            low, high = self._keys
-            self._keys = (min(low or keys[0], keys[0]), max(high, keys[1]))
-
-    # Effects.
-
-    def _hold(self, effects: list[e.Effect]) -> None:
-        if effects:
-            self._held.append(Held(self._head, effects))
-
     def _release(self) -> None:
         """Send what the log allows, in order."""
-        durable, written = self._log.durable, self._log.written
-        while self._held:
-            held = self._held[0]
-            if held.batch > durable:
-                break
-            self._held.popleft()
-            self._send(held.effects)
-        for held in self._held:
-            if held.batch > written:
-                break
-            ready = [effect for effect in held.effects if not effect.synced]
-            if ready:
-                held.effects = [effect for effect in held.effects if effect.synced]
-                self._send(ready)
-
-    def _send(self, effects: list[e.Effect]) -> None:
+        effects = self._group.released()
+        if not effects:
+            return
         for effect in effects:
             if isinstance(effect, e.Lookup):
                 self._look_up(effect)
@@ -323,79 +266,44 @@ class Engine:
     # The log.
 
     def _write_if_due(self, now: Now) -> None:
-        """Start writing the batch if somebody waits for it, or it has waited long enough."""
-        if self._committing:
+        """Start writing the batch if it is due: here if that is quick, else in the thread."""
+        commit = None if self._committing else self._group.due(now.mono_ms)
+        if commit is None:
             return
-        waited = now.mono_ms - self._last_commit_ms
-        awaited = self._head == self._batch.number
-        lazy = not self._batch.empty and waited >= LAZY_MS
-        idle = not self._told_durable and waited >= IDLE_MS
-        if not (awaited or lazy or idle or self._full or self._sync_owed(now)):
-            return
-        sync = self._sync_wanted(now)
-        self._told_durable = self._batch.empty
-        small = self._batch.bytes < INLINE_BYTES and not self._inbox
-        if small and (not sync or self._sync_s < INLINE_SYNC_S):
-            self._commit_inline(sync=sync)
+        small = commit.batch.bytes < INLINE_BYTES and not self._inbox
+        if small and (not commit.sync or self._sync_s < INLINE_SYNC_S):
+            try:
+                took = self._write(commit)
+            except LogFailed as failure:
+                self._fail(failure)
+            else:
+                self._committed(took)
         else:
-            self._commit_in_thread(sync=sync)
+            self._write_in_thread(commit)
 
-    def _sync_owed(self, now: Now) -> bool:
-        """Whether what is written must be synced: for somebody who waits, or by the interval."""
-        if self._log.durable == self._log.written:
-            return False
-        if any(each.synced for held in self._held for each in held.effects):
-            return True
-        waited = now.mono_ms - self._last_sync_ms
-        return self._config.fsync == "interval" and waited >= self._config.fsync_interval_ms
-
-    def _sync_wanted(self, now: Now) -> bool:
-        """Whether this batch is to be synced: for those who wait for it, or by default."""
-        waiting = [each.synced for held in self._held for each in held.effects]
-        if any(waiting) or self._sync_owed(now):
-            return True
-        return self._config.fsync == "always" and not waiting
-
-    def _commit(self, *, sync: bool) -> float:
-        """Write the batch, and begin the next. Returns the seconds it took."""
-        batch, keys = self._take_batch()
-        return self._write(batch, keys, sync=sync)
-
-    def _take_batch(self) -> tuple[BatchBuilder, tuple[int, int]]:
-        batch, keys = self._batch, self._keys
-        self._batch, self._keys = self._log.begin(), (0, 0)
-        self._timings.batch_records.observe(len(batch.records))
-        return batch, keys
-
-    def _write(self, batch: BatchBuilder, keys: tuple[int, int], *, sync: bool) -> float:
-        now = wall_ms()
+    def _write(self, commit: Commit) -> float:
+        """Write the batch; the seconds that took. Here or in the thread. Raises LogFailed."""
+        now, epoch = wall_ms(), self._core.state.epoch
+        self._timings.batch_records.observe(len(commit.batch.records))
         began = time.perf_counter()
-        epoch = self._core.state.epoch
-        self._log.commit(batch, sync=sync, wall_ms=now, epoch=epoch, keys=keys)
-        self._ages.note(batch.number, now)
+        self._log.commit(
+            commit.batch, sync=commit.sync, wall_ms=now, epoch=epoch, keys=commit.keys
+        )
+        self._ages.note(commit.batch.number, now)
         return time.perf_counter() - began
 
-    def _commit_inline(self, *, sync: bool) -> None:
-        try:
-            took = self._commit(sync=sync)
-        except LogFailed as failure:
-            self._fail(failure)
-            return
-        self._committed(took)
-
-    def _commit_in_thread(self, *, sync: bool) -> None:
+    def _write_in_thread(self, commit: Commit) -> None:
         assert self._loop is not None
         loop = self._loop
-        batch, keys = self._take_batch()
         self._committing = True
 
         def done(future: Future[float]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._commit_done, future)
+                loop.call_soon_threadsafe(self._written, future)
 
-        self._writer.submit(self._write, batch, keys, sync=sync).add_done_callback(done)
+        self._writer.submit(self._write, commit).add_done_callback(done)
 
-    def _commit_done(self, future: Future[float]) -> None:
+    def _written(self, future: Future[float]) -> None:
         self._committing = False
         failure = future.exception()
         if failure is not None:
@@ -405,12 +313,9 @@ class Engine:
         self._schedule()
 
     def _committed(self, took: float) -> None:
-        self._last_commit_ms = mono_ms()
-        if self._log.durable == self._log.written:
-            self._last_sync_ms = self._last_commit_ms
+        self._group.committed(mono_ms())
         self._sync_s += (took - self._sync_s) / 8
         self._timings.sync.observe(took)
-        self._bodies.shrink()
         self._release()
         if not self._preparing and not self._log.statistics().spare_ready:
             self._preparing = True
@@ -428,7 +333,7 @@ class Engine:
 
     def _fail(self, failure: BaseException) -> None:
         """Nothing is answered from now on."""
-        self._held.clear()
+        self._group.drop()
         if isinstance(failure, LogFailed):
             self.failure = failure
         if self._over and not self._over.done():
@@ -461,13 +366,7 @@ class Engine:
         """See that a turn comes when something is due."""
         if self._loop is None or self._scheduled:
             return
-        wait = self._core.next_due_ms(now)
-        if not self._batch.empty:
-            wait = min(wait, LAZY_MS)
-        elif not self._told_durable:
-            wait = min(wait, IDLE_MS)
-        if self._config.fsync == "interval" and self._log.durable < self._log.written:
-            wait = min(wait, self._config.fsync_interval_ms)
+        wait = min(self._core.next_due_ms(now), self._group.wait_ms())
         if self._timer:
             self._timer.cancel()
         self._timer = self._loop.call_later(max(wait, 1) / 1000, self._schedule)
