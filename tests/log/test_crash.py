@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qbroker.log import recovery, segment
@@ -146,7 +146,6 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(story=st.lists(steps, max_size=30), data=st.data())
 def test_any_story_keeps_the_promise(story, data) -> None:
     """Written, synced, trimmed, stopped, killed, crashed and failed in any order."""
