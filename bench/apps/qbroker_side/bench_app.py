@@ -1,0 +1,27 @@
+"""The benchmark's tasks on qbroker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import task_bodies
+
+from qclient import App
+
+app = App("bench", broker=os.environ["BENCH_URL"])
+app.conf.task_default_queue = "q"
+
+noop = app.task(ignore_result=True)(task_bodies.noop)
+tick = app.task(ignore_result=True)(task_bodies.tick)
+stamp = app.task(ignore_result=True)(task_bodies.stamp)
+report_pid = app.task(ignore_result=True)(task_bodies.report_pid)
+echo = app.task(task_bodies.echo)
+
+_TASKS = {"noop": noop, "tick": tick}
+
+
+def send_many(name: str, arguments: Iterable[int | str]) -> None:
+    """One call for each argument, published in confirmed batches."""
+    task = _TASKS[name]
+    app.send_many(task.s(argument) for argument in arguments)

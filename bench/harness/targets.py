@@ -1,0 +1,128 @@
+"""Every figure of the bench: its unit, which way is better, and what it must reach.
+
+A target is either a multiple of what Celery + Redis does in the same run (`times`) or a number of
+its own (`absolute`). A figure without a target is there to be known. The scenarios, in the order
+in which they run, are the keys of `SCENARIOS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+OURS = "qbroker"
+THEIRS = "celery"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table."""
+
+    name: str
+    text: str
+    unit: str
+    better: Literal["higher", "lower"] = "higher"
+    times: float | None = None
+    absolute: float | None = None
+    ours_only: bool = False
+
+    @property
+    def target_text(self) -> str:
+        """The target as the table shows it."""
+        sign = "≥" if self.better == "higher" else "≤"
+        if self.times is not None:
+            return f"{sign} {self.times:g} ×"
+        if self.absolute is not None:
+            return f"{sign} {self.absolute:,.0f} {self.unit}"
+        return ""
+
+    def verdict(self, ours: float | None, theirs: float | None) -> str:
+        """`reached`, `not reached`, or nothing when there is no target or no figure."""
+        if ours is None:
+            return ""
+        if self.absolute is not None:
+            value, limit = ours, self.absolute
+        elif self.times is not None and theirs:
+            value, limit = ours / theirs, self.times
+        else:
+            return ""
+        good = value >= limit if self.better == "higher" else value <= limit
+        return "reached" if good else "not reached"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One file of `scenarios/` and the figures it returns."""
+
+    figures: tuple[Figure, ...]
+    sides: tuple[str, ...] = (THEIRS, OURS)
+    durable: bool = True  # our figure contains a sync, so the disk's own is measured beside it
+
+
+def _raw(verb: str) -> tuple[Figure, ...]:
+    figures = []
+    for peers in (1, 8):
+        for batch in (1, 100):
+            for size in (100, 1024):
+                goal = 250_000 if (batch, size) == (100, 100) and peers == 1 else None
+                figures.append(
+                    Figure(
+                        f"peers_{peers}_batch_{batch}_bytes_{size}",
+                        f"raw {verb}, {peers} connection{'s' * (peers > 1)}, {batch} × {size} B",
+                        "messages/s",
+                        absolute=goal,
+                        ours_only=True,
+                    )
+                )
+    return tuple(figures)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "delay_one_caller": Scenario(
+        (Figure("rate", "`.delay()`, one caller, one at a time", "calls/s", times=1.3),)
+    ),
+    "delay_8_threads": Scenario(
+        (Figure("rate", "`.delay()` from 8 threads of one process", "calls/s", times=4),)
+    ),
+    "send_many": Scenario((Figure("rate", "`send_many`", "calls/s", times=50),)),
+    "drain": Scenario((Figure("rate", "drain, one child, results ignored", "tasks/s", times=15),)),
+    "end_to_end": Scenario(
+        (Figure("rate", "end to end, producer in batches", "tasks/s", times=15),)
+    ),
+    "latency": Scenario(
+        (
+            Figure("p50_ms", "latency at 50 tasks/s, p50", "ms", "lower", times=0.4),
+            Figure("p99_ms", "latency at 50 tasks/s, p99", "ms", "lower", times=0.5),
+        )
+    ),
+    "call_and_wait": Scenario(
+        (Figure("rate", "call and wait for the result", "calls/s", times=2.5),)
+    ),
+    "worker_memory": Scenario(
+        (
+            Figure("child_pss_mb", "PSS of a worker child", "MB", "lower", times=0.4),
+            Figure("tree_pss_mb", "PSS of the whole worker, one child", "MB", "lower"),
+        ),
+        durable=False,
+    ),
+    "raw_publish": Scenario(_raw("publish"), sides=(OURS,)),
+    "raw_consume": Scenario(_raw("consume + ack"), sides=(OURS,)),
+    "queue_memory": Scenario(
+        (
+            Figure(
+                "bytes_a_message",
+                "broker RAM per queued 200-B message",
+                "B",
+                "lower",
+                absolute=40,
+            ),
+            Figure("start_s", "start with 1 M queued", "s", "lower", ours_only=True),
+        ),
+    ),
+    "info_log_cost": Scenario(
+        (
+            Figure("rate_info", "drain at `-l INFO`", "tasks/s"),
+            Figure("slower_percent", "cost of `-l INFO` on the drain", "%", "lower"),
+        )
+    ),
+}

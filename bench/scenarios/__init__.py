@@ -1,0 +1,1 @@
+"""One question a file. Each has `measure(arena)`, which answers with named figures."""

@@ -1,0 +1,48 @@
+"""What does a queued message of 200 bytes take of the broker's memory, and how long is a start?
+
+Ours: a million plain messages, then a restart with all of them queued. Theirs: 20,000 calls of a
+task with a 200-byte argument, which is how a Celery user fills a queue; Redis holds no less for it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from harness.arena import Arena
+from harness.targets import THEIRS
+
+BODY_BYTES = 200
+
+
+def measure(arena: Arena) -> dict[str, float]:
+    """Bytes of resident memory a message, and on our side seconds until the broker greets."""
+    if arena.side.name == THEIRS:
+        return _of_redis(arena)
+    from harness.raw import Connection, Load, publish  # noqa: PLC0415  only our side needs it
+
+    count = arena.many(ours=1_000_000, theirs=0)
+    publish(arena.port, Load("warm", 1, 100, BODY_BYTES, 1000))
+    before = _resident_bytes(arena.broker_pid)
+    publish(arena.port, Load("full", 1, 100, BODY_BYTES, count))
+    grown = _resident_bytes(arena.broker_pid) - before
+    arena.stop_broker()
+    began = time.monotonic()
+    arena.start_broker()
+    Connection(arena.port).close()
+    return {"bytes_a_message": grown / count, "start_s": time.monotonic() - began}
+
+
+def _of_redis(arena: Arena) -> dict[str, float]:
+    count = arena.many(ours=0, theirs=20_000)
+    arena.tasks.send_many("noop", ["x" * BODY_BYTES] * 100)
+    before = _resident_bytes(arena.broker_pid)
+    arena.tasks.send_many("noop", ["x" * BODY_BYTES] * count)
+    return {"bytes_a_message": (_resident_bytes(arena.broker_pid) - before) / count}
+
+
+def _resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no VmRSS line for {pid}")
