@@ -23,6 +23,7 @@ from qbroker.core.state import BrokerState, Producer, Upload
 
 _FIXED = wire.MESSAGE.size
 _FIXED_REST = _FIXED - 4
+_MINTED_BYTES = 16
 _DELAY_MARGIN_MS = 50
 """A message due sooner than this is ready now: not worth a timer."""
 
@@ -68,14 +69,16 @@ class Survey:
         while at < total:
             if total - at < _FIXED:
                 raise bad(index, f"only {total - at} bytes are left for it")
-            size, version, _, priority, flags, due, expires, n_route, n_id, _, n_meta, n_head = (
+            size, version, kind, priority, flags, due, expires, n_route, n_id, _, n_meta, n_head = (
                 unpack(raw, at)
             )
             start, end = at + _FIXED, at + 4 + size
             if end > end_max or size < _FIXED_REST + n_route + n_id + n_meta + n_head:
                 raise bad(index, "its lengths disagree with the bytes that came")
-            if version != wire.ENVELOPE_VERSION or not -100 <= priority <= 100:
-                raise bad(index, f"envelope version {version}, priority {priority}")
+            if version != wire.ENVELOPE_VERSION or kind > wire.KIND_TASK:
+                raise bad(index, f"envelope version {version}, kind {kind}")
+            if not -100 <= priority <= 100:
+                raise bad(index, f"priority {priority}: from -100 to 100")
             if size > body_max:
                 raise too_large(index, size, body_max)
             route = raw[start : start + n_route]
@@ -84,6 +87,8 @@ class Survey:
             if n_id:
                 name = raw[start + n_route : start + n_route + n_id]
                 if flags & wire.ID_MINTED:
+                    if n_id != _MINTED_BYTES:
+                        raise bad(index, f"a minted id of {n_id} bytes")
                     if name < low:
                         low = name
                     if name > high:
@@ -266,8 +271,7 @@ def decide_part(state: BrokerState, now: Now, connection: int, frame: Part) -> D
         kept = state.pieces.setdefault(key, [])
         kept.append(frame.raw)
         if sum(map(len, kept)) > state.settings.result_bytes_max + 4096:
-            state.pieces[key] = [b""]  # the frame that ends it is refused for its length
-            raise RefusedError(
+                raise RefusedError(
                 "BODY_TOO_LARGE", f"result_bytes_max is {state.settings.result_bytes_max}"
             )
         return Decision()

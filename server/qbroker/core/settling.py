@@ -116,15 +116,13 @@ def count_acked(grant: Grant, first: int, count: int) -> None:
 def decide_settle(state: BrokerState, now: Now, connection: int, frame: Settle) -> Decision:
     """Each outcome becomes one record; those whose lease is lost become nothing."""
     survey, records, lost = Survey(state, now), [], []
-    pieces = state.pieces.pop((connection, frame.correlation), None)
+    raw = b"".join((*state.pieces.pop((connection, frame.correlation), ()), frame.raw))
     at, count, seen = 0, 0, set()
     synced = False
     try:
-        while at < len(frame.raw):
-            outcome, at = Outcome.unpack(frame.raw, at)
+        while at < len(raw):
+            outcome, at = Outcome.unpack(raw, at)
             count += 1
-            if outcome.flags & wire.IN_PARTS:
-                outcome.result, pieces = b"".join(pieces or ()), None
             grant = state.leases.get(outcome.position)
             good = grant is not None and grant.number == outcome.grant
             if grant is None or not good or outcome.position in seen:
