@@ -40,7 +40,8 @@ rewrite: .venv/installed ## write what happens now into the scenarios; then read
 	@git --no-pager diff --stat -- tests/scenarios
 
 docs: .venv/installed ## write the generated tables again
-	@$(call generate,.)
+	@$(RUN) -m qprotocol.tables
+	@.venv/bin/qbroker tables server/README.md
 
 clean: ## remove what make and the tools have made here
 	rm -rf .venv .venv-demo .venv-bench build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -69,21 +70,10 @@ coverage: .venv/installed
 
 generated: .venv/installed
 	@echo "generated tables"
-	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && mkdir "$$new/protocol" "$$new/server" \
-	&& $(call generate,$$new) \
-	&& for table in $(GENERATED); do \
-		diff -u "$$table" "$$new/$$table" || { echo "$$table is out of date: run make docs" >&2; exit 1; }; \
-	done
+	@$(RUN) -m qprotocol.tables --check
+	@.venv/bin/qbroker tables --check server/README.md
 
 # --- How --------------------------------------------------------------------------------------
-
-GENERATED := protocol/FRAMES.md server/SETTINGS.md
-
-# $(call generate,folder): the generated tables, written into the same places under folder.
-define generate
-$(RUN) -m qprotocol.tables > "$(1)/protocol/FRAMES.md" \
-	&& .venv/bin/qbroker config --markdown > "$(1)/server/SETTINGS.md"
-endef
 
 # The first interpreter that is new enough and can make virtual environments; else "trouble: " and a
 # sentence. Looked for only when it is needed, and once.
