@@ -5,6 +5,7 @@ Rule 2. A connection that waits for the disk delays nobody else.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
@@ -106,29 +107,29 @@ class Delivery:
         """The connection is gone."""
         self._waiting.pop(number, None)
 
-    def find(self, lookup: e.Lookup) -> Callable[[], dict[int, bytes]]:
-        """What reads, in a thread, the messages that ``lookup`` asks for."""
-        hot: dict[int, bytes] = {}
+    def find_here(self, lookup: e.Lookup) -> dict[int, bytes]:
+        """Those of the messages that ``lookup`` names by position which are in memory."""
+        found: dict[int, bytes] = {}
         for position in lookup.positions:
-            try:
-                hot[position] = self._bodies.message(position)
-            except (Cold, IndexError):
-                continue
-        cold = [position for position in lookup.positions if position not in hot]
-        unwritten = list(self._bodies.unwritten()) if lookup.id else []
-        bodies, log = self._bodies, self._bodies.log
+            with contextlib.suppress(Cold, IndexError):
+                found[position] = self._bodies.message(position)
+        return found
 
-        def found() -> dict[int, bytes]:
-            out = dict(hot)
-            for position in cold:
-                out[position] = read_message(bodies, position)
+    def finder(self, lookup: e.Lookup, found: dict[int, bytes]) -> Callable[[], dict[int, bytes]]:
+        """What reads the rest of what ``lookup`` asks for, in a thread."""
+        cold = [position for position in lookup.positions if position not in found]
+        unwritten = list(self._bodies.unwritten()) if lookup.id else []
+        bodies = self._bodies
+
+        def find() -> dict[int, bytes]:
+            out = found | {position: read_message(bodies, position) for position in cold}
             if lookup.id and not any(out.values()):
                 name, minted = pack_id(lookup.id)
                 if minted:
-                    out.update(find_minted(log, minted_ms(name), name, unwritten))
+                    out |= find_minted(bodies.log, minted_ms(name), name, unwritten)
             return out
 
-        return found
+        return find
 
 
 def read_message(bodies: Bodies, position: int) -> bytes:

@@ -344,7 +344,13 @@ class Engine:
     def _look_up(self, lookup: e.Lookup) -> None:
         """Find what the core asked for; the frame is decided again with it."""
         assert self._loop is not None
-        future = self._loop.run_in_executor(self._readers, self._delivery.find(lookup))
+        found = self._delivery.find_here(lookup)
+        if found and len(found) == len(lookup.positions):
+            self._found.append((lookup.connection, lookup.frame, found))
+            self._schedule()
+            return
+        finder = self._delivery.finder(lookup, found)
+        future = self._loop.run_in_executor(self._readers, finder)
 
         def done(future: asyncio.Future[dict[int, bytes]]) -> None:
             if future.cancelled() or self.failure is not None:
