@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from qclient.context import current_request
 from qclient.exceptions import NotDone, OutcomeUnknown, QBrokerError
-from qclient.mint import mint_many
-from qclient.recipe import ID_BYTES, Callee, Recipe, pack_size
+from qclient.mint import minted
+from qclient.recipe import Callee, Recipe, pack_size
 from qclient.result import AsyncResult
 from qclient.serialization import pack_plain
 from qclient.signature import Signature
@@ -39,8 +39,6 @@ CHUNK_BYTES_MAX = FRAME_BYTES_MAX - 64
 ATOMIC_MESSAGES_MAX = 50_000
 ATOMIC_BYTES_MAX = 64 * 1024 * 1024
 """The broker's defaults for one publish in parts."""
-IDS_FIRST, IDS_MORE = 32, 512
-"""Ids minted at once: few first, for short batches."""
 
 
 class PartialPublish(QBrokerError):  # noqa: N818  # says what happened
@@ -88,54 +86,58 @@ def chunks(
 ) -> Iterator[Chunk]:
     """The signatures, packed, in chunks. Raises TypeError or ValueError for a bad one."""
     request = current_request.get()
+    next_id = minted(now_ms).__next__
     last: Callee | None = None
     shared: Recipe | None = None
-    least, most = 0, -1
+    least, most, size = 0, -1, 0
     pieces: list[bytes] = []
     results: list[AsyncResult[Any]] = []
-    size = at = 0
-    ids = mint_many(now_ms(), IDS_FIRST)
     for signature in signatures:
+        if type(signature) is not Signature or signature.callee is not last:
+            last, shared = callee_of(signature, app), None
+            least, most = last.arity or (0, -1)
         callee, args, kwargs = signature.callee, signature.args, signature.kwargs
-        if callee is not last:
-            if callee.app is not app:
-                raise ValueError(f"{signature!r} belongs to another App than the one that sends it")
-            last, shared = callee, None
-            least, most = callee.arity or (0, -1)
+        options = signature.options
         if kwargs or not least <= len(args) <= most:
             callee.check(args, kwargs)
-        options = signature.options
         if options or shared is None:
             recipe = callee.recipe_for(options, args, kwargs).within(request)
             shared = recipe if not options and callee.recipe is not None else None
         else:
             recipe = shared
-        if at == len(ids):
-            ids, at = mint_many(now_ms(), IDS_MORE), 0
-        raw_id = ids[at : at + ID_BYTES]
-        at += ID_BYTES
+        raw_id = next_id()
+        task_id: bytes | str = raw_id
+        message: tuple[bytes, ...]
         if recipe.plain and not options:
             try:
                 body = pack_plain([[*args], kwargs])
             except (TypeError, ValueError, OverflowError):
                 body = callee.encode(recipe, args, kwargs)
-            message = (pack_size(recipe.rest + len(body)), recipe.head, raw_id, recipe.tail, body)
-            more = recipe.rest + 4 + len(body)
-            result: AsyncResult[Any] = AsyncResult(raw_id, app)
+            more = recipe.rest + len(body)
+            message = (pack_size(more), recipe.head, raw_id, recipe.tail, body)
         else:
             body = callee.encode(recipe, args, kwargs)
             whole, task_id = recipe.finish(body, options, now_ms(), raw_id)
-            message, more = (whole,), len(whole)  # type: ignore[assignment]
-            result = AsyncResult(task_id, app)
-        if size + more > bytes_max or len(results) == count_max:
+            more = len(whole)
+            message = (whole,)
+        if size + more + 4 > bytes_max or len(results) == count_max:
             if results:
                 yield Chunk(pieces, results)
             pieces, results, size = [], [], 0
         pieces += message
-        results.append(result)
-        size += more
+        results.append(AsyncResult(task_id, app))
+        size += more + 4
     if results:
         yield Chunk(pieces, results)
+
+
+def callee_of(signature: object, app: "App") -> Callee:
+    """The task that is called. Raises TypeError or ValueError if this App cannot send it."""
+    if not isinstance(signature, Signature):
+        raise TypeError(f"send_many takes calls such as add.s(1, 2), not {signature!r:.80}")
+    if signature.app is not app:
+        raise ValueError(f"{signature!r:.80} belongs to {signature.app!r}, not to {app!r}")
+    return signature.callee
 
 
 class Tally:

@@ -4,10 +4,13 @@ Nothing is kept between calls, so a fork has nothing to share.
 """
 
 import os
+from collections.abc import Callable, Iterator
 
 from qprotocol.ids import mint
 
 VERSION_AND_VARIANT = 0x7 << 76 | 0x2 << 62
+IDS_FIRST, IDS_MORE = 32, 512
+"""Ids of a stream minted at once: few first, for short batches."""
 RANDOM = (1 << 80) - 1 ^ 0xF << 76 ^ 0x3 << 62
 """The 74 bits of an id's last 80 that are random."""
 
@@ -27,3 +30,13 @@ def mint_many(now_ms: int, count: int) -> bytes:
     mask = int.from_bytes(RANDOM.to_bytes(16) * count)
     noise = int.from_bytes(os.urandom(16 * count))
     return (noise & mask | ones).to_bytes(16 * count)
+
+
+def minted(now_ms: Callable[[], int]) -> Iterator[bytes]:
+    """New ids without end. Those of one block share their moment."""
+    count = IDS_FIRST
+    while True:
+        block = mint_many(now_ms(), count)
+        for at in range(0, len(block), 16):
+            yield block[at : at + 16]
+        count = IDS_MORE
