@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from qprotocol import wire
 from qprotocol.errors import Refused
 from qprotocol.frames import Part, Publish, Published
-from qprotocol.limits import MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
+from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
 from qprotocol.message import unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
@@ -268,12 +268,7 @@ def decide_part(state: BrokerState, now: Now, connection: int, frame: Part) -> D
     """Stage a piece of a publish in the log; keep a piece of anything else in memory."""
     key = connection, frame.correlation
     if frame.of != Publish.TYPE:
-        kept = state.pieces.setdefault(key, [])
-        kept.append(frame.raw)
-        if sum(map(len, kept)) > state.settings.result_bytes_max + 4096:
-                raise RefusedError(
-                "BODY_TOO_LARGE", f"result_bytes_max is {state.settings.result_bytes_max}"
-            )
+        keep_piece(state, key, frame)
         return Decision()
     if frame.index == 0:
         state.uploads[key] = Upload()
@@ -295,6 +290,20 @@ def decide_part(state: BrokerState, now: Now, connection: int, frame: Part) -> D
         raise
     upload.synced = upload.synced or survey.synced
     return Decision([*survey.opened, stored], synced=False)
+
+
+def keep_piece(state: BrokerState, key: tuple[int, int], frame: Part) -> None:
+    """Keep a part of a settlement until its frame comes. After a refusal the rest is dropped."""
+    if frame.index == 0:
+        state.pieces[key] = []
+    kept = state.pieces.get(key)
+    if kept is None:
+        return
+    kept.append(frame.raw)
+    most = state.settings.result_bytes_max
+    if sum(map(len, kept)) > most + FRAME_BYTES_MAX:
+        del state.pieces[key]
+        raise RefusedError("BODY_TOO_LARGE", f"a settlement in parts: result_bytes_max is {most}")
 
 
 def piece(
