@@ -26,8 +26,11 @@ class Complaints:
         self._quiet_until: dict[str, float] = {}
         self._written: Counter[str] = Counter()
 
-    def add(self, code: str, peer: str, message: str) -> None:
-        """Count one, and log it unless a line with that code was written just now."""
+    def add(self, code: str, peer: str, message: str, trouble: BaseException | None = None) -> None:
+        """Count one, and log it unless a line with that code was written just now.
+
+        With ``trouble``, its traceback follows the line.
+        """
         self.counts[code] += 1
         now = self._clock()
         if now < self._quiet_until.get(code, 0.0):
@@ -36,7 +39,7 @@ class Complaints:
         others = self.counts[code] - self._written[code] - 1
         self._written[code] = self.counts[code]
         more = f" (and {others} more since the last such line)" if others else ""
-        _log.warning("%s from %s: %s%s", code, peer, printable(message), more)
+        _log.warning("%s from %s: %s%s", code, peer, printable(message), more, exc_info=trouble)
 
 
 def printable(text: str) -> str:

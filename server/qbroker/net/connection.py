@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         "_write",
         "blocked",
         "came_at",
+        "fed_up",
         "flushed_at",
         "flushed_bytes",
         "hanging_up_at",
@@ -120,6 +121,8 @@ class Connection(asyncio.Protocol):
         """When the watch first saw that we are hanging up."""
         self.blocked = False
         """Not read for the moment: the inbox is over its limit."""
+        self.fed_up = False
+        """Gets no more deliveries: the broker is about to go away."""
         self._owner = owner
         self._engine = owner.engine
         self._inbox_bytes_max = owner.limits.inbox_bytes_max
@@ -176,7 +179,8 @@ class Connection(asyncio.Protocol):
         self._engine.writable(self, False)
 
     def resume_writing(self) -> None:
-        self._engine.writable(self, True)
+        if not self.fed_up:
+            self._engine.writable(self, True)
 
     # What the engine calls.
 
@@ -243,6 +247,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def feed_up(self) -> None:
+        """No more deliveries are begun for it."""
+        if self._submitted and not self.fed_up:
+            self.fed_up = True
+            self._engine.writable(self, False)
+
     def leave(self, goaway: Goaway) -> None:
         """Say that the broker goes away; strangers are told so and hung up on."""
         if self.session.is_open:
@@ -290,6 +300,7 @@ class Connection(asyncio.Protocol):
         """The engine learns of a connection with its Hello, not before."""
         if type(frame) is Hello:
             self._submitted = True
+            self.must_speak = True  # until the Welcome says more
             self._owner.known(self)
             self._engine.connected(self)
 

@@ -62,8 +62,17 @@ class Listener:
         address = self._server.sockets[0].getsockname()
         return address[0], address[1]
 
+    def quiesce(self) -> None:
+        """Nobody new is accepted, and nobody is handed anything more.
+
+        Deliveries that wait for the disk still go out; a Goaway must come after them.
+        """
+        self._shut()
+        for connection in list(self.connections.values()):
+            connection.feed_up()
+
     def goaway(self, reason: str, deadline_ms: int) -> None:
-        """Nobody new is accepted, and everybody is told to come back later."""
+        """Everybody is told to come back later. Call ``quiesce`` a moment before."""
         self._shut()
         for connection in list(self.connections.values()):
             connection.leave(Goaway(reason=reason, deadline_ms=deadline_ms))

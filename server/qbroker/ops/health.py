@@ -1,51 +1,61 @@
 """Is the broker well: one verdict, from what moved lately.
 
-    ok        nothing waits for the disk, or what waits is moving
-    stalled   something has waited for STALLED_S and nothing moved: the disk hangs
+    ok        nothing waits for the disk, or the disk answers
+    stalled   a batch has been with the disk for STALLED_S: it hangs
     stopping  it was told to end
 
 Rule 1. Health is about progress, not about load: a long queue is a figure, not an illness.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 STALLED_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Vitals:
-    """What is looked at. ``waiting`` is whether anything waits for a turn or for the disk;
-    ``progress`` is any value that differs once something moved.
-    """
+class Observer(Protocol):
+    """A histogram."""
 
-    waiting: bool
-    progress: object
-    written: int
-    durable: int
-    last_sync_s: float
+    def observe(self, amount: float, /) -> None: ...
+
+
+class Counted:
+    """A histogram that also says how often it was told something, and what came last."""
+
+    def __init__(self, histogram: Observer) -> None:
+        self.count = 0
+        self.last = 0.0
+        self._histogram = histogram
+
+    def observe(self, amount: float, /) -> None:
+        self.count += 1
+        self.last = amount
+        self._histogram.observe(amount)
 
 
 class Health:
-    """The verdict, kept up to date by ``tick``."""
+    """The verdict, kept up to date by ``tick``.
 
-    def __init__(self, look: Callable[[], Vitals], epoch: int, version: str) -> None:
+    ``begun`` is told of every batch that goes to the disk, ``done`` of every one that is
+    back: one more of the first means that the disk is being waited for.
+    """
+
+    def __init__(self, begun: Counted, done: Counted, epoch: int, version: str) -> None:
         self.stopping = False
-        self._look = look
+        self._begun = begun
+        self._done = done
+        self._ahead = begun.count - done.count
+        self._seen = done.count
         self._epoch = epoch
         self._version = version
-        self._progress: object = None
         self._stuck_s = 0.0
         self._uptime_s = 0.0
 
     def tick(self, elapsed_s: float) -> None:
         """Look again, ``elapsed_s`` after the last time. Cheap: called several times a second."""
         self._uptime_s += elapsed_s
-        vitals = self._look()
-        if vitals.waiting and vitals.progress == self._progress:
-            self._stuck_s += elapsed_s
-        else:
-            self._progress, self._stuck_s = vitals.progress, 0.0
+        waiting = self._begun.count - self._done.count > self._ahead
+        moved, self._seen = self._done.count != self._seen, self._done.count
+        self._stuck_s = self._stuck_s + elapsed_s if waiting and not moved else 0.0
 
     @property
     def status(self) -> str:
@@ -53,17 +63,16 @@ class Health:
             return "stopping"
         return "stalled" if self._stuck_s > STALLED_S else "ok"
 
-    def report(self) -> dict[str, object]:
-        """What /health says. Times in the units of their names."""
-        vitals = self._look()
+    def report(self, written: int, durable: int) -> dict[str, object]:
+        """What /health says of a log whose batches are ``written`` and ``durable`` so far."""
         return {
             "status": self.status,
             "version": self._version,
             "epoch": self._epoch,
-            "log_written": vitals.written,
-            "log_durable": vitals.durable,
-            "log_durable_lag": vitals.written - vitals.durable,
-            "last_sync_ms": round(vitals.last_sync_s * 1000, 3),
+            "log_written": written,
+            "log_durable": durable,
+            "log_durable_lag": written - durable,
+            "last_sync_ms": round(self._done.last * 1000, 3),
             "stuck_ms": round(self._stuck_s * 1000),
             "uptime_s": round(self._uptime_s),
         }

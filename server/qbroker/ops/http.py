@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from qbroker.ops.health import Health
 from qbroker.ops.metrics import Metrics
 
 INDEX = "qbroker: /metrics for Prometheus, /health for whoever restarts it\n"
@@ -31,7 +30,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Http:
     """The HTTP listener of one broker."""
 
-    def __init__(self, metrics: Metrics, health: Health) -> None:
+    def __init__(self, metrics: Metrics, health: Callable[[], dict[str, object]]) -> None:
+        """``health`` gives the report, whose status is "ok" or the reason for a 503."""
         self._metrics = metrics
         self._health = health
         self._runner: web.AppRunner | None = None
@@ -81,9 +81,10 @@ class Http:
         )
 
     async def _get_health(self, _: web.Request) -> web.Response:
+        report = self._health()
         return web.Response(
-            status=200 if self._health.status == "ok" else 503,
-            text=json.dumps(self._health.report()) + "\n",
+            status=200 if report["status"] == "ok" else 503,
+            text=json.dumps(report) + "\n",
             content_type="application/json",
         )
 

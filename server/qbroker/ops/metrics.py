@@ -29,6 +29,8 @@ OUTCOMES = (
     "failed",
     "retried",
     "released",
+    "returned",
+    "crashed",
     "expired",
     "dead_lettered",
     "cancelled",

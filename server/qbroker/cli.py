@@ -1,0 +1,394 @@
+"""The ``qbroker`` command: run a broker, read its settings and its log, ask a running one.
+
+Rule 1. Trouble is one line on stderr and an exit code (server.Exit); never a traceback.
+Rule 2. Tables for people, ``--json`` for programs; colour only on a terminal.
+Rule 3. Every setting is a flag of ``serve`` and ``config``, made from the table in config.py.
+"""
+
+import difflib
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qbroker import config as settings
+from qbroker.config import SETTINGS, Config, ConfigError
+from qbroker.log.disk import FileDisk
+from qbroker.log.errors import LogError
+from qbroker.log.log import Log, LogSettings
+from qbroker.ops import metrics
+from qbroker.ops.admin import Admin, RefusedByBroker, Unreachable
+from qbroker.ops.journal import open_journal
+from qbroker.ops.overlay import OverlayDisk
+from qbroker.ops.peeking import peeked_messages
+from qbroker.ops.show import ago, printable, table
+from qbroker.ops.tables import refresh
+from qbroker.server import DISTRIBUTION, LOG_EXITS, LOG_FOLDER, CannotStart, Exit, serve
+from qprotocol.errors import ProtocolError
+from qprotocol.frames import Inspect, Ok, Peek, Peeked, Purge, Report
+
+INTERRUPTED = 130
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Trouble(click.ClickException):
+    """What a command could not do, in one line, with its exit code."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Commands(click.Group):
+    """A group that knows what was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            known = ", ".join(self.list_commands(ctx))
+            hint = f'did you mean "{near[0]}"?' if near else f"there are {known}"
+            raise click.UsageError(f'no command "{name}": {hint}', ctx)
+        return super().resolve_command(ctx, args)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command's entry point: exits with what became of it."""
+    message, code = "", int(Exit.FAILED)
+    try:
+        sys.exit(commands.main(arguments, prog_name="qbroker", standalone_mode=False) or 0)
+    except Trouble as trouble:
+        message, code = trouble.message, trouble.code
+    except click.ClickException as trouble:
+        message, code = trouble.format_message(), trouble.exit_code
+    except click.Abort:
+        message, code = "interrupted: nothing more was done", INTERRUPTED
+    except ConfigError as trouble:
+        message, code = str(trouble), Exit.USAGE
+    except CannotStart as trouble:
+        message, code = str(trouble), trouble.code
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.FAILED)
+    click.echo("qbroker: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(DISTRIBUTION), prog_name="qbroker")
+def commands() -> None:
+    """A durable task broker: one process, one folder."""
+
+
+# --- Running, and what it would run with ----------------------------------------------------------
+
+
+def with_settings(command: F) -> F:
+    """Every setting as a flag, and --config; the command is given a Config."""
+
+    @functools.wraps(command)
+    def loaded(config_path: Path | None, **given: Any) -> Any:
+        flags = {name: given.pop(name) for name in SETTINGS}
+        return command(settings.load(flags, os.environ, config_path), **given)
+
+    for row in reversed(SETTINGS.values()):
+        default = row.kind.show(row.default) or "none"
+        text = f"{row.why} ({row.allowed}; default {default})"
+        if isinstance(row.default, bool):
+            flag = f"{row.flag}/--no-{row.flag[2:]}"
+            option = click.option(flag, row.name, default=None, help=row.why)
+        else:
+            metavar = row.name.rpartition("_")[2].upper()
+            option = click.option(row.flag, row.name, metavar=metavar, help=text)
+        loaded = option(loaded)
+    where = click.Path(dir_okay=False, path_type=Path)
+    option = click.option(
+        "--config",
+        "config_path",
+        type=where,
+        envvar="QBROKER_CONFIG",
+        help="TOML file of settings.",
+    )
+    return option(loaded)  # type: ignore[return-value]
+
+
+@commands.command("serve")
+@with_settings
+def serve_command(config: Config) -> int:
+    """Run a broker until SIGTERM or Ctrl-C.
+
+    Each setting may also be a variable (QBROKER_LISTEN) or a key of the TOML file. Exit codes:
+    0 stopped; 1 an address is taken; 2 bad settings; 65 the log is damaged; 70 a bug;
+    73 the data folder is in use or not ours; 74 the disk failed.
+    """
+    if not __debug__:
+        raise Trouble(
+            "python -O switches off the assertions that guard your data: run without -O "
+            "and without PYTHONOPTIMIZE",
+            Exit.USAGE,
+        )
+    open_journal(config.log_level, config.log_format)
+    return int(serve(config, functools.partial(click.echo, color=False)))
+
+
+@commands.command("config")
+@with_settings
+@click.option("--markdown", is_flag=True, help="The table of all settings for the docs.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def config_command(config: Config, markdown: bool, as_json: bool) -> None:
+    """Show every setting: its value, and whether a flag, variable or file set it."""
+    if markdown:
+        click.echo(settings.markdown(), nl=False)
+        return
+    rows = settings.describe(config)
+    if as_json:
+        echo_json({row.name: {"value": row.value, "source": row.source} for row in rows})
+        return
+    shown = [(row.name, row.value or '""', row.source, row.help) for row in rows]
+    echo_table(("setting", "value", "from", "why"), shown)
+
+
+@commands.command("tables", hidden=True)
+@click.argument("document", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if it is out of date.")
+def tables_command(document: Path, check: bool) -> None:
+    """Write the generated tables of a document again."""
+    text = document.read_text(encoding="utf-8")
+    try:
+        made = refresh(text, {"settings": settings.markdown(), "metrics": metrics.markdown()})
+    except ValueError as error:
+        raise Trouble(f"{document}: {error}", Exit.FAILED) from error
+    if check and made != text:
+        raise Trouble(f'{document} is out of date: run "qbroker tables {document}"', Exit.FAILED)
+    if made != text:
+        document.write_text(made, encoding="utf-8")
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+
+@commands.group("log", cls=Commands)
+def log_group() -> None:
+    """Read a stopped broker's log. Nothing in the folder is changed."""
+
+
+FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+@contextmanager
+def opened_log(folder: Path) -> Iterator[Log]:
+    """The log in a data folder (or the log's own), read through an overlay."""
+    inner = folder / LOG_FOLDER
+    place = inner if inner.is_dir() else folder
+    if not (place / "META").is_file():
+        raise Trouble(f"{folder} holds no log: give the folder that --data names", Exit.FAILED)
+    try:
+        log = Log.open(OverlayDisk(FileDisk(str(place))), LogSettings())
+        try:
+            yield log
+        finally:
+            log.close()
+    except LogError as error:
+        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
+    except OSError as error:
+        raise Trouble(f"{place} cannot be read: {error.strerror or error}", Exit.FAILED) from error
+
+
+@log_group.command("dump")
+@FOLDER
+@click.option("--from", "first", type=click.IntRange(0), default=0, metavar="POSITION")
+@click.option("--limit", type=click.IntRange(1), help="Records at most.")
+def dump_command(folder: Path, first: int, limit: int | None) -> None:
+    """Print one line a record: position, when it was written, what it says."""
+    from qbroker.core.records import describe  # noqa: PLC0415  # the other commands need no core
+
+    shown = 0
+    with opened_log(folder) as log:
+        for _, records in log.replay(first >> 20):
+            for record in records:
+                if record.position < first:
+                    continue
+                if limit is not None and shown >= limit:
+                    return
+                shown += 1
+                when = datetime.fromtimestamp(record.wall_ms / 1000).astimezone()
+                said = printable(describe(record.type, record.body))
+                click.echo(f"{record.position} {when.isoformat(timespec='milliseconds')} {said}")
+
+
+@log_group.command("verify")
+@FOLDER
+def verify_command(folder: Path) -> None:
+    """Read everything and check every digest; exit 65 if something confirmed is damaged."""
+    batches = records = slots = 0
+    with opened_log(folder) as log:
+        torn = log.statistics().torn_bytes
+        for info, stored in log.replay():
+            batches += 1
+            records += len(stored)
+            slots += info.slots
+        click.echo(
+            f"intact: {records:,} records and {slots:,} positions in {batches:,} batches, "
+            f"{log.oldest:,} to {log.written:,}"
+        )
+    if torn:
+        click.echo(
+            f"{torn:,} bytes at the end were never confirmed: the next start sets them aside"
+        )
+
+
+# --- Asking a running broker ----------------------------------------------------------------------
+
+
+BROKER = click.option(
+    "--broker",
+    envvar="QBROKER_URL",
+    default="qbroker://localhost:7717",
+    show_default=True,
+    metavar="URL",
+    help="Where the broker listens; also QBROKER_URL.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@contextmanager
+def asking(broker: str) -> Iterator[Admin]:
+    """A conversation with the broker; what it refuses is trouble."""
+    try:
+        with Admin(broker) as admin:
+            yield admin
+    except Unreachable as error:
+        raise Trouble(str(error), Exit.UNAVAILABLE) from error
+    except RefusedByBroker as error:
+        raise Trouble(f"the broker refused: {error}", Exit.FAILED) from error
+    except (ProtocolError, ValueError) as error:
+        raise Trouble(str(error), Exit.USAGE) from error
+
+
+@commands.command("queues")
+@BROKER
+@JSON
+def queues_command(broker: str, as_json: bool) -> None:
+    """List the queues: what waits, what runs, what became of the rest."""
+    with asking(broker) as admin:
+        found = json.loads(admin.ask(Inspect(what="queues"), Report).raw)
+    if as_json:
+        echo_json(found)
+        return
+    counted = ("published", "acked", "failed", "retried", "dead_lettered")
+    header = ("queue", "ready", "scheduled", "leased", "consumers", "oldest", *counted)
+    rows = [
+        (
+            *(queue[column] for column in header[:5]),
+            ago(queue["oldest_ready_ms"]) if queue["ready"] else "",
+            *(queue["counts"].get(outcome, 0) for outcome in counted),
+        )
+        for queue in sorted(({**each, "queue": each["name"]} for each in found), key=by_name)
+    ]
+    echo_table([column.replace("_", " ") for column in header], rows)
+
+
+@commands.command("peek")
+@click.argument("queue")
+@click.option("-n", "--count", type=click.IntRange(1, 1000), default=10, show_default=True)
+@BROKER
+@JSON
+def peek_command(queue: str, count: int, broker: str, as_json: bool) -> None:
+    """Look at a queue's first messages without taking them."""
+    with asking(broker) as admin:
+        found = peeked_messages(admin.ask(Peek(queue=queue, count=count), Peeked))
+    if as_json:
+        echo_json([message.as_dict() for message in found])
+        return
+    header = (
+        "position",
+        "id",
+        "task",
+        "state",
+        "priority",
+        "tries",
+        "failures",
+        "bytes",
+        "last error",
+    )
+    rows = [
+        (
+            str(each.position),
+            *(each.id, each.task, each.state.lower(), each.priority),
+            *(each.deliveries, each.failures, each.body_bytes, each.error or each.reason),
+        )
+        for each in found
+    ]
+    echo_table(header, rows)
+
+
+@commands.command("purge")
+@click.argument("queue")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@BROKER
+@JSON
+def purge_command(queue: str, yes: bool, broker: str, as_json: bool) -> None:
+    """Drop every waiting message of a queue. There is no way back."""
+    with asking(broker) as admin:
+        if not yes:
+            confirm(f"drop every waiting message of {queue}?")
+        count = admin.ask(Purge(queue=queue), Ok).count
+    if as_json:
+        echo_json({"queue": queue, "purged": count})
+    else:
+        click.echo(f"{count:,} messages dropped from {queue}")
+
+
+@commands.command("stats")
+@BROKER
+@JSON
+def stats_command(broker: str, as_json: bool) -> None:
+    """Show the broker's figures."""
+    with asking(broker) as admin:
+        found = json.loads(admin.ask(Inspect(what="stats"), Report).raw)
+    if as_json:
+        echo_json(found)
+    else:
+        echo_table(("figure", "value"), list(flat(found)))
+
+
+# --- Saying ---------------------------------------------------------------------------------------
+
+
+def by_name(queue: dict[str, Any]) -> str:
+    return str(queue["name"])
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested figures as rows, their names joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def confirm(question: str) -> None:
+    """Go on only if a person says yes; where nobody can be asked, --yes has to be given."""
+    if not sys.stdin.isatty():
+        raise Trouble("this is not a terminal, so nobody can be asked: give --yes", Exit.USAGE)
+    if not click.confirm(question):
+        raise Trouble("nothing was done", Exit.FAILED)
+
+
+def echo_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def echo_table(header: Any, rows: Any) -> None:
+    click.echo(table(header, rows, colour=sys.stdout.isatty()))
