@@ -46,6 +46,7 @@ INLINE_SYNC_S = 0.001
 """A sync that lately took less than this runs in the loop: a thread costs a lone caller more."""
 INLINE_BYTES = 64 * 1024
 
+
 class Connection(Protocol):
     """What the engine sees of a connection."""
 
@@ -94,7 +95,9 @@ def mono_ms() -> int:
 class Engine:
     """The running broker. Belongs to one event loop; started by ``boot``."""
 
-    def __init__(self, config: Config, log: Log, core: Broker, ages: Ages, timings: Timings) -> None:
+    def __init__(
+        self, config: Config, log: Log, core: Broker, ages: Ages, timings: Timings
+    ) -> None:
         self._config = config
         self._log = log
         self._core = core
@@ -286,9 +289,7 @@ class Engine:
         now, epoch = wall_ms(), self._core.state.epoch
         self._timings.batch_records.observe(len(commit.batch.records))
         began = time.perf_counter()
-        self._log.commit(
-            commit.batch, sync=commit.sync, wall_ms=now, epoch=epoch, keys=commit.keys
-        )
+        self._log.commit(commit.batch, sync=commit.sync, wall_ms=now, epoch=epoch, keys=commit.keys)
         self._ages.note(commit.batch.number, now)
         return time.perf_counter() - began
 

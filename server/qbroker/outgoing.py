@@ -81,9 +81,7 @@ class Outgoing:
         def flush() -> None:
             nonlocal batch, room, begun
             if batch:
-                rows = [
-                    (i - begun, *touched[i][1:]) for i in range(begun, index) if i in touched
-                ]
+                rows = [(i - begun, *touched[i][1:]) for i in range(begun, index) if i in touched]
                 frame = deliver_frame(hand, batch, rows)
                 if len(frame.raw) > _DELIVER_ROOM + 200:
                     self._pushes += 1
@@ -186,6 +184,3 @@ def report(content: object, correlation: int) -> Report:
     """A Report of ``content`` as JSON."""
     raw = json.dumps(content, separators=(",", ":")).encode()
     return Report(raw=raw, correlation=correlation)
-
-
-

@@ -7,6 +7,16 @@ that, no byte is read; else the core asks for a Lookup and decides when it comes
 
 from itertools import islice
 
+from qbroker.core import records as r
+from qbroker.core.consuming import Found
+from qbroker.core.decision import Decision
+from qbroker.core.effects import Lookup, Peeked, Tell
+from qbroker.core.moment import Now
+from qbroker.core.queues import Run
+from qbroker.core.results import Finished, Waiter
+from qbroker.core.settings import PEEK_MESSAGES_MAX
+from qbroker.core.state import BrokerState
+from qbroker.core.survey import RefusedError
 from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Purge, Watch
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
@@ -14,17 +24,6 @@ from qprotocol.message import Message, unpack_message
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
-
-from qbroker.core import records as r
-from qbroker.core.consuming import Found
-from qbroker.core.decision import Decision
-from qbroker.core.effects import Lookup, Peeked, Tell
-from qbroker.core.moment import Now
-from qbroker.core.publishing import RefusedError
-from qbroker.core.queues import Run
-from qbroker.core.results import Finished, Waiter
-from qbroker.core.settings import PEEK_MESSAGES_MAX
-from qbroker.core.state import BrokerState
 
 UNKNOWN = Finished(State.UNKNOWN, 0, 0, 0, 0, 0)
 
@@ -183,10 +182,12 @@ def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
     queue = state.numbered[record.queue]
     queue.counts["purged"] += queue.ready + queue.scheduled
     gone = [p for p, a in state.attempts.items() if a.run and a.run.lane.queue is queue]
-    gone += [p for p in state.names if any(p in run for lane in queue.lanes for run in lane.runs.values())]
-    awaited = [
-        p for p in state.results.waiters if any(lane.holding(p) for lane in queue.lanes)
+    gone += [
+        p
+        for p in state.names
+        if any(p in run for lane in queue.lanes for run in lane.runs.values())
     ]
+    awaited = [p for p in state.results.waiters if any(lane.holding(p) for lane in queue.lanes)]
     for lane in queue.lanes:
         for run in lane.runs.values():
             run.clear()
@@ -231,4 +232,3 @@ def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> 
             counters = known_as.deliveries, known_as.failures, known_as.crashes
             rows.append((position, 0, *counters, int(status), known_as.reason, known_as.error))
     return Decision(effects=[Peeked(connection, frame.correlation, rows)])
-

@@ -23,18 +23,17 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from qprotocol import frames as f
-from qprotocol.errors import ERRORS, Refused
-
-from qbroker.core import asking, consuming, passing, publishing, settling
+from qbroker.core import asking, consuming, endings, passing, publishing, settling
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Effect, Send
 from qbroker.core.moment import Now
-from qbroker.core.publishing import RefusedError
 from qbroker.core.settings import Settings
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import QueueStatistics, Statistics
+from qbroker.core.survey import RefusedError
+from qprotocol import frames as f
+from qprotocol.errors import ERRORS, Refused
 
 Found = consuming.Found
 AppendRaw = Callable[[r.Record], int]
@@ -255,11 +254,11 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.PartStored: publishing.apply_part,
     r.PartsCommitted: publishing.apply_commit,
     r.Granted: consuming.apply_granted,
-    r.Acked: settling.apply_acked,
-    r.Settled: settling.apply_settled,
-    r.Returned: settling.apply_returned,
-    r.Started: settling.apply_started,
-    r.Removed: settling.apply_removed,
+    r.Acked: endings.apply_acked,
+    r.Settled: endings.apply_settled,
+    r.Returned: endings.apply_returned,
+    r.Started: endings.apply_started,
+    r.Removed: endings.apply_removed,
     r.Purged: asking.apply_purged,
     r.CameDue: passing.apply_came_due,
     r.Forgotten: asking.apply_forgotten,

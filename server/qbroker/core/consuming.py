@@ -6,22 +6,21 @@ plain consumer's do not.
 
 from collections.abc import Callable
 
-from qprotocol import wire
-from qprotocol.frames import Consume, Credit, Hello, Ok, Unsubscribe, Welcome
-from qprotocol.message import unpack_message
-from qprotocol.names import check_queue_name
-from qprotocol.options import QueueOptions
-
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Hand, Lookup
 from qbroker.core.leases import Consumer, Grant, Member, Session
 from qbroker.core.moment import Now
-from qbroker.core.publishing import RefusedError, Survey, limit
 from qbroker.core.queues import Queue, Run
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX
 from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
+from qbroker.core.survey import RefusedError, Survey, limit
+from qprotocol import wire
+from qprotocol.frames import Consume, Credit, Hello, Ok, Unsubscribe, Welcome
+from qprotocol.message import unpack_message
+from qprotocol.names import check_queue_name
+from qprotocol.options import QueueOptions
 
 ROLES = ("producer", "worker", "member", "consumer", "admin")
 Found = dict[int, bytes]
@@ -53,7 +52,9 @@ def decide_hello(
     lost = reclaim(state, now, decision, member, tokens, found or {})
     decision.reply = Welcome(
         protocol=frame.protocol,
-        heartbeat_ms=min(frame.heartbeat_ms or state.settings.heartbeat_ms, state.settings.heartbeat_ms),
+        heartbeat_ms=min(
+            frame.heartbeat_ms or state.settings.heartbeat_ms, state.settings.heartbeat_ms
+        ),
         session_timeout_ms=state.settings.session_timeout_ms,
         server_ms=now.wall_ms,
         raw=b"".join(wire.TOKEN.pack(*token) for token in lost),
@@ -64,7 +65,9 @@ def decide_hello(
 def check_hello(frame: Hello) -> None:
     """Raise RefusedError for what makes no sense."""
     if frame.protocol != 1:
-        raise RefusedError("UNSUPPORTED_VERSION", f"protocol {frame.protocol}: this broker speaks 1")
+        raise RefusedError(
+            "UNSUPPORTED_VERSION", f"protocol {frame.protocol}: this broker speaks 1"
+        )
     if frame.role not in ROLES:
         raise RefusedError("BAD_REQUEST", f"role {frame.role!r}: one of {', '.join(ROLES)}")
     if len(frame.session) not in (0, 16):
@@ -219,7 +222,9 @@ def listen(state: BrokerState, consumer: Consumer) -> None:
 def check_credit(state: BrokerState, credit: int) -> None:
     """Raise RefusedError above the limit."""
     if credit > state.settings.credit_max:
-        raise RefusedError("BAD_REQUEST", f"credit {credit}: credit_max is {state.settings.credit_max}")
+        raise RefusedError(
+            "BAD_REQUEST", f"credit {credit}: credit_max is {state.settings.credit_max}"
+        )
 
 
 def decide_credit(state: BrokerState, _now: Now, connection: int, frame: Credit) -> Decision:
@@ -307,9 +312,7 @@ def hand(
     append(record)
     touched = lease(state, number, consumer.member, entries, consumer)
     runs = merged(entries)
-    return Hand(
-        consumer.connection, consumer.number, number, runs, touched, synced=queue.synced
-    )
+    return Hand(consumer.connection, consumer.number, number, runs, touched, synced=queue.synced)
 
 
 def merged(entries: list[tuple[Run, int, int]]) -> list[tuple[int, int]]:

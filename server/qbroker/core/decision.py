@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from qprotocol.frames import Frame
-
 from qbroker.core.effects import Effect
 from qbroker.core.leases import Consumer
 from qbroker.core.records import Record
+from qprotocol.frames import Frame
 
 
 @dataclass(slots=True)

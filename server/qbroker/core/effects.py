@@ -8,10 +8,9 @@ engine puts the bytes in.
 
 from dataclasses import dataclass, field
 
+from qbroker.core.results import Finished
 from qprotocol.frames import Frame
 from qprotocol.message import Delivery
-
-from qbroker.core.results import Finished
 
 __all__ = ["Close", "Delivery", "Effect", "Hand", "Lookup", "Peeked", "Send", "Tell"]
 

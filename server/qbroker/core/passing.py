@@ -3,13 +3,10 @@
 Each step is bounded; what is left is done in the next turn.
 """
 
-from qprotocol.states import State
-
 from qbroker.core import records as r
 from qbroker.core.consuming import Append, leave
 from qbroker.core.effects import Close, Tell
 from qbroker.core.moment import Now
-from qbroker.core.publishing import Survey
 from qbroker.core.results import Finished
 from qbroker.core.settings import (
     DUE_MESSAGES_MAX,
@@ -19,6 +16,8 @@ from qbroker.core.settings import (
 )
 from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
+from qbroker.core.survey import Survey
+from qprotocol.states import State
 
 
 def records_due(state: BrokerState, now: Now) -> list[r.Record]:

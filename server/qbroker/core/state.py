@@ -7,15 +7,14 @@ Volatile state is about connections and is gone after a crash.
 from array import array
 from dataclasses import dataclass, field
 
-from qprotocol.options import FSYNC_MODES, QueueOptions
-from qprotocol.states import State
-
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.leases import Attempts, Consumer, Grant, Member, Session
 from qbroker.core.queues import Lane, Queue, Run
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import Settings
 from qbroker.core.timers import Timers
+from qprotocol.options import FSYNC_MODES, QueueOptions
+from qprotocol.states import State
 
 
 @dataclass(slots=True)
@@ -207,7 +206,9 @@ class BrokerState:
             self.drop_move(position)
         for waiter in self.results.woken(position):
             self.effects.append(
-                Tell(waiter.connection, waiter.correlation, waiter.id, position, entry, synced=synced)
+                Tell(
+                    waiter.connection, waiter.correlation, waiter.id, position, entry, synced=synced
+                )
             )
 
     def current(self, position: int) -> int:
@@ -245,4 +246,6 @@ class BrokerState:
             if attempts.waits and not failures:
                 state = State.SCHEDULED
         error = attempts.error if attempts else 0
-        return Finished(state, error, 0, now_ms, 0, 0, failures, attempts.reason if attempts else "")
+        return Finished(
+            state, error, 0, now_ms, 0, 0, failures, attempts.reason if attempts else ""
+        )

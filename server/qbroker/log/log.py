@@ -270,6 +270,8 @@ class Log:
             self._segments = kept
             try:
                 self._meta.oldest = self.oldest
+                # A full disk may have kept META from counting it; what it counts must stay.
+                self._meta.newest = self._active.segment.first
                 write_meta(self._disk, self._meta)
                 for segment in gone:
                     self._handles.forget(segment.name)
