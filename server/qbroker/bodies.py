@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from qprotocol import wire
-from qprotocol.message import walk
-
 from qbroker.core import records as r
 from qbroker.log.errors import TrimmedError
 from qbroker.log.format import StoredRecord
 from qbroker.log.log import Log
+from qprotocol import wire
+from qprotocol.message import walk
 
 READ_AHEAD_BYTES = 512 * 1024
 _ENTRY_BYTES = 200

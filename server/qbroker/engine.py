@@ -179,7 +179,7 @@ class Engine:
         self._inbox.append((connection, None))
         self._schedule()
 
-    def writable(self, connection: Connection, is_writable: bool) -> None:  # noqa: FBT001
+    def writable(self, connection: Connection, is_writable: bool) -> None:
         """The connection can take more deliveries, or none for the moment."""
         self._core.writable(connection.number, is_writable=is_writable)
         if is_writable:
@@ -217,7 +217,7 @@ class Engine:
         self._group.hold(out)
         self._release()
         self._write_if_due(now)
-        if self._inbox and not self._group.full or self._core.has_more:
+        if (self._inbox and not self._group.full) or self._core.has_more:
             self._schedule()
         self._set_timer(now)
         self._timings.turn.observe(time.perf_counter() - began)

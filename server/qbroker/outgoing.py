@@ -4,13 +4,12 @@ import json
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from qbroker.bodies import Bodies
+from qbroker.core import effects as e
 from qprotocol import wire
 from qprotocol.codec import encode, encode_in_parts
 from qprotocol.frames import Deliver, Peeked, Report, Result
 from qprotocol.limits import FRAME_BYTES_MAX
-
-from qbroker.bodies import Bodies
-from qbroker.core import effects as e
 
 _DELIVER_ROOM = FRAME_BYTES_MAX - 256
 """Raw bytes that always fit into a Deliver beside its header."""

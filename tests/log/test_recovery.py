@@ -533,6 +533,19 @@ def test_a_trim_cut_short_is_finished_by_the_next_start(story) -> None:
     assert read_meta(story.disk).oldest == oldest
 
 
+def test_a_trim_removes_nothing_that_meta_counts(story) -> None:
+    """On a full disk META may still count an older segment as the newest; trim sets it right."""
+    story.log.prepare_next()
+    story.fill(23)
+    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    story.fill(1)
+    assert read_meta(story.disk).newest == 1
+    story.disk.capacity = None
+    story.log.trim(24)
+    assert list(story.killed().replay()) != []
+    assert read_meta(story.disk).newest == 25
+
+
 def test_half_made_files_are_removed_and_strangers_left(story) -> None:
     """*.tmp was never renamed, so it was never needed; other names are not ours."""
     for name in ("roll.tmp", "META.tmp", "x.torn.tmp", "notes.txt"):

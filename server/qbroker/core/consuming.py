@@ -49,7 +49,7 @@ def decide_hello(
     state.members[connection], state.roles[connection] = member, frame.role
     if session and (not frame.member or not session.alive_until_ms):
         session.alive_until_ms = now.mono_ms + state.settings.session_timeout_ms
-    lost = reclaim(state, now, decision, member, tokens, found or {})
+    lost = reclaim(state, decision, member, tokens, found or {})
     decision.reply = Welcome(
         protocol=frame.protocol,
         heartbeat_ms=min(
@@ -82,7 +82,6 @@ def check_hello(frame: Hello) -> None:
 
 def reclaim(
     state: BrokerState,
-    now: Now,
     decision: Decision,
     member: Member,
     tokens: list[tuple[int, int]],

@@ -16,7 +16,10 @@ class Decision:
     reply: Frame | None = None
     effects: list[Effect] = field(default_factory=list)
     synced: bool | None = None
-    """Whether the reply waits for stable storage, or for the kernel only; None: as the broker's fsync."""
+    """Whether the reply waits for stable storage, or for the kernel only.
+
+    None: as the broker's own fsync setting says.
+    """
     positioned: bool = False
     """The reply is a Published whose ``first`` is the last record's position."""
     listen: Consumer | None = None

@@ -53,10 +53,11 @@ class Tell(Effect):
 
 @dataclass(slots=True)
 class Peeked(Effect):
-    """Answer a Peek: (position, due_ms, deliveries, failures, crashes, state, reason, error record)."""
+    """Answer a Peek: the engine reads the messages and their last errors."""
 
     correlation: int
     rows: list[tuple[int, int, int, int, int, int, str, int]]
+    """(position, due_ms, deliveries, failures, crashes, state, reason, error record)"""
 
 
 @dataclass(slots=True)

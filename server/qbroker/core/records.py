@@ -350,8 +350,7 @@ def unpack(number: int, body: bytes) -> Record:
         values[11], values[13] = raw[:n_result], MessageBatch.of(tail, raw[n_result:])
     else:
         values[-1] = MessageBatch.of(values[-1], raw)
-    record = cls(*values)
-    return record
+    return cls(*values)
 
 
 def describe(number: int, body: bytes) -> str:

@@ -23,7 +23,7 @@ class Bucket:
         self.runs = array("Q")
 
     def entries(self) -> list[tuple[int, int, int]]:
-        """(due, position, run number)"""
+        """(due, position, run number)."""
         return list(zip(self.dues, self.positions, self.runs, strict=True))
 
 
