@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from struct import Struct
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgpack
 
@@ -350,7 +350,7 @@ def unpack(number: int, body: bytes) -> Record:
         values[11], values[13] = raw[:n_result], MessageBatch.of(tail, raw[n_result:])
     else:
         values[-1] = MessageBatch.of(values[-1], raw)
-    return cls(*values)
+    return cast("Record", cls(*values))
 
 
 def describe(number: int, body: bytes) -> str:
