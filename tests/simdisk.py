@@ -223,7 +223,14 @@ class SimDisk:
 
     def free(self) -> int:
         assert self.capacity is not None
-        return self.capacity - sum(len(inode.cached) for inode in self.files.values())
+        return self.capacity - self.used()
+
+    def used(self) -> int:
+        return sum(len(inode.cached) for inode in self.files.values())
+
+    def fill_up(self, left: int = 0) -> None:
+        """Somebody else takes all room but this."""
+        self.capacity = self.used() + left
 
     # --- What happens to machines
 

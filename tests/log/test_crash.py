@@ -140,6 +140,7 @@ def test_recovery_may_be_cut_at_any_call_again_and_again(seed) -> None:
 steps = st.one_of(
     st.tuples(st.just("write"), st.lists(st.binary(max_size=1200), max_size=3), st.booleans()),
     st.sampled_from([("sync",), ("prepare",), ("trim",), ("stop",), ("kill",), ("crash",)]),
+    st.sampled_from([("full",), ("room",)]),
     st.tuples(
         st.just("fail"), st.integers(1, 12), st.sampled_from([errno.EIO, errno.ENOSPC, "short"])
     ),
@@ -148,7 +149,7 @@ steps = st.one_of(
 
 @given(story=st.lists(steps, max_size=30), data=st.data())
 def test_any_story_keeps_the_promise(story, data) -> None:
-    """Written, synced, trimmed, stopped, killed, crashed and failed in any order."""
+    """Written, synced, trimmed, stopped, killed, crashed, filled up and failed in any order."""
 
     def choose(n: int) -> int:
         return data.draw(st.integers(0, n - 1))
@@ -164,9 +165,10 @@ def test_any_story_keeps_the_promise(story, data) -> None:
 
 
 def restart(witness: Witness, end: Callable[[], None]) -> None:
-    """The process ends and starts; a disk that still fails then is replaced by a patient one."""
+    """The process ends, somebody sees to the disk, the process starts."""
     end()
     witness.disk.heal()
+    witness.disk.capacity = None
     witness.start()
 
 
@@ -190,6 +192,10 @@ def take(witness: Witness, step: tuple, choose: Choose) -> None:
             restart(witness, witness.disk.kill)
         case ("crash",):
             restart(witness, lambda: witness.disk.crash(choose))
+        case ("full",):
+            witness.disk.fill_up()
+        case ("room",):
+            witness.disk.capacity = None
         case ("fail", nth, how):
             witness.disk.fail(nth, how)
 

@@ -248,7 +248,7 @@ def test_the_spare_is_made_ahead_and_used(story) -> None:
     assert story.log.prepare_next()
     assert story.log.prepare_next()
     assert story.log.statistics().spare_ready
-    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    story.disk.fill_up()
     story.fill(40)
     assert story.log.statistics().segments == 2
     assert not story.log.statistics().spare_ready
@@ -273,7 +273,7 @@ def test_a_start_on_a_full_disk_uses_the_spare(story) -> None:
     """The reserve lets a broker start when nothing else may be allocated."""
     story.fill(3)
     story.log.prepare_next()
-    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values()) + 1024
+    story.disk.fill_up(1024)
     story.killed()
     assert story.contents() == story.given
     story.put(b"one more fits")

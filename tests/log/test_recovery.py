@@ -537,7 +537,7 @@ def test_a_trim_removes_nothing_that_meta_counts(story) -> None:
     """On a full disk META may still count an older segment as the newest; trim sets it right."""
     story.log.prepare_next()
     story.fill(23)
-    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    story.disk.fill_up()
     story.fill(1)
     assert read_meta(story.disk).newest == 1
     story.disk.capacity = None
@@ -592,7 +592,7 @@ def test_a_read_error_in_the_tail_is_not_a_torn_tail(story) -> None:
 def test_a_full_disk_never_stops_a_start_for_good(story) -> None:
     """Without a spare the new segment is as small as it must be, start after start."""
     story.fill(8)
-    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    story.disk.fill_up()
     for _ in range(5):
         story.killed()
         assert list(story.contents()) == list(range(1, 9))
@@ -607,7 +607,7 @@ def test_torn_bytes_are_let_go_on_a_full_disk(story) -> None:
     story.log.prepare_next()
     story.put(b"never confirmed" * 80, sync=False)
     story.file()[SEGMENT_HEADER_BYTES + 2 * 512 + 100] ^= 1
-    story.disk.capacity = sum(len(inode.cached) for inode in story.disk.files.values())
+    story.disk.fill_up()
     story.killed()
     assert list(story.contents()) == [1, 2]
     assert story.log.statistics().torn_bytes > 1000
