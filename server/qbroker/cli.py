@@ -392,3 +392,7 @@ def echo_json(value: object) -> None:
 
 def echo_table(header: Any, rows: Any) -> None:
     click.echo(table(header, rows, colour=sys.stdout.isatty()))
+
+
+if __name__ == "__main__":
+    main()

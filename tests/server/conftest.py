@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -194,6 +202,127 @@ class Door:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+QBROKER = [sys.executable, "-m", "qbroker.cli"]
+
+
+def qbroker(
+    *arguments: object, stdin: str = "", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """What a command said, and its exit code. Settings of the outside do not reach it."""
+    return subprocess.run(
+        [*QBROKER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=60,
+        env=clean_environment() | environ,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("QBROKER_")}
+
+
+class Daemon:
+    """`qbroker serve` in a process of its own, on free ports."""
+
+    def __init__(self, data: Path, *flags: str, python: tuple[str, ...] = ()) -> None:
+        self.data = data
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, *python, "-m", "qbroker.cli", "serve", "--data", str(data)),
+                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *flags),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        self.said: list[str] = []
+        self._peers: list[Peer] = []
+        self.address = ("", 0)
+        self.metrics_url = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            if line.startswith("metrics on "):
+                self.metrics_url = line.split()[-1]
+            if line.startswith("listening on "):
+                host, port = line.split()[-1].rsplit(":", 1)
+                self.address = (host, int(port))
+                break
+
+    @property
+    def url(self) -> str:
+        return f"qbroker://{self.address[0]}:{self.address[1]}"
+
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        """Status and text of an HTTP answer."""
+        url = self.metrics_url.replace("/metrics", path)
+        request = urllib.request.Request(url, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def health(self) -> dict[str, Any]:
+        return json.loads(self.get("/health")[1])
+
+    def connect(self) -> Peer:
+        peer = Peer(self.address)
+        self._peers.append(peer)
+        return peer
+
+    def close(self) -> None:
+        """Whatever it still does, it is gone."""
+        for peer in self._peers:
+            peer.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def ask(self, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return qbroker(*arguments, stdin=stdin, QBROKER_URL=self.url)
+
+    def stop(self, how: int = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code, and what it wrote to stderr."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        out, err = self.process.communicate(timeout=PATIENCE_S + 10)
+        self.said += out.splitlines(keepends=True)
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts brokers on the test's data folder."""
+    started: list[Daemon] = []
+
+    def start_one(*flags: str, **options: Any) -> Daemon:
+        daemon = Daemon(options.pop("data", tmp_path / "data"), *flags, **options)
+        started.append(daemon)
+        return daemon
+
+    yield start_one
+    for daemon in started:
+        daemon.close()
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A broker for tests that only look."""
+    daemon = Daemon(tmp_path_factory.mktemp("shared") / "data")
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return qbroker
 
 
 @pytest.fixture
