@@ -21,7 +21,7 @@ help: ## this list
 
 demo: export QDEMO_DIR = $(DIR)
 demo: export QDEMO_CHAOS = $(CHAOS)
-demo: .venv-demo/installed ## something to watch; DIR=folder keeps its data, CHAOS=1 kills things
+demo: .venv-demo/installed ## see it work; DIR=folder indexes that, CHAOS=1 kills the broker halfway
 	@exec .venv-demo/bin/python bench/demo/main.py
 
 test: .venv/installed ## the tests, less the slow ones; ARGS="-k word" for some
