@@ -41,7 +41,6 @@ def main() -> int:
         print(trouble, file=sys.stderr)
         return 1
     finally:
-        arena.stop_broker()
         end_descendants()
     return 0
 

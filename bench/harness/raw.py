@@ -6,6 +6,7 @@ deliveries are decoded. The bytes themselves are those of `qprotocol`.
 
 from __future__ import annotations
 
+import json
 import secrets
 import selectors
 import socket
@@ -27,9 +28,11 @@ from qprotocol.frames import (
     Greeting,
     Heartbeat,
     Hello,
+    Inspect,
     Ok,
     Publish,
     Published,
+    Report,
     Settled,
     Welcome,
 )
@@ -58,7 +61,7 @@ class Load:
 class Connection:
     """One socket after the handshake."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, role: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=_DEADLINE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._left = b""
@@ -66,7 +69,7 @@ class Connection:
         self.send(Auth(mechanism="none", correlation=1))
         self._await(Ok.TYPE)
         name = f"bench-{secrets.token_hex(4)}"
-        hello = Hello(protocol=PROTOCOL_VERSION, role="client", client_id=name, correlation=2)
+        hello = Hello(protocol=PROTOCOL_VERSION, role=role, client_id=name, correlation=2)
         self.send(hello)
         self._await(Welcome.TYPE)
 
@@ -94,9 +97,18 @@ class Connection:
             at = end
         self._left = data[at:]
 
-    def _await(self, kind: int) -> None:
-        while all(found != kind for found, _, _ in self.receive()):
-            pass
+    def queued(self, queue: str) -> int:
+        """How many messages wait in the queue, as the broker says."""
+        self.send(Inspect(what="queues", correlation=4))
+        report = json.loads(self._await(Report.TYPE))
+        return sum(int(row["ready"]) for row in report if row["name"] == queue)
+
+    def _await(self, kind: int) -> bytes:
+        """The raw section of the next frame of this kind; what comes before it is dropped."""
+        while True:
+            for found, _, raw in list(self.receive()):
+                if found == kind:
+                    return raw
 
     def close(self) -> None:
         """The socket is closed."""
@@ -162,7 +174,7 @@ def _producer(port: int, load: Load) -> _Producer:
             )
         )
         ends.append(len(stream))
-    return _Producer(Connection(port), memoryview(stream), ends)
+    return _Producer(Connection(port, "producer"), memoryview(stream), ends)
 
 
 @dataclass
@@ -208,7 +220,7 @@ def consume(port: int, load: Load) -> float:
 
     An Ack frame names up to `batch` messages. How many a delivery brings is the broker's choice.
     """
-    consumers = [_Consumer(Connection(port), load.batch) for _ in range(load.peers)]
+    consumers = [_Consumer(Connection(port, "consumer"), load.batch) for _ in range(load.peers)]
     credit = load.window * load.batch
     began = time.monotonic()
     taken = 0

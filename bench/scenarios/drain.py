@@ -16,7 +16,7 @@ def measure(arena: Arena) -> dict[str, float]:
 
 def drain_rate(arena: Arena, *, level: str, **settings: str) -> float:
     """Fills the queue, starts a worker, and answers with tasks a second."""
-    count = arena.many(ours=100_000, theirs=5_000)
+    count = arena.many(ours=300_000, theirs=5_000)
     arena.forget_marks()
     arena.tasks.send_many("tick", [count] * count)
     with arena.worker(level=level, **settings):

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from harness.arena import Arena
+from harness.processes import BenchError
+from harness.raw import Connection, Load, publish
 from harness.targets import THEIRS
 
 BODY_BYTES = 200
@@ -19,8 +21,6 @@ def measure(arena: Arena) -> dict[str, float]:
     """Bytes of resident memory a message, and on our side seconds until the broker greets."""
     if arena.side.name == THEIRS:
         return _of_redis(arena)
-    from harness.raw import Connection, Load, publish  # noqa: PLC0415  only our side needs it
-
     count = arena.many(ours=1_000_000, theirs=0)
     publish(arena.port, Load("warm", 1, 100, BODY_BYTES, 1000))
     before = _resident_bytes(arena.broker_pid)
@@ -29,8 +29,12 @@ def measure(arena: Arena) -> dict[str, float]:
     arena.stop_broker()
     began = time.monotonic()
     arena.start_broker()
-    Connection(arena.port).close()
-    return {"bytes_a_message": grown / count, "start_s": time.monotonic() - began}
+    connection = Connection(arena.port, "admin")
+    took = time.monotonic() - began
+    if (queued := connection.queued("full")) != count:
+        raise BenchError(f"{queued} of {count} messages are queued after the restart")
+    connection.close()
+    return {"bytes_a_message": grown / count, "start_s": took}
 
 
 def _of_redis(arena: Arena) -> dict[str, float]:
