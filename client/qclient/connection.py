@@ -34,6 +34,9 @@ F = TypeVar("F", bound=Frame)
 IDLE_S = 1.0
 """A connection unused for so long is looked at before it is used: the broker may have left."""
 
+NEARLY = 0.99
+"""A wait that has just begun is as good as a whole one."""
+
 
 class Connection:
     """The blocking connection of one App in one process."""
@@ -78,9 +81,11 @@ class Connection:
             self._pending.mark_sent(request)
         try:
             link.send(frame, timeout_s=timeout_s)
-        except (ConnectionLost, ProtocolError):
-            pass  # whoever leads will see it, connect and send again
-        except ValueError:
+        except (ConnectionLost, ProtocolError) as error:
+            self._lost(link, error)  # whoever leads connects and sends again
+        except BaseException:  # a frame that cannot be said, or a signal's
+            if link.closed:
+                self._lost(link, ConnectionLost("interrupted by a signal"))
             with self._lock:
                 self._pending.abandon(request)
             raise
@@ -130,19 +135,24 @@ class Connection:
     def _lead(self, request: Request) -> None:
         """Read for everybody until ``request`` is done or late. Connects if need be."""
         attempt = 0
-        timeout_s = request.timeout_s  # exact the first time: a new one costs a system call
         while not request.done:
-            link = self._link
-            if link is None or link.closed:
-                attempt = self._connect(request, attempt)
-            else:
-                attempt = 0
-                self._read(link, timeout_s)
             now = time.monotonic()
             if now >= request.deadline:
                 return
-            due = self._pending.next_due(now)
-            timeout_s = left_s(request.deadline if due is None else min(due, request.deadline))
+            link = self._link
+            if link is None:
+                attempt = self._connect(request, attempt)
+                continue
+            if link.closed:
+                self._lost(link, ConnectionLost("the connection was closed"))
+                continue
+            attempt = 0
+            with self._lock:
+                due = self._pending.next_due(now)
+            timeout_s = (request.deadline if due is None else min(due, request.deadline)) - now
+            if timeout_s > request.timeout_s * NEARLY:
+                timeout_s = request.timeout_s  # a new one would cost a system call
+            self._read(link, timeout_s)
 
     def _read(self, link: Link, timeout_s: float) -> None:
         """Take what arrives within ``timeout_s``; send what may be sent after it."""
@@ -151,6 +161,10 @@ class Connection:
         except (ConnectionLost, ProtocolError) as error:
             self._lost(link, error)
             return
+        except BaseException:  # a signal's: the link has closed itself
+            if link.closed:
+                self._lost(link, ConnectionLost("interrupted by a signal"))
+            raise
         now = time.monotonic()
         with self._lock:
             self._pending.take(frames, now)
