@@ -57,6 +57,7 @@ class Request:
         "frame",
         "not_before",
         "on_done",
+        "refusal",
         "sent",
         "timeout_s",
         "wired",
@@ -69,6 +70,8 @@ class Request:
         self.timeout_s = timeout_s
         self.deadline = now + timeout_s
         self.not_before = 0.0
+        self.refusal: RefusedError | None = None
+        """What the broker said the last time, if that was "not now"."""
         self.sent = False
         """Ever handed to a socket."""
         self.wired = False
@@ -189,7 +192,7 @@ class Pending:
             wait_s = frame.retry_after_ms / 1000 or RETRY_AFTER_S
             request.not_before = now + wait_s * random.uniform(0.75, 1.25)  # noqa: S311
             request.wired = request.sent = False  # definitely not done
-            self.why = f"{frame.code}: {frame.message}"
+            request.refusal = refused(frame)
             self.unsent += 1
         else:
             self._pop(frame.correlation).finish(None, refused(frame))
@@ -225,7 +228,9 @@ class Pending:
         after = f"{name_of(request)} within {request.timeout_s:g} s"
         why = f"the broker takes no publishes: {self.blocked}" if self.blocked else self.why
         why = why or "the broker does not answer"
-        if not request.sent:
+        if not request.sent and request.refusal is not None:
+            request.finish(None, request.refusal)
+        elif not request.sent:
             request.finish(None, NotDone(f"{after}: {why}; nothing was sent"))
         elif type(request.frame) in READING:
             request.finish(None, NotDone(f"{after}: {why}"))

@@ -70,18 +70,18 @@ class Settings:
     changed: Callable[[], None] = field(default=lambda: None, repr=False)
     """Called after each change; the App's own."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        row = TABLE.get(name)
-        if row is not None:
-            if not row.accepts(value):
-                raise ValueError(f"app.conf.{name} is {value!r}: {row.wants}")
-        elif name != "changed":
-            raise AttributeError(unknown(name))
-        object.__setattr__(self, name, value)
-        if row is not None and hasattr(self, "changed"):
-            self.changed()
+    if not TYPE_CHECKING:  # a checker finds unknown settings by itself, and is not to be told
 
-    if not TYPE_CHECKING:  # a checker is to find unknown settings by itself
+        def __setattr__(self, name: str, value: Any) -> None:
+            row = TABLE.get(name)
+            if row is not None:
+                if not row.accepts(value):
+                    raise ValueError(f"app.conf.{name} is {value!r}: {row.wants}")
+            elif name != "changed":
+                raise AttributeError(unknown(name))
+            object.__setattr__(self, name, value)
+            if row is not None and hasattr(self, "changed"):
+                self.changed()
 
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(unknown(name))
