@@ -1,0 +1,92 @@
+"""The application that the fleets of the stories run: tasks that leave a trace in files.
+
+LEDGER           a folder: each run of a task appends a line with its id to the file ``runs``
+LEDGER_BROKER    where the broker is
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from qclient import App
+
+FOLDER = Path(os.environ.get("LEDGER", "."))
+PATIENCE_S = 300.0
+
+app = App("ledger", broker=os.environ.get("LEDGER_BROKER", "qbroker://localhost"))
+
+
+def write_down(line: str, name: str = "runs") -> None:
+    """One line, whole, whoever else writes."""
+    fd = os.open(FOLDER / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, f"{line}\n".encode())
+    finally:
+        os.close(fd)
+
+
+@app.task(ignore_result=True)
+def note(mark: str) -> None:
+    """Leaves its mark."""
+    write_down(mark)
+
+
+@app.task
+def echo(value: Any) -> Any:
+    return value
+
+
+@app.task(bind=True)
+def wait_for(self: Any, name: str) -> int:
+    """Begins, waits until a file of that name is there, and ends: how often it was delivered."""
+    write_down(name, "begun")
+    deadline = time.monotonic() + PATIENCE_S
+    while not (FOLDER / name).exists():
+        assert time.monotonic() < deadline, "nobody made the file"
+        time.sleep(0.01)  # tidy: a task that takes as long as the story wants
+    write_down(name)
+    return int(self.request.deliveries)
+
+
+@app.task(bind=True)
+def hold_interpreter(self: Any, seconds: float) -> tuple[float, float, int]:
+    """One call of C code that lets no other Python thread run, for about that long.
+
+    Returns the seconds it took, the longest time in which a second thread got no turn, and how
+    often the task was delivered.
+    """
+    write_down(self.request.id, "begun")
+    rate = rate_of(itertools.repeat(1, 10_000_000), 10_000_000)
+    gaps, over = [0.0], threading.Event()
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not over.wait(0.005):
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+        gaps.append(time.monotonic() - last)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    began = time.monotonic()
+    # sum() over an iterator made in C never comes back to the interpreter's loop, which alone
+    # hands the lock to others.
+    sum(itertools.repeat(1, int(rate * seconds)))
+    took = time.monotonic() - began
+    over.set()
+    thread.join()
+    write_down(self.request.id)
+    return took, max(gaps), int(self.request.deliveries)
+
+
+def rate_of(numbers: Any, count: int) -> float:
+    """Numbers a second that sum() adds here."""
+    began = time.monotonic()
+    sum(numbers)
+    return count / (time.monotonic() - began)
