@@ -118,7 +118,11 @@ class Peer:
         self.socket.settimeout(PATIENCE_S)
         if kernel_bytes:  # before connecting: it decides the window
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kernel_bytes)
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except OSError:
+            self.socket.close()
+            raise
         self._decoder = Decoder()
         self._frames: list[Frame] = []
 
@@ -273,9 +277,13 @@ class Daemon:
         return json.loads(self.get("/health")[1])
 
     def connect(self) -> Peer:
-        peer = Peer(self.address)
+        peer = self.visitor()
         self._peers.append(peer)
         return peer
+
+    def visitor(self) -> Peer:
+        """A peer that the test closes itself."""
+        return Peer(self.address)
 
     def close(self) -> None:
         """Whatever it still does, it is gone."""

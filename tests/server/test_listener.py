@@ -46,7 +46,7 @@ def test_a_peer_shakes_hands_and_its_frames_reach_the_engine_in_order(
     peer.say(
         Ack(correlation=3),
         Credit(subscription=1, credit=2),
-        Part(correlation=4, index=0, raw=b"x"),
+        Part(correlation=4, index=0, of=Settle.TYPE, raw=b"x"),
         Settle(correlation=4, count=1),
         Heartbeat(sent_ms=5),
     )
@@ -356,7 +356,7 @@ def test_the_engine_is_told_when_a_reader_is_slow_and_when_it_has_caught_up(
     open_door: Callable[..., Any], until: Until
 ) -> None:
     door = open_door(output_bytes_max=256 * 1024)
-    peer = door.connect().shake_hands("consumer")
+    peer = door.connect(kernel_bytes=100_000).shake_hands("consumer")
     (connection,) = door.engine.connections.values()
     beat = encode(Heartbeat(raw=bytes(100_000)))
     while not door.engine.writes:

@@ -56,8 +56,10 @@ def test_every_start_is_a_new_epoch_of_the_same_cluster(start: Start) -> None:
     greetings = []
     for _ in range(3):
         daemon = start()
-        greetings.append(daemon.connect().hear())
-        daemon.stop()  # strangers do not hold it up
+        peer = daemon.connect()
+        greetings.append(peer.hear())
+        peer.close()
+        daemon.stop()
     assert [greeting.epoch for greeting in greetings] == [1, 2, 3]
     assert len({greeting.cluster for greeting in greetings}) == 1
 

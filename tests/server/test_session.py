@@ -26,9 +26,12 @@ from qprotocol.frames import (
     Ok,
     Part,
     Peek,
+    Publish,
     Published,
     Running,
+    Settle,
 )
+from qprotocol.limits import PARTED_MAX
 
 
 class Told:
@@ -106,7 +109,7 @@ def test_a_stranger_may_say_nothing_but_who_he_is(told: Told, frame: type[Frame]
 
 def test_what_clients_may_say_when_open_is_what_the_conversation_says() -> None:
     assert {kind.SENDER for kind in FROM_CLIENTS} == {"client", "both"}
-    assert not FROM_CLIENTS & {Auth, Hello}
+    assert not FROM_CLIENTS & {Auth, Hello, Part}, "these are looked at first"
     assert Published not in FROM_CLIENTS
 
 
@@ -191,6 +194,48 @@ def test_requests_for_work_that_cross_the_goodbye_are_too_late_and_no_fault(told
     (answer,) = told.said
     assert isinstance(answer, Error)
     assert (answer.correlation, answer.code, answer.retryable) == (3, "SHUTTING_DOWN", True)
+
+
+# --- Parts
+
+
+def part(index: int, correlation: int = 3, of: type[Frame] = Publish, raw: bytes = b"x") -> Part:
+    return Part(correlation=correlation, index=index, of=of.TYPE, raw=raw)
+
+
+def test_parts_come_in_order_before_their_frame(told: Told) -> None:
+    session = told.open().session
+    for frame in (part(0), part(0, 4, Settle), part(1), part(2), part(1, 4, Settle)):
+        assert session.hear(frame)
+    assert session.hear(Settle(correlation=4, count=1))
+    session.complete(Publish(correlation=3, producer=1, sequence=1, count=1))
+    assert session.parts == {}
+    assert session.hear(part(0)), "the id may be used again"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [part(2), part(0), part(1, raw=b""), part(1, of=Settle), part(1, 9), part(0, 9, of=Peek)],
+    ids=["gap", "again", "empty", "of another frame", "of none", "of one that has none"],
+)
+def test_parts_that_do_not_fit_are_a_violation(told: Told, bad: Part) -> None:
+    assert told.open().session.hear(part(0))
+    code, message = told.violation(bad)
+    assert code == "BAD_FRAME"
+    assert message.startswith(f"part {bad.index} of frame {bad.correlation}")
+
+
+def test_another_frame_with_the_parts_id_is_a_violation(told: Told) -> None:
+    told.open().session.hear(part(0))
+    code, message = told.violation(Peek(correlation=3, queue="q"))
+    assert (code, message) == ("BAD_FRAME", "Peek 3 after parts of a Publish")
+
+
+def test_only_so_many_frames_are_in_parts_at_once(told: Told) -> None:
+    told.open()
+    for number in range(PARTED_MAX):
+        assert told.session.hear(part(0, number + 1))
+    assert told.violation(part(0, 1000))[0] == "FRAME_TOO_LARGE"
 
 
 def blank(kind: type[Frame]) -> Frame:

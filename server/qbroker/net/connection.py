@@ -12,7 +12,10 @@ Rule 3. Hanging up is polite and bounded: what was sent is flushed, our side is 
 """
 
 import asyncio
+import fcntl
 import socket
+import sys
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -150,11 +153,13 @@ class Connection(asyncio.Protocol):
         if decoder is None:
             self._discard(len(data))
             return
-        submit = self._engine.submit
+        submit, parts = self._engine.submit, session.parts
         try:
             for frame in decoder.feed(data):
                 kind = type(frame)
                 if kind in session.legal and (frame.correlation or kind not in NUMBERED):
+                    if parts and frame.correlation in parts:
+                        session.complete(frame)
                     submit(self, frame)
                 elif session.hear(frame):
                     self._introduce(frame)
@@ -295,6 +300,18 @@ class Connection(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         """What the peer has not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport else 0
+
+    @property
+    def untaken_bytes(self) -> int:
+        """``unsent_bytes``, and what the kernel holds of it. A system call; not for the hot path.
+
+        A slow peer empties the kernel's megabytes for many seconds before ours move.
+        """
+        sock = self._transport.get_extra_info("socket") if self._transport else None
+        if sock is None or sys.platform != "linux":
+            return self.unsent_bytes
+        held = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.unsent_bytes + int.from_bytes(held, sys.byteorder)
 
     def _introduce(self, frame: Frame) -> None:
         """The engine learns of a connection with its Hello, not before."""

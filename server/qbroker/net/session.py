@@ -30,15 +30,23 @@ from qprotocol.frames import (
     Greeting,
     Hello,
     Ok,
+    Part,
+    Publish,
+    Settle,
     Welcome,
 )
+from qprotocol.limits import PARTED_MAX
 
 NONCE_BYTES = 16
 
 CROSSED = (Consume, Credit)
 
 NOTHING: frozenset[type[Frame]] = frozenset()
-FROM_CLIENTS = frozenset(kind for kind in OPEN_FRAMES[Phase.OPEN] if kind.SENDER in (CLIENT, BOTH))
+PARTED = {kind.TYPE: kind for kind in (Publish, Settle)}
+"""Frames that a client may send in parts."""
+FROM_CLIENTS = frozenset(
+    kind for kind in OPEN_FRAMES[Phase.OPEN] if kind.SENDER in (CLIENT, BOTH) and kind is not Part
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ class Terms:
 class Session:
     """Where one peer's conversation is, and who it said it was."""
 
-    __slots__ = ("_say", "_terms", "conversation", "hello", "legal", "role")
+    __slots__ = ("_say", "_terms", "conversation", "hello", "legal", "parts", "role")
 
     def __init__(self, terms: Terms, say: Callable[[Frame], None]) -> None:
         self._terms = terms
@@ -105,6 +113,8 @@ class Session:
         self.role: Role | None = None
         self.legal = NOTHING
         """Frames that go to the engine as they are: the hot path's whole check."""
+        self.parts: dict[int, tuple[int, int]] = {}
+        """Frames begun in parts: for each correlation id, its type and the part that is due."""
 
     def greet(self) -> None:
         """Say the broker's first word. Call once."""
@@ -142,7 +152,18 @@ class Session:
             return False
         if type(frame) is Hello:
             self._meet(frame)
+        elif type(frame) is Part:
+            self._begin_or_continue(frame)
+        elif frame.correlation in self.parts:
+            self.complete(frame)
         return True
+
+    def complete(self, frame: Frame) -> None:
+        """``frame`` is the one that its parts went before. Raises ProtocolError if it is not."""
+        of, _ = self.parts.pop(frame.correlation)
+        if of != frame.TYPE:
+            name, due = type(frame).__name__, PARTED[of].__name__
+            raise ProtocolError("BAD_FRAME", f"{name} {frame.correlation} after parts of a {due}")
 
     def welcomed(self) -> None:
         """The engine is about to send Welcome."""
@@ -178,6 +199,19 @@ class Session:
         ok = Ok(correlation=auth.correlation)
         self.conversation.advance(ok, SERVER)
         self._say(ok)
+
+    def _begin_or_continue(self, part: Part) -> None:
+        """Parts come in order and are not empty; their bytes are the core's to limit."""
+        of, due = self.parts.get(part.correlation, (part.of, 0))
+        if of not in PARTED or part.of != of or part.index != due or not part.raw:
+            raise ProtocolError(
+                "BAD_FRAME",
+                f"part {part.index} of frame {part.correlation} (type {part.of}) with "
+                f"{len(part.raw)} bytes, where part {due} with at least one was due",
+            )
+        self.parts[part.correlation] = of, due + 1
+        if len(self.parts) > PARTED_MAX:
+            raise ProtocolError("FRAME_TOO_LARGE", f"parts of over {PARTED_MAX} frames at once")
 
     def _meet(self, hello: Hello) -> None:
         """Note who the peer is. The engine decides whether its session may be joined."""

@@ -128,9 +128,11 @@ class Watch:
             connection.spoken_bytes, connection.spoke_at = connection.sent_bytes, self.now
 
     def _see_it_read(self, connection: Connection) -> None:
-        unsent = connection.unsent_bytes
-        flushed = connection.sent_bytes - unsent
-        if not unsent or flushed != connection.flushed_bytes:
+        if not connection.unsent_bytes:
+            connection.flushed_at = self.now
+            return
+        flushed = connection.sent_bytes - connection.untaken_bytes
+        if flushed != connection.flushed_bytes:
             connection.flushed_bytes, connection.flushed_at = flushed, self.now
         elif not connection.may_stall and self.now - connection.flushed_at > STALL_S:
             connection.stalled()
