@@ -61,6 +61,8 @@ class Body:
 
 
 _position = attrgetter("position")
+Loaded = dict[int, list[Body]]
+"""By batch number."""
 
 
 class Bodies:
@@ -101,30 +103,35 @@ class Bodies:
             del self._batches[batch]
             self.bytes -= self._sizes.pop(batch)
 
-    def load(self, position: int) -> list[tuple[int, Body]]:
-        """Read the record at ``position`` and what follows it. For a thread; changes nothing."""
-        stored = self.log.read_block(wire.batch_of(position), READ_AHEAD_BYTES)
-        loaded = []
-        for each in stored:
-            body = stored_body(each)
-            if body is not None:
-                loaded.append((wire.batch_of(each.position), body))
+    def missing(self, positions: list[int]) -> list[int]:
+        """Those whose batch is not in memory."""
+        return [p for p in positions if wire.batch_of(p) not in self._batches]
+
+    def load(self, positions: list[int]) -> Loaded:
+        """Read the batches of these positions, and some that follow. For a thread."""
+        loaded: Loaded = {}
+        for position in positions:
+            if wire.batch_of(position) in loaded:
+                continue
+            for each in self.log.read_block(wire.batch_of(position), READ_AHEAD_BYTES):
+                found = loaded.setdefault(wire.batch_of(each.position), [])
+                body = stored_body(each)
+                if body is not None:
+                    found.append(body)
         return loaded
 
-    def keep(self, loaded: list[tuple[int, Body]]) -> None:
-        """Put in what ``load`` gave, but for batches that are here by now."""
-        new = {batch for batch, _ in loaded} - self._batches.keys()
-        for batch, body in loaded:
-            if batch in new:
+    def keep(self, loaded: Loaded) -> None:
+        """Put in what ``load`` gave, but for batches that are here by now. See ``shrink``."""
+        for batch in loaded.keys() - self._batches.keys():
+            for body in loaded[batch]:
                 self._put(batch, body)
-        self.shrink()
 
     # Out.
 
     def body(self, position: int) -> Body:
         """The body of the record that covers ``position``. Raises Cold."""
         found = self._batches.get(wire.batch_of(position))
-        if found is None:
+        if not found:
             raise Cold(position)
         self._batches.move_to_end(wire.batch_of(position))
         return found[max(0, bisect_right(found, position, key=_position) - 1)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Protocol
 
-from qbroker.bodies import Bodies, Body, Cold, find_minted
+from qbroker.bodies import Bodies, Cold, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.broker import Broker
 from qbroker.log.errors import LogError
@@ -19,6 +19,7 @@ from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
 from qprotocol.codec import encode
 from qprotocol.ids import minted_ms, pack_id
+from qprotocol.wire import batch_of
 
 
 class Connection(Protocol):
@@ -77,29 +78,32 @@ class Delivery:
                 return
         try:
             out.setdefault(number, []).extend(self._outgoing.frames(effect))
-        except Cold as cold:
+        except Cold:
             if not out[number]:
                 del out[number]
             self._waiting[number] = deque((effect,))
-            self._load(number, cold.position)
+            self._load(number, effect)
 
     def _flush(self, out: dict[int, list[bytes]], number: int) -> None:
         pieces = out.pop(number, None)
         if pieces:
             self._connections[number].send(b"".join(pieces))
 
-    def _load(self, number: int, position: int) -> None:
-        """Read what the connection waits for, then go on."""
+    def _load(self, number: int, effect: e.Effect) -> None:
+        """Read what the connection waits for, then go on with it."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._readers, self._bodies.load, position)
+        missing = self._bodies.missing(self._outgoing.needs(effect))
+        future = loop.run_in_executor(self._readers, self._bodies.load, missing)
 
-        def done(future: asyncio.Future[list[tuple[int, Body]]]) -> None:
+        def done(future: asyncio.Future[Loaded]) -> None:
             if future.cancelled():
                 return
             queued = self._waiting.pop(number, None)
+            # Not shrunk before it is sent: what one effect shows may be more than the window.
             self._bodies.keep(future.result())
             if queued:
                 self.send(queued)
+            self._bodies.shrink()
 
         future.add_done_callback(done)
 
@@ -135,10 +139,10 @@ class Delivery:
 def read_message(bodies: Bodies, position: int) -> bytes:
     """The message at ``position`` as far as its own record holds it; empty if there is none."""
     try:
-        loaded = bodies.load(position)
+        loaded = bodies.load([position])
     except LogError:
         return b""
-    for _, body in loaded:
+    for body in loaded.get(batch_of(position), ()):
         if body.first <= position < body.first + body.count:
             index, starts = position - body.first, body.starts()
             end = starts[index + 1] if index + 1 < body.count else len(body.raw)

@@ -17,13 +17,13 @@ Rule 4. When the disk fails nothing is answered any more: held effects are dropp
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from qbroker.ages import Ages
@@ -38,13 +38,10 @@ from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
 from qbroker.log.log import Log
+from qbroker.writer import Writer
 from qprotocol import frames as f
 
 logger = logging.getLogger("qbroker.engine")
-
-INLINE_SYNC_S = 0.001
-"""A sync that lately took less than this runs in the loop: a thread costs a lone caller more."""
-INLINE_BYTES = 64 * 1024
 
 
 class Connection(Protocol):
@@ -105,7 +102,7 @@ class Engine:
         self._timings = timings
         self._bodies = Bodies(log, config.window_bytes_max)
         self._readers = ThreadPoolExecutor(1, "qbroker-read")
-        self._writer = ThreadPoolExecutor(1, "qbroker-sync")
+        self._writer = Writer()
         self._connections: dict[int, Connection] = {}
         self._delivery = Delivery(self._bodies, core, self._connections, self._readers)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
@@ -121,12 +118,11 @@ class Engine:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_turn_ms = mono_ms()
-        self._sync_s = 0.0
         self._preparing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Future[None] | None = None
-        self._stopping = False
-        self.failure: LogFailed | None = None
+        self._closed = False
+        self.failure: BaseException | None = None
         self.inbox_bytes = 0
         self.on_drained: Callable[[], None] | None = None
         self.identity = Identity("", "", 0)
@@ -144,18 +140,19 @@ class Engine:
         """Turns, until ``stop``. Raises LogFailed if the disk failed."""
         self._loop = asyncio.get_running_loop()
         self._over = self._loop.create_future()
+        self._writer.attach(self._loop, self._written)
         self._schedule()
         await self._over
 
     async def stop(self) -> None:
         """What arrived is decided and durable; the threads are gone. The log is not closed."""
-        self._stopping = True
         while self.failure is None and (self._inbox or self._committing or not self._group.empty):
             self._turn()
             await asyncio.sleep(0.001)
+        self._closed = True
         if self._timer:
             self._timer.cancel()
-        self._writer.shutdown()
+        self._writer.stop()
         self._readers.shutdown()
         if self._over and not self._over.done():
             self._over.set_result(None)
@@ -206,7 +203,7 @@ class Engine:
 
     def _turn(self) -> None:
         self._scheduled = False
-        if self.failure is not None:
+        if self.failure is not None or self._closed:
             return
         began = time.perf_counter()
         now = self._now()
@@ -269,23 +266,15 @@ class Engine:
     # The log.
 
     def _write_if_due(self, now: Now) -> None:
-        """Start writing the batch if it is due: here if that is quick, else in the thread."""
+        """Start writing the batch if it is due and the one before it is written."""
         commit = None if self._committing else self._group.due(now.mono_ms)
         if commit is None:
             return
-        small = commit.batch.bytes < INLINE_BYTES and not self._inbox
-        if small and (not commit.sync or self._sync_s < INLINE_SYNC_S):
-            try:
-                took = self._write(commit)
-            except LogFailed as failure:
-                self._fail(failure)
-            else:
-                self._committed(took)
-        else:
-            self._write_in_thread(commit)
+        self._committing = True
+        self._writer.start(partial(self._write, commit))
 
     def _write(self, commit: Commit) -> float:
-        """Write the batch; the seconds that took. Here or in the thread. Raises LogFailed."""
+        """Write the batch; the seconds that took. In the thread. Raises LogFailed."""
         now, epoch = wall_ms(), self._core.state.epoch
         self._timings.batch_records.observe(len(commit.batch.records))
         began = time.perf_counter()
@@ -293,34 +282,20 @@ class Engine:
         self._ages.note(commit.batch.number, now)
         return time.perf_counter() - began
 
-    def _write_in_thread(self, commit: Commit) -> None:
-        assert self._loop is not None
-        loop = self._loop
-        self._committing = True
-
-        def done(future: Future[float]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._written, future)
-
-        self._writer.submit(self._write, commit).add_done_callback(done)
-
-    def _written(self, future: Future[float]) -> None:
+    def _written(self, result: float | BaseException) -> None:
+        """The writer is done with a batch: seconds, or what stopped it."""
         self._committing = False
-        failure = future.exception()
-        if failure is not None:
-            self._fail(failure)
+        if isinstance(result, BaseException):
+            self._fail(result)
             return
-        self._committed(future.result())
-        self._schedule()
-
-    def _committed(self, took: float) -> None:
         self._group.committed(mono_ms())
-        self._sync_s += (took - self._sync_s) / 8
-        self._timings.sync.observe(took)
+        self._timings.sync.observe(result)
         self._release()
         if not self._preparing and not self._log.statistics().spare_ready:
             self._preparing = True
             self._readers.submit(self._prepare)
+        if self._inbox or not self._group.empty:
+            self._schedule()
 
     def _prepare(self) -> None:
         """Make the next segment, in a thread."""
@@ -335,8 +310,7 @@ class Engine:
     def _fail(self, failure: BaseException) -> None:
         """Nothing is answered from now on."""
         self._group.drop()
-        if isinstance(failure, LogFailed):
-            self.failure = failure
+        self.failure = failure
         if self._over and not self._over.done():
             self._over.set_exception(failure)
 

@@ -44,6 +44,22 @@ class Outgoing:
         assert isinstance(effect, e.Peeked)
         return self._peeked(effect)
 
+    def needs(self, effect: e.Effect) -> list[int]:
+        """A position of every record whose bytes the effect will show."""
+        if isinstance(effect, e.Hand):
+            needed = [first for first, _ in effect.runs]
+            shown = [p for first, count in effect.runs for p in range(first, first + count)]
+        elif isinstance(effect, e.Tell):
+            return [effect.entry.record] if effect.entry.record else []
+        elif isinstance(effect, e.Peeked):
+            shown = [row[0] for row in effect.rows]
+            needed = shown + [row[7] for row in effect.rows if row[7]]
+        else:
+            return []
+        for position in shown if self._continued else ():
+            needed += self._continued.get(position, ())
+        return needed
+
     def _deliver(self, hand: e.Hand) -> list[bytes]:
         chunks = [chunk for run in hand.runs for chunk in self._chunks(*run)]
         total = sum(len(chunk.raw) for chunk in chunks)

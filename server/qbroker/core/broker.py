@@ -146,7 +146,7 @@ class Broker:
                 )
                 for queue in state.numbered
             ),
-            Counter(state.roles.values()),
+            dict(Counter(state.roles.values())),
             len(state.sessions),
             len(state.leases),
             len(state.results.finished),

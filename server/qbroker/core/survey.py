@@ -43,6 +43,8 @@ class Survey:
     """Routes not yet known, to the number and queue name of the lane that will be opened."""
     planned_lanes: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
     planned_queues: dict[str, int] = field(default_factory=dict)
+    relaxed: set[int] = field(default_factory=set)
+    """Planned lanes of queues whose confirms wait for the kernel only."""
     synced: bool = False
     names: set[bytes] = field(default_factory=set)
     """Chosen ids seen so far."""
@@ -143,6 +145,8 @@ class Survey:
         if lane_number >= state.settings.lanes_max:
             raise limit("lanes_max", state.settings.lanes_max)
         self.planned_lanes[queue_name, task, keys] = lane_number
+        if not (queue.synced if queue else state.synced):
+            self.relaxed.add(lane_number)
         self.opened.append(r.LaneOpened(lane_number, number, task, keys))
         return lane_number
 
@@ -179,12 +183,12 @@ class Survey:
 
     def note_queues(self, batch: r.MessageBatch) -> None:
         """Which queues are touched, and whether one of them wants stable storage."""
-        lanes, default = self.state.lanes, self.state.settings.fsync == "always"
-        for number, _, _count, _ in batch.runs:
-            if number < len(lanes):
-                self.synced = self.synced or lanes[number].queue.synced
-            else:
-                self.synced = self.synced or default
+        lanes = self.state.lanes
+        for number, _, _, _ in batch.runs:
+            known = number < len(lanes)
+            if lanes[number].queue.synced if known else number not in self.relaxed:
+                self.synced = True
+                return
 
 
 def bad(index: int, why: str) -> RefusedError:

@@ -1,0 +1,401 @@
+"""What the engine promises: nothing leaves early, nothing waits for more than it must."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import time
+
+import pytest
+
+from engine.conftest import Place, ack_all, bodies
+from qbroker.config import Config
+from qbroker.engine import Engine
+from qbroker.log.errors import LogFailed
+from qprotocol import frames as f
+from qprotocol import wire
+from qprotocol.codec import Decoder, encode_in_parts
+from qprotocol.ids import mint, unpack_id
+from qprotocol.message import Message, Outcome, unpack_message
+from qprotocol.states import State
+
+SESSION = b"a session of 16b"
+
+
+def run(story: object) -> None:
+    asyncio.run(story)  # type: ignore[arg-type]
+
+
+def minted(number: int) -> str:
+    return unpack_id(mint(time.time_ns() // 1_000_000, number), minted=True)
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop go round."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_nothing_is_answered_before_the_sync_returns(place: Place) -> None:
+    """While a sync hangs no confirm, refusal, result or delivery leaves; after it all do."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            producer, consumer = place.peer(engine), place.peer(engine)
+            await producer.hello()
+            await consumer.hello("consumer")
+            await consumer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            # When the disk hangs
+            place.disk.gate.clear()
+            first = asyncio.create_task(producer.publish(Message("q", b"1"), sequence=1))
+            await turns()
+            again = asyncio.create_task(producer.publish(Message("q", b"1"), sequence=1))
+            peek = asyncio.create_task(producer.ask(f.Peek(queue="q")))
+            wrong = asyncio.create_task(producer.ask(f.Purge(queue="nowhere")))
+            await asyncio.sleep(0.1)
+            # Then nobody hears a word that rests on what is not durable
+            assert not any(task.done() for task in (first, again, peek, wrong))
+            assert consumer.frames == []
+            # And when it goes on, everybody does
+            place.disk.gate.set()
+            assert (await first).durability == "synced"
+            assert (await again).duplicate
+            assert (await wrong).code == "NO_QUEUE"
+            assert bodies(await consumer.get(f.Deliver))
+
+    run(story())
+
+
+def test_a_relaxed_queue_waits_for_the_kernel_only(place: Place) -> None:
+    """fsync=never confirms, delivers and settles before a sync, and says so."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            producer, consumer = place.peer(engine), place.peer(engine)
+            await producer.hello()
+            await consumer.hello("consumer")
+            await producer.ask(f.Declare(queue="q", options={"fsync": "never"}))
+            await producer.publish(Message("q", b"0"), sequence=1)
+            confirmed = await producer.publish(Message("q", b"1"), sequence=2)
+            assert confirmed.durability == "written"
+            assert producer.durable < wire.batch_of(confirmed.first)
+            await consumer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            first = await consumer.get(f.Deliver)
+            assert (await consumer.ask(ack_all(first))).durability == "written"
+
+    run(story())
+
+
+@pytest.mark.parametrize("mode", ["interval", "never"])
+def test_a_relaxed_broker_still_answers_everything(place: Place, mode: str) -> None:
+    """With --fsync interval or never, questions that belong to no queue are answered too."""
+
+    async def story() -> None:
+        async with place.engine(fsync=mode, fsync_interval_ms=20) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            assert (await peer.publish(Message("q", b"1"), sequence=1)).durability == "written"
+            assert (await peer.ask(f.Purge(queue="nowhere"))).code == "NO_QUEUE"
+            await peer.ask(f.Declare(queue="sure", options={"fsync": "always"}))
+            assert (await peer.publish(Message("sure", b"1"), sequence=2)).durability == "synced"
+            assert place.log.durable == place.log.written
+
+    run(story())
+
+
+def test_an_interval_syncs_by_itself(place: Place) -> None:
+    """fsync=interval makes what was confirmed durable without anybody asking."""
+
+    async def story() -> None:
+        async with place.engine(fsync="interval", fsync_interval_ms=20) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            await peer.publish(Message("q", b"1"), sequence=1)
+            written = place.log.written
+            async with asyncio.timeout(20):
+                while place.log.durable < written:
+                    await asyncio.sleep(0.005)
+
+    run(story())
+
+
+def test_bodies_are_read_from_the_log_when_memory_has_dropped_them(place: Place) -> None:
+    """A backlog many times the window is delivered whole and in order."""
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=64 << 10) as engine:
+            peer = place.peer(engine)
+            await peer.hello("consumer")
+            for chunk in range(20):
+                batch = [Message("q", b"%04d" % (chunk * 50 + i) + b"x" * 500) for i in range(50)]
+                await peer.publish(*batch, sequence=chunk + 1)
+            assert engine.statistics().window_bytes < 200 << 10
+            await peer.ask(f.Consume(subscription=1, queues=["q"], credit=100))
+            got: list[bytes] = []
+            while len(got) < 1000:
+                delivery = await peer.get(f.Deliver)
+                got += [unpack_message(raw).body[:4] for raw in bodies(delivery)]
+                peer.say(ack_all(delivery))
+            assert got == [b"%04d" % i for i in range(1000)]
+
+    run(story())
+
+
+def test_large_messages_come_and_go_in_parts(place: Place) -> None:
+    """Messages over a frame's size are published and delivered in parts, whole, cold or not."""
+
+    async def story() -> None:
+        sizes = [10, 200_000, 500, 131_000, 3, 400_000]
+        wanted = [bytes([i]) * size for i, size in enumerate(sizes)]
+        async with place.engine(window_bytes_max=1 << 10) as engine:
+            peer = place.peer(engine)
+            await peer.hello("consumer")
+            raw = b"".join(Message("q", body).pack() for body in wanted)
+            publish = f.Publish(producer=7, sequence=1, count=6, raw=raw, correlation=1000)
+            for data in encode_in_parts(publish):
+                for frame in Decoder().feed(data):
+                    peer.say(frame)
+            confirmed = await peer.get(f.Published)
+            assert (confirmed.count, confirmed.duplicate) == (6, False)
+            await peer.publish(Message("other", b"pushes the window" * 100), sequence=2)
+            await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            got: list[bytes] = []
+            while len(got) < len(wanted):
+                got += [unpack_message(raw).body for raw in bodies(await peer.get(f.Deliver))]
+            assert got == wanted
+
+    run(story())
+
+
+def test_a_task_is_found_by_its_id_alone(place: Place) -> None:
+    """Watch, Cancel and Forget find a minted id in the log, written or not, and after a start."""
+
+    async def story() -> None:
+        ids = [minted(i) for i in range(300)]
+        async with place.engine(window_bytes_max=1 << 10) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            for at in range(0, 300, 50):
+                batch = [Message("q", b"x" * 300, id=each, task="t") for each in ids[at : at + 50]]
+                await peer.publish(*batch, sequence=at + 1)
+            for each in ids[::37]:
+                assert (await peer.ask(f.Watch(id=each))).state == State.QUEUED
+            assert (await peer.ask(f.Cancel(id=ids[7]))).state == State.REVOKED
+            assert (await peer.ask(f.Watch(id=minted(1)))).state == State.UNKNOWN
+            # While the disk hangs a fresh one is found too, in what is not written yet
+            place.disk.gate.clear()
+            fresh = minted(5)
+            message = Message("q", b"", id=fresh, task="t")
+            confirmed = asyncio.create_task(peer.publish(message, sequence=999))
+            await turns()
+            state = asyncio.create_task(peer.ask(f.Watch(id=fresh)))
+            await turns()
+            assert not state.done()
+            place.disk.gate.set()
+            assert (await confirmed).count == 1
+            assert (await state).state == State.QUEUED
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            assert (await peer.ask(f.Watch(id=ids[299]))).state == State.QUEUED
+            assert (await peer.ask(f.Watch(id=ids[7]))).state == State.REVOKED
+
+    run(story())
+
+
+def test_a_result_is_pushed_to_who_waits_and_kept_for_who_asks_later(place: Place) -> None:
+    """The waiter hears of the end at once; the bytes survive a start."""
+
+    async def story() -> None:
+        task, result = minted(1), b"r" * 300_000
+        async with place.engine() as engine:
+            producer, worker = place.peer(engine), place.peer(engine)
+            await producer.hello()
+            await worker.hello("worker", SESSION)
+            await worker.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+            confirmed = await producer.publish(Message("q", b"", id=task, task="t"), sequence=1)
+            delivery = await worker.get(f.Deliver)
+            waiting = f.Watch(id=task, position=confirmed.first, wait_ms=60_000)
+            answer = asyncio.create_task(producer.ask(waiting))
+            outcome = Outcome(
+                wire.ACK, confirmed.first, delivery.grant, result=result, flags=wire.HAS_RESULT
+            )
+            settle = f.Settle(count=1, raw=outcome.pack(), correlation=1000)
+            for data in encode_in_parts(settle):
+                for frame in Decoder().feed(data):
+                    worker.say(frame)
+            assert (await worker.get(f.Settled)).lost == 0
+            assert ((await answer).state, (await producer.ask(f.Watch(id=task))).raw) == (
+                State.SUCCESS,
+                result,
+            )
+        async with place.engine() as engine:
+            producer = place.peer(engine)
+            await producer.hello()
+            assert (await producer.ask(f.Watch(id=task))).raw == result
+            assert (await producer.ask(f.Forget(id=task))).count == 1
+            assert (await producer.ask(f.Watch(id=task))).state == State.UNKNOWN
+
+    run(story())
+
+
+def test_a_grant_that_was_never_logged_can_still_be_claimed(place: Place) -> None:
+    """After a start a worker keeps what it runs, also if the log does not know it had it."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            worker = place.peer(engine)
+            await worker.hello("worker", SESSION)
+            confirmed = await worker.publish(Message("q", b"x"), sequence=1)
+        grant = (place.core.state.epoch << wire.EPOCH_SHIFT) + 1
+        async with place.engine() as engine:
+            worker, other = place.peer(engine), place.peer(engine)
+            token = wire.TOKEN.pack(confirmed.first, grant)
+            gone = wire.TOKEN.pack(confirmed.first + 5, grant)
+            welcome = await worker.hello("worker", SESSION, raw=token + gone)
+            assert welcome.raw == gone
+            await other.hello("consumer")
+            await other.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+            ack = f.Ack(raw=wire.ACK_RUN.pack(grant, confirmed.first, 1))
+            assert (await worker.ask(ack)).lost == 0
+            assert not other.frames
+
+    run(story())
+
+
+def test_when_the_disk_fails_nobody_is_answered_any_more(place: Place) -> None:
+    """A failed sync ends the engine with LogFailed; the confirm never leaves."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+
+            place.disk.gate.failure = OSError(errno.EIO, "the disk said no")
+            confirm = asyncio.create_task(peer.publish(Message("q", b"1"), sequence=1))
+            assert engine._over is not None
+            with pytest.raises(LogFailed, match="the disk said no"):
+                await asyncio.wait_for(asyncio.shield(engine._over), 20)
+            peer.say(f.Peek(queue="q", correlation=77))
+            await turns()
+            assert not confirm.done()
+            assert peer.frames == []
+            confirm.cancel()
+
+    run(story())
+
+
+def test_the_inbox_drains_and_says_so(place: Place) -> None:
+    """While the disk hangs frames pile up in the inbox, bounded by who reads its size."""
+
+    async def story() -> None:
+        settings = {"inbox_bytes_max": 100_000, "batch_bytes_max": 300_000}
+        async with place.engine(**settings) as engine:
+            peer, drained = place.peer(engine), asyncio.Event()
+            await peer.hello()
+            place.disk.gate.clear()
+            raw = Message("q", b"x" * 100_000).pack()
+            for sequence in range(1, 9):
+                frame = f.Publish(producer=7, sequence=sequence, count=1, raw=raw)
+                frame.correlation = 100 + sequence
+                peer.say(frame)
+                await turns()
+            engine.on_drained = drained.set
+            assert engine.inbox_bytes > 100_000
+            place.disk.gate.set()
+            async with asyncio.timeout(20):
+                await drained.wait()
+            for _ in range(8):
+                await peer.get(f.Published)
+            assert engine.inbox_bytes == 0
+
+    run(story())
+
+
+def test_a_broker_that_stood_still_blames_no_worker(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the process itself was stopped, sessions get that time back."""
+
+    async def story() -> None:
+        async with place.engine(session_timeout_ms=30_000) as engine:
+            worker = place.peer(engine)
+            await worker.hello("worker", SESSION)
+            await worker.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+            await worker.publish(Message("q", b"1"), sequence=1)
+            await worker.get(f.Deliver)
+            # When an hour passes in which the process did not run
+            real = time.monotonic_ns
+            monkeypatch.setattr(time, "monotonic_ns", lambda: real() + 3_600_000_000_000)
+            engine._schedule()
+            await turns()
+            # Then the lease is still the worker's
+            assert len(place.core.state.leases) == 1
+            assert not worker.closed
+
+    run(story())
+
+
+def test_tables_and_ages(place: Place) -> None:
+    """Inspect answers with what is there, and refuses tables that are not."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello("admin")
+            await peer.publish(Message("q", b"1"), Message("q", b"2"), sequence=1)
+            (row,) = json.loads((await peer.ask(f.Inspect(what="queues"))).raw)
+            assert (row["name"], row["ready"], row["counts"]) == ("q", 2, {"published": 2})
+            assert 0 <= row["oldest_ready_ms"] < 60_000
+            stats = json.loads((await peer.ask(f.Inspect(what="stats"))).raw)
+            assert (stats["queues"], stats["log"]["segments"]) == (1, 1)
+            assert (await peer.ask(f.Inspect(what="weather"))).code == "BAD_REQUEST"
+
+    run(story())
+
+
+def test_many_callers_share_one_sync(place: Place) -> None:
+    """What arrives while a sync runs is written in one batch by the next."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peers = [place.peer(engine) for _ in range(20)]
+            for peer in peers:
+                await peer.hello()
+            place.disk.gate.clear()
+            first = asyncio.create_task(peers[0].publish(Message("q", b"x"), sequence=1))
+            await turns()
+            before = place.log.written
+            rest = [
+                asyncio.create_task(peer.publish(Message("q", b"x"), sequence=1, producer=100 + i))
+                for i, peer in enumerate(peers[1:])
+            ]
+            await turns()
+            place.disk.gate.set()
+            await asyncio.gather(first, *rest)
+            assert place.log.written - before <= 3
+
+    run(story())
+
+
+def test_a_turn_is_bounded(place: Place) -> None:
+    """However much arrived, the loop gets its turn after turn_ms and a frame."""
+
+    async def story() -> None:
+        async with place.engine(turn_ms=1) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            raw = b"".join(Message("q", b"x").pack() for _ in range(1000))
+            for sequence in range(1, 101):
+                frame = f.Publish(producer=7, sequence=sequence, count=1000, raw=raw)
+                frame.correlation = 100 + sequence
+                peer.say(frame)
+            turned = len(place.observed.amounts)
+            for _ in range(100):
+                await peer.get(f.Published)
+            assert len(place.observed.amounts) - turned >= 20
+            assert isinstance(engine, Engine)
+            assert Config().turn_ms == 5
+
+    run(story())
