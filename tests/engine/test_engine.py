@@ -115,7 +115,7 @@ def test_an_interval_syncs_by_itself(place: Place) -> None:
             written = place.log.written
             async with asyncio.timeout(20):
                 while place.log.durable < written:
-                    await asyncio.sleep(0.005)
+                    await peer.ask(f.Peek(queue="q"))
 
     run(story())
 
