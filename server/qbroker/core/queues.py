@@ -12,7 +12,8 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heappop, heappush, heapreplace, merge
+from operator import itemgetter
 
 from qprotocol.options import QueueOptions
 
@@ -26,9 +27,10 @@ class Run:
 
     __slots__ = (
         "chunks",
+        "given",
         "head",
+        "key",
         "lane",
-        "listed",
         "number",
         "priority",
         "returned",
@@ -45,11 +47,18 @@ class Run:
         self.chunks: deque[array[int]] = deque()
         """Each ascending; a position lower than the last starts a new one."""
         self.head = 0
+        self.given: set[int] = set()
+        """Handed out before and given back; they go first."""
         self.returned: list[int] = []
-        """A heap: handed out before and given back; they go first."""
+        """The same as a heap; one that is not in ``given`` any more is passed over."""
         self.skipped: set[int] = set()
         """Entries still in a chunk that were taken out of order."""
-        self.listed = False
+        self.key = -1
+        """The head under which its queue has it listed; -1 if it has not."""
+
+    def __lt__(self, other: "Run") -> bool:
+        """For heaps, where a run may be listed twice under one head."""
+        return self.number < other.number
 
     def extend(self, first: int, count: int) -> None:
         """Put ``count`` consecutive positions at the end."""
@@ -65,13 +74,19 @@ class Run:
         self.size += len(positions)
 
     def give_back(self, position: int) -> None:
-        """Put one position in front."""
-        heappush(self.returned, position)
+        """Put one position in front; one that was taken out of order is back in its place."""
         self.size += 1
+        if position in self.skipped:
+            self.skipped.discard(position)
+            return
+        self.given.add(position)
+        heappush(self.returned, position)
 
     def first(self) -> int:
         """The position that leaves next. Only when ``size`` is above 0."""
-        if self.returned:
+        if self.given:
+            while self.returned[0] not in self.given:
+                heappop(self.returned)
             return self.returned[0]
         self._drop_skipped()
         return self.chunks[0][self.head]
@@ -81,9 +96,12 @@ class Run:
 
         At least one comes out if there is one. Stops early at a chunk's end: call again.
         """
-        if self.returned:
+        if self.given:
+            position = self.first()
+            heappop(self.returned)
+            self.given.discard(position)
             self.size -= 1
-            return [(heappop(self.returned), 1)]
+            return [(position, 1)]
         self._drop_skipped()
         chunk, head = self.chunks[0], self.head
         end = min(len(chunk), head + limit)
@@ -92,6 +110,7 @@ class Run:
         out = self._compact(chunk, head, end)
         self.size -= sum(count for _, count in out)
         self._advance(end)
+        self._drop_skipped()
         return out
 
     def _compact(self, chunk: "array[int]", head: int, end: int) -> list[tuple[int, int]]:
@@ -114,7 +133,7 @@ class Run:
         chunk = self.chunks[0] if self.chunks else ()
         end = self.head + count
         if (
-            not self.returned
+            not self.given
             and not self.skipped
             and len(chunk) >= end
             and chunk[self.head] == first
@@ -123,25 +142,23 @@ class Run:
             self._advance(end)
             return
         for position in range(first, first + count):
-            if position in self.returned:
-                self.returned.remove(position)
-                heapify(self.returned)
+            if position in self.given:
+                self.given.discard(position)
             else:
                 self.skipped.add(position)
-        if self.size:
-            if not self.returned:
-                self._drop_skipped()
-        else:
-            self.clear()
+        self._drop_skipped()
 
     def clear(self) -> None:
         """Drop everything."""
         self.chunks.clear()
+        self.given.clear()
         self.returned.clear()
         self.skipped.clear()
         self.head = self.size = 0
 
     def __contains__(self, position: int) -> bool:
+        if position in self.given:
+            return True
         if position in self.skipped:
             return False
         for chunk in self.chunks:
@@ -150,11 +167,11 @@ class Run:
                 index = bisect_left(chunk, position, start)
                 if index < len(chunk) and chunk[index] == position:
                     return True
-        return position in self.returned
+        return False
 
     def __iter__(self) -> Iterator[int]:
         """Positions in the order they would leave; changes nothing."""
-        yield from sorted(self.returned)
+        yield from sorted(self.given)
         for chunk in self.chunks:
             start = self.head if chunk is self.chunks[0] else 0
             for position in chunk[start:]:
@@ -162,9 +179,9 @@ class Run:
                     yield position
 
     def _drop_skipped(self) -> None:
-        skipped = self.skipped
-        while skipped and self.chunks[0][self.head] in skipped:
-            skipped.discard(self.chunks[0][self.head])
+        skipped, chunks = self.skipped, self.chunks
+        while skipped and chunks and chunks[0][self.head] in skipped:
+            skipped.discard(chunks[0][self.head])
             self._advance(self.head + 1)
 
     def _advance(self, head: int) -> None:
@@ -228,55 +245,79 @@ class Queue:
         self.scheduled = 0
         self.leased = 0
         self.levels: dict[int, list[tuple[int, int, Run]]] = {}
-        """Priority to a heap of (head, run number, run) of its runs that are not empty."""
+        """Priority to a heap of (head, run number, run) of its runs that are not empty.
+
+        What is true is ``run.key``; an entry with another head is dropped when it comes up.
+        """
         self.priorities: list[int] = []
         """The priorities that have such runs, highest last."""
         # Volatile: since the start, for metrics.
         self.counts: Counter[str] = Counter()
 
     def offer(self, run: Run) -> None:
-        """See that a run that is not empty can be dispatched."""
-        if run.listed:
+        """See that a run that is not empty is listed under its head, or an earlier one."""
+        head = run.first()
+        if 0 <= run.key <= head:
             return
-        run.listed = True
+        run.key = head
         level = self.levels.get(run.priority)
         if level is None:
             level = self.levels[run.priority] = []
             self.priorities.append(run.priority)
             self.priorities.sort()
-        heappush(level, (run.first(), run.number, run))
+        heappush(level, (head, run.number, run))
+
+    def _leading(self, level: list[tuple[int, int, Run]]) -> Run | None:
+        """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
+        while level:
+            key, number, run = level[0]
+            if key == run.key and run.size:
+                if run.first() == key:
+                    return run
+                run.key = run.first()
+                heapreplace(level, (run.key, number, run))
+                continue
+            if key == run.key:
+                run.key = -1
+            heappop(level)
+        return None
 
     def take(self, limit: int) -> list[tuple[Run, int, int]]:
         """Up to ``limit`` messages out, best first, as (run, first position, count)."""
         out: list[tuple[Run, int, int]] = []
         while limit > 0 and self.priorities:
-            priority = self.priorities[-1]
-            level = self.levels[priority]
-            run = level[0][2]
-            if run.size:
-                before = min((entry[0] for entry in level[1:3]), default=_END)
-                for first, count in run.take(limit, before):
-                    out.append((run, first, count))
-                    limit -= count
-                    self.ready -= count
-            if run.size:
-                heapreplace(level, (run.first(), run.number, run))
+            level = self.levels[self.priorities[-1]]
+            run = self._leading(level)
+            if run is None:
+                del self.levels[self.priorities.pop()]
                 continue
-            heappop(level)
-            run.listed = False
-            if not level:
-                del self.levels[priority]
-                self.priorities.pop()
+            before = min((entry[0] for entry in level[1:3]), default=_END)
+            for first, count in run.take(limit, before):
+                if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
+                    out[-1] = run, out[-1][1], out[-1][2] + count
+                else:
+                    out.append((run, first, count))
+                limit -= count
+                self.ready -= count
         return out
 
     def waiting(self) -> Iterator[tuple[Run, int]]:
-        """Ready messages, highest priority first, lane by lane; changes nothing."""
-        runs = [run for lane in self.lanes for run in lane.runs.values()]
-        for run in sorted(runs, key=lambda run: (-run.priority, run.number)):
-            for position in run:
+        """Ready messages in the order they would leave; changes nothing."""
+        levels: dict[int, list[Run]] = {}
+        for lane in self.lanes:
+            for run in lane.runs.values():
+                if run.size:
+                    levels.setdefault(run.priority, []).append(run)
+        for priority in sorted(levels, reverse=True):
+            for position, run in merge(*map(_entries, levels[priority]), key=itemgetter(0)):
                 yield run, position
 
     def oldest(self) -> int:
         """The lowest position at the head of a run, or 0 if nothing is ready."""
-        heads = [run.first() for level in self.levels.values() for _, _, run in level if run.size]
-        return min(heads, default=0)
+        leading = [self._leading(level) for level in self.levels.values()]
+        return min((run.first() for run in leading if run), default=0)
+
+
+def _entries(run: Run) -> Iterator[tuple[int, Run]]:
+    for position in run:
+        yield position, run

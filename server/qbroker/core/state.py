@@ -151,8 +151,7 @@ class BrokerState:
         """``run`` has ``count`` more messages to hand out."""
         queue = run.lane.queue
         queue.ready += count
-        if not run.listed:
-            queue.offer(run)
+        queue.offer(run)
         self.dirty[queue.number] = queue
 
     def later(self, run: Run, position: int, due_ms: int) -> None:

@@ -1,0 +1,168 @@
+"""Runs, lanes and queues against a list: what waits, and in which order it leaves."""
+
+from __future__ import annotations
+
+from array import array
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qbroker.core.queues import CHUNK_POSITIONS, Lane, Queue, Run
+from qprotocol.options import QueueOptions
+
+
+def new_queue(lanes: int = 1) -> Queue:
+    queue = Queue(0, "q", QueueOptions(), synced=True)
+    queue.lanes += [Lane(number, queue, f"task{number}", b"") for number in range(lanes)]
+    return queue
+
+
+def taken(queue: Queue, limit: int) -> list[int]:
+    return [p for _, first, n in queue.take(limit) for p in range(first, first + n)]
+
+
+def put(queue: Queue, run: Run, first: int, count: int = 1) -> None:
+    run.extend(first, count)
+    queue.ready += count
+    queue.offer(run)
+
+
+def give_back(queue: Queue, run: Run, position: int) -> None:
+    run.give_back(position)
+    queue.ready += 1
+    queue.offer(run)
+
+
+class Twins:
+    """A queue that hands out, one that replays what the first did, and a list of what waits."""
+
+    def __init__(self, lanes: int) -> None:
+        self.live, self.replayed = new_queue(lanes), new_queue(lanes)
+        self.waits: dict[int, tuple[int, int]] = {}
+        self.out: dict[int, tuple[int, int]] = {}
+        self.next = 1
+
+    def runs(self, lane: int, priority: int) -> list[tuple[Queue, Run]]:
+        return [(queue, queue.lanes[lane].run(priority)) for queue in (self.live, self.replayed)]
+
+    def put(self, lane: int, priority: int, count: int, gap: int) -> None:
+        self.next += gap
+        for queue, run in self.runs(lane, priority):
+            put(queue, run, self.next, count)
+        self.waits |= {self.next + i: (lane, priority) for i in range(count)}
+        self.next += count
+
+    def adopt(self, lane: int, priority: int, count: int) -> None:
+        for queue, run in self.runs(lane, priority):
+            run.adopt(array("Q", range(self.next, self.next + count)))
+            queue.ready += count
+            queue.offer(run)
+        self.waits |= {self.next + i: (lane, priority) for i in range(count)}
+        self.next += count
+
+    def take(self, limit: int) -> None:
+        best = list(self.live.waiting())[:limit]
+        entries = self.live.take(limit)
+        got = [(run, p) for run, first, n in entries for p in range(first, first + n)]
+        assert got == best, "peek tells the order in which messages leave"
+        for run, first, count in entries:
+            lane, priority = run.lane.number, run.priority
+            self.replayed.lanes[lane].run(priority).remove(first, count)
+            self.replayed.ready -= count
+        for _, position in got:
+            self.out[position] = self.waits.pop(position)
+
+    def remove(self, nth: int) -> None:
+        if self.waits:
+            position = sorted(self.waits)[nth % len(self.waits)]
+            place = self.waits.pop(position)
+            self.out[position] = place
+            for queue, run in self.runs(*place):
+                assert position in run
+                run.remove(position, 1)
+                queue.ready -= 1
+
+    def give_back(self, nth: int) -> None:
+        if self.out:
+            position = sorted(self.out)[nth % len(self.out)]
+            place = self.waits[position] = self.out.pop(position)
+            for queue, run in self.runs(*place):
+                give_back(queue, run, position)
+
+    def check(self) -> None:
+        order = [position for _, position in self.live.waiting()]
+        assert sorted(order) == sorted(self.waits)
+        assert order == [position for _, position in self.replayed.waiting()]
+        for queue in (self.live, self.replayed):
+            assert queue.ready == len(order)
+            for lane in queue.lanes:
+                for run in lane.runs.values():
+                    assert run.size == len(list(run))
+                    assert all(position in run for position in run)
+                    assert not any(position in run for position in self.out)
+        heads = [run.first() for lane in self.live.lanes for run in lane.runs.values() if run.size]
+        assert self.live.oldest() == min(heads, default=0)
+
+
+numbers = st.integers(0, 5)
+steps = st.one_of(
+    st.tuples(st.just("put"), st.integers(0, 2), st.integers(-1, 1), st.integers(1, 4), numbers),
+    st.tuples(st.just("adopt"), st.integers(0, 2), st.integers(-1, 1), st.integers(1, 4)),
+    st.tuples(st.just("take"), st.integers(1, 6)),
+    st.tuples(st.just("remove"), numbers),
+    st.tuples(st.just("give_back"), numbers),
+)
+
+
+@given(st.lists(steps, max_size=40))
+@settings(max_examples=300)
+def test_any_story_leaves_each_message_in_one_place_and_replays_the_same(story) -> None:
+    twins = Twins(3)
+    for verb, *arguments in story:
+        getattr(twins, verb)(*arguments)
+        twins.check()
+
+
+def test_what_comes_back_leaves_before_younger_heads_of_other_lanes() -> None:
+    queue = new_queue(2)
+    a, b = queue.lanes[0].run(0), queue.lanes[1].run(0)
+    put(queue, a, 1)
+    put(queue, b, 2)
+    put(queue, a, 3)
+    put(queue, b, 4)
+    assert taken(queue, 2) == [1, 2]
+    give_back(queue, b, 2)
+    give_back(queue, a, 1)
+    assert taken(queue, 9) == [1, 2, 3, 4]
+
+
+def test_a_batch_that_nobody_hindered_is_one_entry_across_chunks() -> None:
+    queue = new_queue()
+    run = queue.lanes[0].run(0)
+    for first in range(1, 3 * CHUNK_POSITIONS, 1000):
+        put(queue, run, first, 1000)
+    entries = queue.take(2 * CHUNK_POSITIONS)
+    assert [(first, count) for _, first, count in entries] == [(1, 2 * CHUNK_POSITIONS)]
+
+
+def test_a_full_chunk_is_never_changed_again() -> None:
+    run = new_queue().lanes[0].run(0)
+    run.extend(1, CHUNK_POSITIONS)
+    chunk = run.chunks[0]
+    run.extend(CHUNK_POSITIONS + 1, 1)
+    assert len(chunk) == CHUNK_POSITIONS
+    assert len(run.chunks) == 2
+
+
+def test_an_emptied_run_leaves_nothing_behind() -> None:
+    queue = new_queue()
+    run = queue.lanes[0].run(0)
+    put(queue, run, 1, 3)
+    give_back(queue, run, 0)
+    run.clear()
+    queue.ready = 0
+    assert queue.take(9) == []
+    assert queue.oldest() == 0
+    assert queue.levels == {}
+    put(queue, run, 7)
+    assert taken(queue, 1) == [7]
