@@ -82,8 +82,10 @@ class Daemon:
             command += ["--" + name.replace("_", "-"), str(value)]
         env = clean_env()
         if is_faulty:
-            self.faults.mkdir(exist_ok=True)
-            env |= {"PYTHONPATH": str(FAULTS), "FAULTS_FOLDER": str(self.faults)}
+            self.faults.mkdir(parents=True, exist_ok=True)
+            others = env.get("PYTHONPATH", "")
+            env["PYTHONPATH"] = f"{FAULTS}{os.pathsep}{others}" if others else str(FAULTS)
+            env["FAULTS_FOLDER"] = str(self.faults)
         self.folder.mkdir(exist_ok=True, parents=True)
         with self.output.open("ab") as output:
             return subprocess.Popen(
@@ -123,9 +125,13 @@ class Daemon:
         self.kill()
         self.start()
 
+    def ask_to_stop(self) -> None:
+        """It has got a SIGTERM."""
+        self._signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """It was asked to end, and did; its exit code."""
-        self._signal(signal.SIGTERM)
+        self.ask_to_stop()
         return self.wait()
 
     def _signal(self, number: int) -> None:
