@@ -21,7 +21,6 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields
-from enum import IntEnum
 from importlib.metadata import version
 from typing import Any
 
@@ -44,6 +43,7 @@ from qbroker.log.log import Log, LogSettings
 from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
 from qbroker.net.session import Terms
+from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.health import Counted, Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
@@ -52,6 +52,7 @@ from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_W
 
 DISTRIBUTION = "qbrokerd"
 LOG_FOLDER = "log"
+"""Within the data folder, which other things will share."""
 PROGRESS_S = 1.0
 QUIESCE_S = 0.1
 """Between the last delivery begun and the Goaway: a sync or two."""
@@ -60,25 +61,6 @@ FLUSH_S = 1.0
 _log = logging.getLogger("qbroker")
 
 Say = Callable[[str], None]
-
-
-class Exit(IntEnum):
-    """How the broker ends. 64 and above are those of sysexits.h."""
-
-    OK = 0
-    FAILED = 1
-    """An address cannot be had, or anything without a code of its own."""
-    USAGE = 2
-    """Settings that cannot be used."""
-    CORRUPT = 65
-    """The log is damaged where it had been confirmed."""
-    UNAVAILABLE = 69
-    """No broker answers (the commands that ask one)."""
-    BUG = 70
-    LOCKED = 73
-    """The data folder is in use, or belongs to somebody else."""
-    DISK = 74
-    """The disk failed."""
 
 
 LOG_EXITS: dict[type[LogError], Exit] = {
@@ -91,14 +73,6 @@ LOG_EXITS: dict[type[LogError], Exit] = {
 }
 
 
-class CannotStart(Exception):  # noqa: N818  # what is true, not what went wrong
-    """The broker does not run; the message says why and what to do."""
-
-    def __init__(self, message: str, code: Exit) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @dataclass(frozen=True, slots=True)
 class Stores:
     """What a start has read: the log, and what it says."""
@@ -109,29 +83,29 @@ class Stores:
 
 
 def open_stores(config: Config, say: Say) -> Stores:
-    """The data folder is locked, the log recovered and replayed. Raises CannotStart."""
+    """The data folder is locked, the log recovered and replayed. Raises Trouble."""
     try:
         settings = LogSettings(config.segment_bytes, config.batch_bytes_max)
     except ValueError as error:
-        raise CannotStart(str(error), Exit.USAGE) from error
+        raise Trouble(str(error), Exit.USAGE) from error
     try:
         config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = Log.open(FileDisk(str(config.data / LOG_FOLDER)), settings)
     except OSError as error:
-        raise CannotStart(
+        raise Trouble(
             f"{config.data} cannot be used: {error.strerror or error}; "
             "make it a folder of your own, or choose another with --data",
             Exit.LOCKED,
         ) from error
     except LogError as error:
-        raise CannotStart(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
+        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
     try:
         core = Broker(Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)}))
         ages = Ages()
         replay(log, core, ages, Progress(say))
     except LogError as error:
         log.close()
-        raise CannotStart(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
+        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
     # What was just built stays: the collector need not walk it again and again.
     gc.freeze()
     return Stores(log, core, ages)
@@ -187,7 +161,7 @@ class Server:
             if not turning.done() and self._bug is None:
                 await first_of(turning, self._say_goodbye())
             return await self._end(turning)
-        except CannotStart:
+        except Trouble:
             await self._engine.stop()
             raise
         finally:
@@ -328,13 +302,13 @@ async def listening(
     address: tuple[str, int],
     flag: str,
 ) -> tuple[str, int]:
-    """The address that ``listen`` got. Raises CannotStart in one line."""
+    """The address that ``listen`` got. Raises Trouble in one line."""
     try:
         return await listen(*address)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         why = "something listens there already" if taken else error.strerror or str(error)
-        raise CannotStart(
+        raise Trouble(
             f"cannot listen on {show_address(*address)}: {why}; stop it, or choose another "
             f"address with {flag} (port 0 takes a free one)",
             Exit.FAILED,
@@ -359,13 +333,13 @@ def show_address(host: str, port: int) -> str:
 
 
 def serve(config: Config, say: Say) -> Exit:
-    """Run a broker in this thread until it ends; how it ended. Raises CannotStart."""
+    """Run a broker in this thread until it ends; how it ended. Raises Trouble."""
     stores = open_stores(config, say)
     server = Server(config, stores, say)
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(server.run())
-    except CannotStart:
+    except Trouble:
         stores.log.close()
         raise
 

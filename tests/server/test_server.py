@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from qbroker.server import Exit, Progress
+from qbroker.ops.exits import Exit
+from qbroker.server import Progress
 from qprotocol.frames import Goaway, Inspect, Ok, Peek, Peeked, Publish, Published, Report
 from qprotocol.message import Message
 
