@@ -7,10 +7,10 @@ from array import array
 from pathlib import Path
 
 import pytest
+
 from qprotocol import wire
 from qprotocol.frames import Deliver
 from qprotocol.message import Message
-
 from qworker.hand import Hand
 from qworker.slots import (
     CONFIRMED,

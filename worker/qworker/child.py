@@ -46,13 +46,16 @@ def main() -> int:
         control.send(failed=failure(error))
         return EXIT_NOT_LOADED
     control.send(loaded=description(app))
-    terms = Terms.of(control.expect("terms"))
-    inside = Inside(app, terms, slots)
-    if POOLS[terms.pool].forks:
-        Nursery(control, inside).run()
-    else:
+    try:
+        terms = Terms.of(control.expect("terms"))
+        inside = Inside(app, terms, slots)
+        if POOLS[terms.pool].forks:
+            Nursery(control, inside).run()
+            return 0
         start = control.expect("start")
-        inside.become(start["child"], start["slots"])
+    except EOFError:  # the parent ended, or will not go on with this application
+        return 0
+    inside.become(start["child"], start["slots"])
     return 0
 
 

@@ -158,7 +158,8 @@ class Executor:
             self._words[SOFT_MS] = int((soft or 0) * 1000)
             self._words[HARD_MS] = int((hard or 0) * 1000)
             self._limited = True
-        if request.acks_early and not self.lease.start_early(run.outcome(wire.START), run.what):
+        early = request.acks_early or options.get("acks") == "early"
+        if early and not self.lease.start_early(run.outcome(wire.START), run.what):
             run.note(logging.WARNING, "lease lost before the task could begin")
             return None, run.what
         return None

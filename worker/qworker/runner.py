@@ -15,7 +15,8 @@ import time
 from qworker.execute import Executor
 from qworker.hand import Parcel
 from qworker.logs import TaskLog
-from qworker.member import Ended, Member
+from qworker.member import Member
+from qworker.settlements import Ended
 from qworker.slots import ENDED_OTHER, ENDED_PLAIN, FINISHED, IDLE, RING, TAKEN
 from qworker.watchman import Watchman
 
