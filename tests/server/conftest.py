@@ -232,11 +232,13 @@ def clean_environment() -> dict[str, str]:
 class Daemon:
     """`qbroker serve` in a process of its own, on free ports."""
 
-    def __init__(self, data: Path, *flags: str, python: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, data: Path, *flags: str, python: tuple[str, ...] = ("-m", "qbroker.cli")
+    ) -> None:
         self.data = data
         self.process = subprocess.Popen(
             [
-                *(sys.executable, *python, "-m", "qbroker.cli", "serve", "--data", str(data)),
+                *(sys.executable, *python, "serve", "--data", str(data)),
                 *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *flags),
             ],
             stdout=subprocess.PIPE,
@@ -283,6 +285,7 @@ class Daemon:
 
     def visitor(self) -> Peer:
         """A peer that the test closes itself."""
+        assert self.address[1], self.stop()
         return Peer(self.address)
 
     def close(self) -> None:

@@ -336,6 +336,17 @@ def test_at_twice_the_limit_nobody_is_read_but_only_publishers_are_told(
     worker.expect(Goaway)
 
 
+def test_a_publisher_is_read_again_though_nobody_said_that_the_inbox_drained(
+    door: Any, until: Until
+) -> None:
+    producer = door.connect().shake_hands()
+    flooded(door, 1.5)
+    producer.say(Ack(correlation=3))
+    producer.expect(Blocked)
+    flooded(door, 0.4)
+    producer.expect(Unblocked)
+
+
 def test_who_comes_while_the_inbox_is_full_is_told_right_after_the_welcome(door: Any) -> None:
     flooded(door, 1.5)
     door.connect().shake_hands().expect(Blocked)

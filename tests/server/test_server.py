@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from qbroker.ops.exits import Exit
 from qbroker.server import Progress
-from qprotocol.frames import Goaway, Inspect, Ok, Peek, Peeked, Publish, Published, Report
+from qprotocol.frames import Goaway, Inspect, Ok, Part, Peek, Peeked, Publish, Published, Report
 from qprotocol.message import Message
 
 pytestmark = pytest.mark.e2e
@@ -108,6 +109,36 @@ def test_a_second_signal_ends_the_wait(start: Start, until: Until) -> None:
     assert daemon.stop()[0] == Exit.OK
 
 
+def test_when_the_disk_fails_it_says_nothing_more_and_ends(start: Start) -> None:
+    """A publish that could not be written is not answered, whatever came before it was."""
+    daemon = start()
+    peer, watcher = daemon.connect().shake_hands(), daemon.connect().shake_hands("admin")
+    limit = 1 << 20
+    psutil.Process(daemon.process.pid).rlimit(psutil.RLIMIT_FSIZE, (limit, limit))
+    raw = Message("mail", bytes(100_000)).pack()
+    confirmed = 0
+    for number in range(1, 30):
+        peer.say(Publish(correlation=number, producer=1, sequence=number, count=1, raw=raw))
+        answer = peer.hear()
+        if answer is None:
+            break
+        assert isinstance(answer, Published)
+        confirmed += 1
+    assert 0 < confirmed <= limit // 100_000
+    assert watcher.hear() is None
+    code, said = daemon.stop()
+    assert code == Exit.DISK
+    assert "writing batch" in said
+    assert "only a new start can tell what the disk holds" in said
+    assert "Traceback" not in said
+    admin = start().connect().shake_hands("admin")
+    admin.say(Peek(correlation=3, queue="mail", count=30))
+    assert admin.expect(Part).of == Peeked.TYPE
+    while isinstance(answer := admin.hear(), Part):
+        pass
+    assert answer.count in (confirmed, confirmed + 1)
+
+
 # --- What keeps it from starting
 
 
@@ -177,7 +208,7 @@ def test_beyond_this_machine_is_warned_about(start: Start) -> None:
 
 
 def test_python_without_assertions_is_refused(start: Start) -> None:
-    code, said = refused(start, python=("-O",))
+    code, said = refused(start, python=("-O", "-m", "qbroker.cli"))
     assert code == Exit.USAGE
     assert said.startswith("qbroker: python -O switches off the assertions that guard your data")
 

@@ -128,8 +128,8 @@ def test_a_peer_that_is_not_read_is_not_blamed_for_silence(quick: Any, until: Un
     quick.engine.inbox_bytes = 4 * quick.listener.limits.inbox_bytes_max
     worker.say(Heartbeat())
     until(lambda: [c for c in quick.listener.connections.values() if c.blocked])
-    quick.engine.inbox_bytes = 0
     control.refusal()
+    quick.engine.inbox_bytes = 0
     quick.do(quick.engine.on_drained)
     worker.say(Ack(correlation=3))
     until(lambda: len(quick.engine.submitted) == 2)

@@ -38,7 +38,7 @@ class Listener:
         self.complaints = Complaints()
         self.connections: dict[int, Connection] = {}
         self._handshakes: dict[int, Connection] = {}
-        self.watch = Watch(self.connections, self._handshakes, limits, terms.wall_ms)
+        self.watch = Watch(self.connections, self._handshakes, limits, terms.wall_ms, self._relieve)
         self._blocked: set[Connection] = set()
         self._accepted = 0
         self._server: asyncio.Server | None = None
@@ -158,6 +158,11 @@ class Listener:
         self._blocked.discard(connection)
         if self._emptied is not None and not self.connections:
             self._emptied.set()
+
+    def _relieve(self) -> None:
+        """The engine's word that it has drained is an edge; a missed one must not hold for ever."""
+        if self._blocked and self.engine.inbox_bytes < self.limits.inbox_bytes_max // 2:
+            self.drained()
 
     def _shut(self) -> None:
         if self._server is not None:

@@ -20,7 +20,10 @@ ROUNDS_A_HEARTBEAT = 4
 
 
 class Watch:
-    """The timer. ``handshakes`` is in the order of arrival; both maps are the listener's."""
+    """The timer. ``handshakes`` is in the order of arrival; both maps are the listener's.
+
+    ``relieve`` is called at each tick, to read those again who need not wait any more.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class Watch:
         handshakes: Mapping[int, Connection],
         limits: Limits,
         wall_ms: Callable[[], int],
+        relieve: Callable[[], None],
     ) -> None:
         self.lag_s = 0.0
         """How late the last tick was: what a frame waits for the loop."""
@@ -39,6 +43,7 @@ class Watch:
         self._handshakes = handshakes
         self._limits = limits
         self._wall_ms = wall_ms
+        self._relieve = relieve
         tick = limits.heartbeat_ms / 1000 / ROUNDS_A_HEARTBEAT / SLICES
         self._tick_s = min(max(tick, TICK_S_MIN), TICK_S_MAX)
         self._heartbeat_s = limits.heartbeat_ms / 1000 - SLICES * self._tick_s
@@ -76,6 +81,7 @@ class Watch:
         self.lag_s_max = max(self.lag_s_max, late)
         self.now += self._tick_s + min(late, self._tick_s)
         self._hurry_strangers()
+        self._relieve()
         self._slice = (self._slice + 1) % SLICES
         for number in [n for n in self._connections if n % SLICES == self._slice]:
             connection = self._connections.get(number)
