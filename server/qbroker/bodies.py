@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from qbroker.core import records as r
+from qbroker.core.survey import id_of
 from qbroker.log.errors import TrimmedError
 from qbroker.log.format import StoredRecord
 from qbroker.log.log import Log
 from qprotocol import wire
-from qprotocol.message import walk
 
 READ_AHEAD_BYTES = 512 * 1024
 _ENTRY_BYTES = 200
@@ -140,6 +140,8 @@ class Bodies:
         """The packed message at ``position``; ``continued`` names the parts it goes on in."""
         body = self.body(position)
         index, starts = position - body.first, body.starts()
+        if not 0 <= index < body.count:
+            raise IndexError(f"position {position} is that of no message")
         end = starts[index + 1] if index + 1 < body.count else len(body.raw)
         raw = body.raw[starts[index] : end]
         return raw + self.ends(continued)
@@ -208,14 +210,10 @@ def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[
 
 def search(body: Body, name: bytes) -> dict[int, bytes]:
     """The messages of ``body`` whose packed id is ``name``."""
+    starts = body.starts()
     hits = {}
-    limit = len(body.raw)
-    try:
-        for index, (start, end) in enumerate(walk(body.raw, body.head)):
-            fixed = wire.MESSAGE.unpack_from(body.raw, start)
-            at = start + wire.MESSAGE.size + fixed[7]
-            if body.raw[at : at + fixed[8]] == name:
-                hits[body.first + index] = body.raw[start : min(end, limit)]
-    except ValueError:
-        pass  # the last message goes on in a later part; the ones before were looked at
+    for index, start in enumerate(starts):
+        if id_of(body.raw, start) == name:
+            end = starts[index + 1] if index + 1 < body.count else len(body.raw)
+            hits[body.first + index] = body.raw[start:end]
     return hits

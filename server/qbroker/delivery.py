@@ -14,6 +14,7 @@ from typing import Protocol
 from qbroker.bodies import Bodies, Cold, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.broker import Broker
+from qbroker.core.survey import id_of
 from qbroker.log.errors import LogError
 from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
@@ -112,12 +113,15 @@ class Delivery:
         self._waiting.pop(number, None)
 
     def find_here(self, lookup: e.Lookup) -> dict[int, bytes]:
-        """Those of the messages that ``lookup`` names by position which are in memory."""
+        """Those of the messages that ``lookup`` names by position which are in memory.
+
+        A message at a position that bears another id than was asked for is none of them.
+        """
         found: dict[int, bytes] = {}
         for position in lookup.positions:
             with contextlib.suppress(Cold, IndexError):
                 found[position] = self._bodies.message(position)
-        return found
+        return wanted(found, lookup.id)
 
     def finder(self, lookup: e.Lookup, found: dict[int, bytes]) -> Callable[[], dict[int, bytes]]:
         """What reads the rest of what ``lookup`` asks for, in a thread."""
@@ -126,14 +130,23 @@ class Delivery:
         bodies = self._bodies
 
         def find() -> dict[int, bytes]:
-            out = found | {position: read_message(bodies, position) for position in cold}
-            if lookup.id and not any(out.values()):
+            read = {position: read_message(bodies, position) for position in cold}
+            out = found | wanted(read, lookup.id)
+            if lookup.id and not out:
                 name, minted = pack_id(lookup.id)
                 if minted:
                     out |= find_minted(bodies.log, minted_ms(name), name, unwritten)
             return out
 
         return find
+
+
+def wanted(found: dict[int, bytes], task_id: str) -> dict[int, bytes]:
+    """The messages that bear the id; all of them if none is asked for."""
+    if not task_id:
+        return found
+    name = pack_id(task_id)[0]
+    return {position: raw for position, raw in found.items() if raw and id_of(raw) == name}
 
 
 def read_message(bodies: Bodies, position: int) -> bytes:

@@ -208,8 +208,10 @@ class Engine:
         began = time.perf_counter()
         now = self._now()
         self._note_stall(now)
-        out = self._core.due(now, self._group.append)
-        out += self._drain(now, began)
+        out = self._drain(now, began)
+        # After what arrived: a heartbeat that is here saves its session, and what came too
+        # late is expired before it could be handed out.
+        out += self._core.due(now, self._group.append)
         out += self._core.dispatch(self._group.append)
         self._group.hold(out)
         self._release()

@@ -2,8 +2,8 @@
 
 Rule 1. An effect leaves when the log head, as it stood when the effect was decided, is
         durable; an effect that asks for no more, when that head is written.
-Rule 2. Grants and the like do not move the head: nobody waits for them. They are written
-        with the next batch, or after LAZY_MS.
+Rule 2. Grants and the like (Record.lazy) do not move the head: nobody waits for them. They
+        are written with the next batch, or after LAZY_MS.
 Rule 3. A batch is written when somebody waits for it. What is decided while it is being
         written goes into the next one.
 
@@ -25,7 +25,6 @@ IDLE_MS = 100
 """After this long without a batch an empty one says what is durable (LOG.md, recovery)."""
 BATCH_ROOM_BYTES = 2 * 1024 * 1024
 """A batch this close to batch_bytes_max takes no more frames."""
-LAZY_RECORDS = (r.Granted, r.CameDue, r.Returned)
 
 
 @dataclass(slots=True)
@@ -56,6 +55,8 @@ class GroupCommit:
         self._fsync = fsync
         self._interval_ms = interval_ms
         self._full_at = max(batch_bytes_max - BATCH_ROOM_BYTES, batch_bytes_max // 2)
+        self._closed: deque[tuple[BatchBuilder, tuple[int, int]]] = deque()
+        """Batches that had no room for a record; to be written before the one below."""
         self._batch = log.begin()
         self._keys = (0, 0)
         self._head = log.written
@@ -67,10 +68,13 @@ class GroupCommit:
     # In.
 
     def append(self, record: r.Record) -> int:
-        """The record is in the batch being collected; its position."""
-        position = self._batch.add(record.TYPE, record.parts(), record.slots)
+        """The record is in the batch being collected, or in the next if that has no room."""
+        parts, slots = record.parts(), record.slots
+        if not self._batch.fits(sum(map(len, parts)), slots):
+            self._close_batch()
+        position = self._batch.add(record.TYPE, parts, slots)
         self._bodies.note(position, record)
-        if type(record) not in LAZY_RECORDS:
+        if not record.lazy:
             self._head = self._batch.number
             if isinstance(record, r.Published | r.PartStored):
                 self._note_keys(record.batch.keys)
@@ -83,6 +87,11 @@ class GroupCommit:
             low, high = self._keys
             self._keys = min(low or keys[0], keys[0]), max(high, keys[1])
 
+    def _close_batch(self) -> None:
+        """The batch is to be written as it is; a new one is begun."""
+        self._closed.append((self._batch, self._keys))
+        self._batch, self._keys = self._log.begin(), (0, 0)
+
     def hold(self, effects: list[e.Effect]) -> None:
         """These wait for the log head as it stands now."""
         if effects:
@@ -91,12 +100,12 @@ class GroupCommit:
     @property
     def full(self) -> bool:
         """Whether the batch takes no more frames until it is written."""
-        return self._batch.bytes > self._full_at
+        return bool(self._closed) or self._batch.bytes > self._full_at
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return self._batch.empty
+        return self._batch.empty and not self._closed
 
     # Out.
 
@@ -134,10 +143,11 @@ class GroupCommit:
 
     def take(self, *, sync: bool) -> Commit:
         """The batch as it is, to be written; a new one is begun."""
-        commit = Commit(self._batch, self._keys, sync)
-        self._told_durable = self._batch.empty
-        self._batch, self._keys = self._log.begin(), (0, 0)
-        return commit
+        if not self._closed:
+            self._close_batch()
+        batch, keys = self._closed.popleft()
+        self._told_durable = batch.empty
+        return Commit(batch, keys, sync)
 
     def committed(self, mono_ms: int) -> None:
         """The batch that ``due`` gave is written."""

@@ -8,6 +8,7 @@ from qbroker.bodies import Bodies
 from qbroker.core import effects as e
 from qprotocol import wire
 from qprotocol.codec import encode, encode_in_parts
+from qprotocol.failure import Failure
 from qprotocol.frames import Deliver, Peeked, Report, Result
 from qprotocol.limits import FRAME_BYTES_MAX
 
@@ -120,7 +121,7 @@ class Outgoing:
         entry = tell.entry
         raw = self._bodies.head(entry.record) if entry.record else b""
         if not raw and entry.reason:
-            raw = entry.reason.encode()
+            raw = Failure("Revoked", entry.reason).pack()
         result = Result(
             id=tell.id,
             state=int(entry.state),

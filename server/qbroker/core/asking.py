@@ -1,26 +1,27 @@
 """Questions and orders from people and clients: watch, cancel, forget, peek, purge, declare.
 
-A task is known by its id. Where the position of its message is known too (from the
-Published that confirmed it, or the table of chosen ids) and the state can be told from
-that, no byte is read; else the core asks for a Lookup and decides when it comes back.
+A task is known by its id. One that its caller chose is in a table. For others the core
+asks for a Lookup first: the message at the position that came as a hint, if it bears
+that id, else a search of the log by the id's time. No answer trusts a bare position.
 """
 
+from collections.abc import Collection
 from itertools import islice
 
 from qbroker.core import records as r
-from qbroker.core.consuming import Found
+from qbroker.core.consuming import Found, run_of
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
-from qbroker.core.queues import Run
+from qbroker.core.queues import CHUNK_POSITIONS, Queue, Run
 from qbroker.core.results import Finished, Waiter
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError
+from qbroker.core.survey import RefusedError, id_of, limit
 from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Purge, Watch
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
-from qprotocol.message import Message, unpack_message
+from qprotocol.message import unpack_message
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
@@ -32,50 +33,50 @@ def known(
     state: BrokerState, now: Now, frame: Watch | Cancel | Forget, found: Found | None
 ) -> tuple[int, Finished | None]:
     """The task's position and what is known of it; None if a Lookup must tell first."""
-    try:
-        name, _ = pack_id(frame.id)
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error
-    position = state.named.get(name, frame.position)
-    candidates = [position] if position else []
-    for candidate in candidates + [each for each in found or () if each != position]:
-        at = state.current(candidate)
-        entry = state.results.get(at, now.wall_ms) or state.pending(at, now.wall_ms)
-        if entry is None and found is not None:
-            entry = waiting(state, now, at, found.get(candidate, b""))
+    name = name_of(frame)
+    named = named_position(state, name)
+    if named:
+        candidates = {named: (found or {}).get(named, b"")}
+    else:
+        candidates = {p: raw for p, raw in (found or {}).items() if raw and id_of(raw) == name}
+    for position, raw in candidates.items():
+        at = state.current(position)
+        entry = state.results.get(at, now.wall_ms) or state.pending(at) or waiting(state, at, raw)
         if entry is not None:
             return at, entry
-    return position, UNKNOWN if found is not None else None
+    return 0, UNKNOWN if found is not None else None
 
 
-def waiting(state: BrokerState, now: Now, position: int, raw: bytes) -> Finished | None:
-    """The state of a message nobody has touched, from its bytes; None if it is over."""
-    place = find_place(state, position, raw)
-    if place is None:
+def name_of(frame: Watch | Cancel | Forget) -> bytes:
+    """The id as its bytes in a message. Raises RefusedError."""
+    try:
+        return pack_id(frame.id)[0]
+    except ValueError as error:
+        raise RefusedError("BAD_REQUEST", str(error)) from error
+
+
+def named_position(state: BrokerState, name: bytes) -> int:
+    """The position of the task with that chosen id: alive, or finished and remembered."""
+    return state.named.get(name) or state.results.names.get(name, 0)
+
+
+def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
+    """The state of a message nobody has touched, from its bytes; None if it does not wait."""
+    run = run_of(state, raw)
+    if run is None:
         return None
-    run, message = place
     if position in run:
         return Finished(State.QUEUED, 0, 0, 0, 0, 0)
-    delayed = message.due_ms > now.wall_ms and position not in state.cancelled
-    return Finished(State.SCHEDULED, 0, 0, 0, 0, 0) if delayed else None
+    due_ms = unpack_message(raw).due_ms
+    held = state.timers.holds(due_ms, position, run.number) and position not in state.cancelled
+    return Finished(State.SCHEDULED, 0, 0, 0, 0, 0) if held else None
 
 
-def find_place(state: BrokerState, position: int, raw: bytes) -> tuple[Run, Message] | None:
-    """The run that a message's bytes name, and the message."""
-    if not raw:
-        return None
-    message = unpack_message(raw)
-    queue = state.queues.get(message.queue)
-    lane = state.lane_of.get((queue.number, message.task, message.keys)) if queue else None
-    if lane is None:
-        return None
-    return lane.holding(position) or lane.run(message.priority), message
-
-
-def lookup(connection: int, frame: Watch | Cancel | Forget) -> Decision:
+def lookup(state: BrokerState, connection: int, frame: Watch | Cancel | Forget) -> Decision:
     """Ask the engine which message the id means."""
-    hints = (frame.position,) if frame.position else ()
-    return Decision(effects=[Lookup(connection, frame, id=frame.id, positions=hints)])
+    hint = named_position(state, name_of(frame)) or frame.position
+    positions = (hint,) if hint else ()
+    return Decision(effects=[Lookup(connection, frame, id=frame.id, positions=positions)])
 
 
 def decide_watch(
@@ -84,12 +85,12 @@ def decide_watch(
     """Answer at once if the task is finished or nobody wants to wait; else when it is."""
     position, entry = known(state, now, frame, found)
     if entry is None:
-        return lookup(connection, frame)
+        return lookup(state, connection, frame)
     unfinished = entry.state is not State.UNKNOWN and not entry.state.finished
     if unfinished and frame.wait_ms:
         until = now.mono_ms + min(frame.wait_ms, WATCH_MS_MAX)
         state.results.wait(Waiter(connection, frame.correlation, frame.id, position, until))
-        return Decision(awaited=False)
+        return Decision()
     return Decision(effects=[Tell(connection, frame.correlation, frame.id, position, entry)])
 
 
@@ -99,12 +100,12 @@ def decide_cancel(
     """Over at once, unless it is finished already."""
     position, entry = known(state, now, frame, found)
     if entry is None:
-        return lookup(connection, frame)
+        return lookup(state, connection, frame)
     records: list[r.Record] = []
     if entry.state is not State.UNKNOWN and not entry.state.finished:
         run = place_of(state, position, found)
         if run is None:
-            return lookup(connection, frame)
+            return lookup(state, connection, frame)
         until = now.wall_ms + state.settings.result_ttl_ms
         where = [[position, run.lane.number, run.priority]]
         records.append(r.Removed(where, "cancelled", now.wall_ms, until, frame.terminate))
@@ -121,8 +122,7 @@ def place_of(state: BrokerState, position: int, found: Found | None) -> Run | No
     attempts = state.attempts.get(position)
     if attempts and attempts.run:
         return attempts.run
-    place = find_place(state, position, (found or {}).get(position, b""))
-    return place[0] if place else None
+    return run_of(state, (found or {}).get(position, b""))
 
 
 def decide_forget(
@@ -131,7 +131,7 @@ def decide_forget(
     """The result is gone; count says whether there was one."""
     position, entry = known(state, now, frame, found)
     if entry is None:
-        return lookup(connection, frame)
+        return lookup(state, connection, frame)
     kept = position in state.results.finished
     records: list[r.Record] = [r.Forgotten([position])] if kept else []
     return Decision(records, Ok(count=int(kept)))
@@ -140,7 +140,7 @@ def decide_forget(
 def apply_forgotten(state: BrokerState, _position: int, record: r.Forgotten) -> None:
     """These results are gone."""
     for position in record.positions:
-        state.results.finished.pop(position, None)
+        state.results.drop(position)
         state.drop_move(position)
 
 
@@ -157,7 +157,7 @@ def decide_declare(state: BrokerState, _now: Now, _connection: int, frame: Decla
     queue = state.queues.get(frame.queue)
     if queue is None:
         if len(state.queues) >= state.settings.queues_max:
-            raise RefusedError("LIMIT_REACHED", f"queues_max is {state.settings.queues_max}")
+            raise limit("queues_max", state.settings.queues_max)
         opened = r.QueueOpened(len(state.queues), frame.queue, options.as_dict())
         return Decision([opened], Ok(count=1))
     if queue.options != options:
@@ -178,25 +178,29 @@ def decide_purge(state: BrokerState, _now: Now, _connection: int, frame: Purge) 
 
 
 def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
-    """The runs are empty. Costs a step a delayed message and a step a message with counters."""
+    """The runs are empty. Walks all delayed messages, and all that have counters."""
     queue = state.numbered[record.queue]
     queue.counts["purged"] += queue.ready + queue.scheduled
-    gone = [p for p, a in state.attempts.items() if a.run and a.run.lane.queue is queue]
-    gone += [
-        p
-        for p in state.names
-        if any(p in run for lane in queue.lanes for run in lane.runs.values())
-    ]
-    awaited = [p for p in state.results.waiters if any(lane.holding(p) for lane in queue.lanes)]
+    gone = {p for p, a in state.attempts.items() if a.run and a.run.lane.queue is queue}
+    for kept in (state.names, state.continued, state.results.waiters):
+        gone.update(ready_among(queue, kept))
     for lane in queue.lanes:
         for run in lane.runs.values():
             run.clear()
     if queue.scheduled:
-        gone += drop_delayed(state, queue.number)
+        gone.update(drop_delayed(state, queue.number))
     queue.ready = queue.scheduled = 0
-    for position in {*gone, *awaited}:
+    for position in gone:
         state.finish(position, PURGED, keep=False, synced=queue.synced)
         state.forget(position)
+
+
+def ready_among(queue: Queue, positions: Collection[int]) -> list[int]:
+    """Those of ``positions`` that are ready in the queue. Walks the shorter of the two."""
+    runs = [run for lane in queue.lanes for run in lane.runs.values() if run.size]
+    if len(positions) * (1 + queue.ready // CHUNK_POSITIONS) < queue.ready:
+        return [position for position in positions if any(position in run for run in runs)]
+    return [position for run in runs for position in run if position in positions]
 
 
 PURGED = Finished(State.REVOKED, 0, 0, 0, 0, 0, 0, "purged")
@@ -209,8 +213,11 @@ def drop_delayed(state: BrokerState, number: int) -> list[int]:
     def wanted(position: int, run: int) -> bool:
         if state.lanes[run >> 8].queue.number != number:
             return True
-        dropped.append(position)
-        state.cancelled.discard(position)
+        if position in state.cancelled:
+            state.cancelled.discard(position)
+        else:
+            dropped.append(position)
+            state.delayed.discard(position)
         return False
 
     state.timers.keep(wanted)

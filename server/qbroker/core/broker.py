@@ -72,6 +72,8 @@ class Broker:
         """
         rule = DECIDE.get(type(frame))
         try:
+            if self.state.arrivals and type(frame) not in (f.Part, f.Publish):
+                frame = publishing.completed(self.state, connection, frame)
             if rule is not None:
                 decision = rule(self.state, now, connection, frame)
             else:
@@ -194,7 +196,10 @@ class Broker:
 
 
 def refusal(connection: int, frame: f.Frame, refused: Refused) -> Send:
-    """The answer to a frame that was not done; one without a correlation gets it with 0."""
+    """The answer to a frame that was not done.
+
+    One that has no answer gets it with correlation 0, which ends the connection.
+    """
     row = ERRORS[refused.code]
     error = f.Error(
         code=refused.code,
@@ -203,15 +208,15 @@ def refusal(connection: int, frame: f.Frame, refused: Refused) -> Send:
         definite=row.definite,
         retry_after_ms=refused.retry_after_ms,
         details=refused.details,
-        correlation=frame.correlation,
+        correlation=0 if type(frame) is f.Part else frame.correlation,
     )
     return Send(connection, error)
 
 
-def apply_booted(state: BrokerState, _position: int, record: r.Booted) -> None:
+def apply_booted(state: BrokerState, position: int, record: r.Booted) -> None:
     """A new epoch: uploads that were under way are void."""
     state.epoch = record.epoch
-    state.grants = 0
+    state.boots[record.epoch] = position
     state.uploads.clear()
 
 

@@ -33,9 +33,9 @@ def decide_hello(
 ) -> Decision:
     """Take the connection in, and settle which of its tokens are still good."""
     check_hello(frame)
-    tokens = list(wire.TOKEN.iter_unpack(frame.raw))
+    tokens = list(dict.fromkeys(wire.TOKEN.iter_unpack(frame.raw)))
     session = state.sessions.get(frame.session) if frame.session else None
-    unsure = [p for p, g in tokens if p not in state.leases and wire.grant_epoch(g) < state.epoch]
+    unsure = [p for p, g in tokens if p not in state.leases and was_never_logged(state, p, g)]
     if unsure and found is None:
         return Decision(effects=[Lookup(connection, frame, positions=tuple(unsure))])
     if frame.session and session is None:
@@ -72,10 +72,10 @@ def check_hello(frame: Hello) -> None:
         raise RefusedError("BAD_REQUEST", f"role {frame.role!r}: one of {', '.join(ROLES)}")
     if len(frame.session) not in (0, 16):
         raise RefusedError("BAD_REQUEST", f"a session id has 16 bytes, not {len(frame.session)}")
-    if not frame.session and frame.role in ("worker", "member"):
-        raise RefusedError("BAD_REQUEST", f"a {frame.role} needs a session id")
-    if frame.member and frame.role != "member":
-        raise RefusedError("BAD_REQUEST", f"a {frame.role} has no member number")
+    if bool(frame.session) != (frame.role in ("worker", "member")):
+        raise RefusedError("BAD_REQUEST", "a worker and its members name a session, others none")
+    if bool(frame.member) != (frame.role == "member"):
+        raise RefusedError("BAD_REQUEST", "a member has a number above 0, others have none")
     if len(frame.raw) % wire.TOKEN.size:
         raise RefusedError("BAD_REQUEST", f"{len(frame.raw)} bytes are no whole tokens")
 
@@ -91,19 +91,22 @@ def reclaim(
     lost: list[tuple[int, int]] = []
     kept: set[int] = set()
     adopted: dict[int, list[list[int]]] = {}
+    session = member.session
     for position, number in tokens:
         grant = state.leases.get(position)
-        if grant and grant.number == number and grant.member.session is member.session:
+        if session and grant and grant.number == number and grant.member.session is session:
             kept.add(position)
             continue
-        run = run_holding(state, position, found.get(position, b"")) if not grant else None
-        if run is None or not member.session:
+        raw = found.get(position, b"")
+        run = claimable(state, position, number, raw) if session and position not in kept else None
+        if run is None:
             lost.append((position, number))
         else:
+            kept.add(position)
             entry = [run.lane.number, run.priority, position, 1]
             adopted.setdefault(number, []).append(entry)
     for number, entries in adopted.items():
-        session_id = member.session.id if member.session else b""
+        session_id = session.id if session else b""
         decision.records.append(r.Granted(number, session_id, member.number, entries, adopted=True))
     dropped = [
         position
@@ -116,14 +119,51 @@ def reclaim(
     return lost
 
 
+def was_never_logged(state: BrokerState, position: int, number: int) -> bool:
+    """Whether a grant of an earlier epoch was lost with the end of the log, but not its message.
+
+    Grants are counted in the log's order, so one above those that the log knows was lost;
+    and a message from before the next epoch's first record is the one that was meant.
+    """
+    epoch, count = number >> wire.EPOCH_SHIFT, number & _COUNT_MASK
+    if count <= state.granted.get(epoch, 0):
+        return False
+    return epoch < state.epoch and position < state.boots.get(epoch + 1, 0)
+
+
+_COUNT_MASK = (1 << wire.EPOCH_SHIFT) - 1
+
+
+def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run | None:
+    """The run of a message that such a grant may be revived for; None if there is none.
+
+    It waits in its run; or it is leased under an older grant, whose end was lost, too.
+    """
+    if not was_never_logged(state, position, number):
+        return None
+    grant = state.leases.get(position)
+    if grant:
+        return grant.run_of(position) if grant.number < number else None
+    return run_holding(state, position, raw)
+
+
 def run_holding(state: BrokerState, position: int, raw: bytes) -> Run | None:
     """The run in which a message waits, by its bytes; None if it does not."""
+    attempts = state.attempts.get(position)
+    if attempts:
+        return None if attempts.waits else attempts.run
+    run = run_of(state, raw)
+    return run if run and position in run else None
+
+
+def run_of(state: BrokerState, raw: bytes) -> Run | None:
+    """The run that a packed message belongs to; None if there is no such lane."""
     if not raw:
         return None
     message = unpack_message(raw)
     queue = state.queues.get(message.queue)
     lane = state.lane_of.get((queue.number, message.task, message.keys)) if queue else None
-    return lane.holding(position) if lane else None
+    return lane.run(message.priority) if lane else None
 
 
 def leave(state: BrokerState, connection: int) -> Member | None:
@@ -132,8 +172,8 @@ def leave(state: BrokerState, connection: int) -> Member | None:
         drop_consumer(state, state.consumers.pop(key))
     for key in [key for key in state.uploads if key[0] == connection]:
         del state.uploads[key]
-    for key in [key for key in state.pieces if key[0] == connection]:
-        del state.pieces[key]
+    for key in [key for key in state.arrivals if key[0] == connection]:
+        del state.arrivals[key]
     if state.results.waiters:
         state.results.leave(connection)
     state.roles.pop(connection, None)
@@ -156,14 +196,17 @@ def decide_disconnected(state: BrokerState, now: Now, connection: int) -> Decisi
     """A plain consumer's leases end with its connection; a session's do not."""
     member = leave(state, connection)
     if member is None or member.session is not None:
-        return Decision(awaited=False)
+        return Decision()
     survey = Survey(state, now)
     records = losses(survey, member, lost=True)
-    return Decision([*survey.opened, *records], awaited=False)
+    return Decision([*survey.opened, *records])
 
 
 def decide_bye(state: BrokerState, now: Now, connection: int) -> Decision:
-    """A goodbye gives all leases back at once: a parent's for its whole session."""
+    """A goodbye gives all leases back at once: a parent's for its whole session.
+
+    Its members are hung up on: what they would be handed now, nobody would be asked about.
+    """
     member = state.members.get(connection)
     if member is None:
         return Decision(reply=Ok())
@@ -173,11 +216,13 @@ def decide_bye(state: BrokerState, now: Now, connection: int) -> Decision:
     if session and not member.number:
         members = list(session.members.values())
         del state.sessions[session.id]
+    closed: list[Effect] = []
     for each in members:
         records += losses(survey, each, lost=False)
-    for key in [key for key, c in state.consumers.items() if c.member in members]:
-        drop_consumer(state, state.consumers.pop(key))
-    return Decision([*survey.opened, *records], Ok())
+        if each.connection != connection:
+            closed += [Close(each.connection)] if each.connection else []
+        leave(state, each.connection)
+    return Decision([*survey.opened, *records], Ok(), closed)
 
 
 def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume) -> Decision:
@@ -203,7 +248,7 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
     if not numbers:
         raise RefusedError("BAD_REQUEST", "a subscription needs at least one queue")
     consumer = Consumer(connection, frame.subscription, member, numbers, frame.credit)
-    return Decision(survey.opened, Ok(), listen=consumer, awaited=bool(survey.opened))
+    return Decision(survey.opened, Ok(), listen=consumer)
 
 
 def listen(state: BrokerState, consumer: Consumer) -> None:
@@ -233,7 +278,7 @@ def decide_credit(state: BrokerState, _now: Now, connection: int, frame: Credit)
     if consumer:
         consumer.credit = frame.credit
         state.listen_again(consumer)
-    return Decision(awaited=False)
+    return Decision()
 
 
 def decide_unsubscribe(
@@ -268,26 +313,26 @@ def dispatch(state: BrokerState, append: Append) -> list[Effect]:
     out: list[Effect] = []
     budget = DISPATCH_MESSAGES_MAX
     for queue in list(state.dirty.values()):
-        while budget > 0 and queue.ready:
-            listeners = state.listening[queue.number]
+        listeners = state.listening[queue.number]
+        while budget and queue.ready:
             hungry = [each for each in listeners if each.room > 0]
-            if not hungry:
-                break
-            share = max(1, -(-queue.ready // len(hungry)))
-            consumer = hungry[0]
-            if len(listeners) > 1:
+            for served, consumer in enumerate(hungry):
+                share = -(-queue.ready // (len(hungry) - served))
+                wanted = min(consumer.room, share, budget, DELIVER_MESSAGES_MAX)
+                if not wanted:
+                    break
+                # Who was served is the last to be served again.
                 listeners.remove(consumer)
                 listeners.append(consumer)
-            wanted = min(consumer.room, share, budget, DELIVER_MESSAGES_MAX)
-            entries = queue.take(wanted)
-            if not entries:
+                entries = queue.take(wanted)
+                assert entries, f"{queue.ready} messages are ready in {queue.name} and not found"
+                out.append(hand(state, queue, consumer, entries, append))
+                budget -= sum(count for _, _, count in entries)
+            if not hungry:
                 break
-            out.append(hand(state, queue, consumer, entries, append))
-            budget -= sum(count for _, _, count in entries)
-        if budget > 0:
-            del state.dirty[queue.number]
-        else:
+        if not budget:
             break
+        del state.dirty[queue.number]
     return out
 
 
@@ -299,8 +344,8 @@ def hand(
     append: Append,
 ) -> Hand:
     """Lease the messages that were taken to the consumer; the delivery."""
-    state.grants += 1
-    number = state.epoch << wire.EPOCH_SHIFT | state.grants
+    count = state.granted[state.epoch] = state.granted.get(state.epoch, 0) + 1
+    number = state.epoch << wire.EPOCH_SHIFT | count
     session = consumer.member.session
     record = r.Granted(
         number,
@@ -336,9 +381,11 @@ def lease(
     grant = member.grants.get(number)
     if grant is None:
         grant = member.grants[number] = Grant(number, member, [], consumer)
+    before = list(grant.positions())
     leases, attempts, touched, index = state.leases, state.attempts, [], 0
     for run, first, count in entries:
-        grant.entries.append((run, first, count))
+        if first not in before:
+            grant.entries.append((run, first, count))
         grant.remaining += count
         positions = range(first, first + count)
         leases.update(dict.fromkeys(positions, grant))
@@ -362,10 +409,20 @@ def apply_granted(state: BrokerState, _position: int, record: r.Granted) -> None
     session = state.sessions.get(record.session)
     if session is None:
         session = state.sessions[record.session] = Session(record.session)
+    member = session.member(record.member)
+    if record.adopted:
+        holders = (each for each in session.members.values() if record.grant in each.grants)
+        member = next(holders, member)
+    else:
+        epoch, count = record.grant >> wire.EPOCH_SHIFT, record.grant & _COUNT_MASK
+        state.granted[epoch] = max(count, state.granted.get(epoch, 0))
     entries = []
     for number, priority, first, count in record.entries:
         run = state.lanes[number].run(priority)
-        run.remove(first, count)
-        run.lane.queue.ready -= count
+        if record.adopted and first in state.leases:
+            state.unlease(first)
+        else:
+            run.remove(first, count)
+            run.lane.queue.ready -= count
         entries.append((run, first, count))
-    lease(state, record.grant, session.member(record.member), entries, None)
+    lease(state, record.grant, member, entries, None)

@@ -24,5 +24,3 @@ class Decision:
     """The reply is a Published whose ``first`` is the last record's position."""
     listen: Consumer | None = None
     """A subscription that begins once the records are applied."""
-    awaited: bool = True
-    """Whether the records' batch must be written at once; false for bookkeeping."""

@@ -28,7 +28,7 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
         if grant.consumer:
             grant.consumer.unsettled -= count
             state.listen_again(grant.consumer)
-        if attempts or state.names or state.continued:
+        if attempts or state.names or state.continued or state.late:
             for position in range(first, first + count):
                 state.forget(position)
         if state.results.waiters or state.origin:
@@ -57,11 +57,11 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
             state.replace(record.position, position + 1)
             state.forget(record.position)
         apply_messages(state, position + 1, record.follow_on)
-        if record.replaced and (attempts := state.attempts.get(position + 1)):
-            attempts.run, attempts.waits = (
-                state.lanes[record.follow_on.runs[0][0]].run(record.follow_on.runs[0][1]),
-                bool(record.due_ms),
-            )
+        if record.replaced:
+            lane, priority = record.follow_on.runs[0][:2]
+            attempts = state.attempts[position + 1]
+            attempts.run = state.lanes[lane].run(priority)
+            attempts.waits = bool(record.due_ms)
 
 
 def succeed(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:
@@ -131,14 +131,14 @@ def wait_again(state: BrokerState, record: r.Settled, run: Run) -> None:
 def bury(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:
     """It is a dead letter now, in the queue for those."""
     attempts = state.touch(record.position)
-    if record.reason.startswith("failed"):
-        attempts.failures += 1
-        run.lane.queue.counts["failed"] += 1
-    elif not record.reason.startswith("rejected"):
-        attempts.crashes += 1
-        run.lane.queue.counts["crashed"] += 1
-    attempts.error, attempts.reason = position, record.reason
     queue = run.lane.queue
+    if record.change == r.FAILED:
+        attempts.failures += 1
+        queue.counts["failed"] += 1
+    elif record.change == r.POISONED:
+        attempts.crashes += 1
+        queue.counts["crashed"] += 1
+    attempts.error, attempts.reason = position, record.reason
     queue.counts["dead_lettered"] += 1
     target = state.lanes[record.lane].run(run.priority)
     attempts.run, attempts.waits = target, False
@@ -150,7 +150,9 @@ def bury(state: BrokerState, position: int, record: r.Settled, run: Run) -> None
 CHANGES: dict[int, Callable[[BrokerState, int, r.Settled, Run], None]] = {
     r.SUCCEEDED: succeed,
     r.RETRIED: retry,
-    r.DEAD: bury,
+    r.FAILED: bury,
+    r.REJECTED: bury,
+    r.POISONED: bury,
     r.RELEASED: release,
     r.CRASHED: crash,
 }
@@ -184,13 +186,8 @@ def apply_removed(state: BrokerState, _position: int, record: r.Removed) -> None
         if grant is not None:
             state.unlease(position)
             push_revoke(state, grant, position, terminate=record.terminate)
-        elif position in run:
-            run.remove(position, 1)
-            queue.ready -= 1
         else:
-            state.cancelled.add(position)
-            state.delayed.discard(position)
-            queue.scheduled -= 1
+            state.withdraw(run, position)
         queue.counts[record.reason] += 1
         entry = Finished(
             State.REVOKED, 0, 0, record.finished_ms, 0, record.keep_until_ms, 0, record.reason

@@ -5,9 +5,8 @@ Each step is bounded; what is left is done in the next turn.
 
 from qbroker.core import records as r
 from qbroker.core.consuming import Append, leave
-from qbroker.core.effects import Close, Tell
+from qbroker.core.effects import Close, Lookup
 from qbroker.core.moment import Now
-from qbroker.core.results import Finished
 from qbroker.core.settings import (
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
@@ -17,7 +16,7 @@ from qbroker.core.settings import (
 from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
-from qprotocol.states import State
+from qprotocol.frames import Watch
 
 
 def records_due(state: BrokerState, now: Now) -> list[r.Record]:
@@ -38,8 +37,11 @@ def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     for _, position, number in state.expiries.pop(now.wall_ms, count):
         run = state.run_numbered(number)
         attempts = state.attempts.get(position)
+        if position in state.leases:
+            state.late.add(position)
+            continue
         delayed = attempts.waits if attempts else position in state.delayed
-        if delayed or (position not in state.leases and position in run):
+        if delayed or (attempts.run is run if attempts else position in run):
             over.append([position, run.lane.number, run.priority])
     if not over:
         return []
@@ -68,13 +70,15 @@ def lose_sessions(state: BrokerState, now: Now, append: Append) -> None:
     """Give back what silent workers held, and hang up on what is left of them."""
     for session in list(state.sessions.values()):
         if not session.alive_until_ms:
-            session.alive_until_ms = now.mono_ms + state.settings.grace_ms
+            # Plain consumers went with the broker's last life: nobody can claim for them.
+            grace_ms = state.settings.grace_ms if session.id else 0
+            session.alive_until_ms = now.mono_ms + grace_ms
         if session.alive_until_ms > now.mono_ms:
             continue
         del state.sessions[session.id]
         for member in session.members.values():
             survey = Survey(state, now)
-            lost = losses(survey, member, lost=True)
+            lost = losses(survey, member, lost=bool(session.id))
             for record in (*survey.opened, *lost):
                 append(record)
             if member.connection:
@@ -94,12 +98,11 @@ def drop_old(state: BrokerState, now: Now) -> None:
 
 
 def answer_late(state: BrokerState, now: Now) -> None:
-    """Tell waiters whose time is over how far the task is."""
+    """Ask anew for waiters whose time is over: they are told how far the task is."""
     for waiter in state.results.late(now.mono_ms):
-        entry = state.pending(waiter.position, now.wall_ms) or Finished(State.QUEUED, 0, 0, 0, 0, 0)
-        state.effects.append(
-            Tell(waiter.connection, waiter.correlation, waiter.id, waiter.position, entry)
-        )
+        question = Watch(id=waiter.id, position=waiter.position, correlation=waiter.correlation)
+        positions = (waiter.position,)
+        state.effects.append(Lookup(waiter.connection, question, id=waiter.id, positions=positions))
 
 
 def next_due(state: BrokerState, now: Now) -> int:

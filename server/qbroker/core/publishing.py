@@ -5,15 +5,21 @@ Upload, and becomes true with the Publish that ends it.
 """
 
 from array import array
+from dataclasses import replace
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
-from qbroker.core.state import BrokerState, Producer, Upload
-from qbroker.core.survey import RefusedError, Survey, too_large
+from qbroker.core.state import Arrival, BrokerState, Producer, Upload
+from qbroker.core.survey import RefusedError, Survey, check_named, duplicate, too_large
 from qprotocol import wire
-from qprotocol.frames import Part, Publish, Published
-from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
+from qprotocol.frames import Frame, Part, Publish, Published
+from qprotocol.limits import (
+    FRAME_BYTES_MAX,
+    MESSAGES_PER_FRAME_MAX,
+    PARTED_MAX,
+    PRODUCER_WINDOW,
+)
 
 _FIXED = wire.MESSAGE.size
 
@@ -35,23 +41,17 @@ def seen_before(state: BrokerState, producer: int, sequence: int) -> bool:
 def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish) -> Decision:
     """Records that make the chunk true, or the answer that it is so already."""
     key = connection, frame.correlation
-    upload = state.uploads.get(key)
+    arrival = state.arrivals.pop(key, None)
     if seen_before(state, frame.producer, frame.sequence):
         state.duplicates += 1
         state.uploads.pop(key, None)
-        durability = "synced" if state.settings.fsync == "always" else "written"
+        durability = "synced" if state.synced else "written"
         return Decision(
             reply=Published(first=0, count=frame.count, durability=durability, duplicate=True)
         )
     survey = Survey(state, now)
-    if upload is not None:
-        stored = piece(survey, upload, connection, frame.correlation, frame.raw)
-        if upload.tail or upload.lacking:
-            raise RefusedError("BAD_MESSAGE", "the parts end inside a message")
-        count = upload.count + stored.batch.count
-        commit = r.PartsCommitted(*key, frame.producer, frame.sequence, now.wall_ms)
-        records = [*survey.opened, stored, commit]
-        synced = survey.synced or upload.synced
+    if arrival:
+        count, records = last_part(survey, arrival, key, frame)
     else:
         if frame.count > MESSAGES_PER_FRAME_MAX:
             raise RefusedError(
@@ -59,81 +59,144 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
                 f"{frame.count} messages in a frame: at most {MESSAGES_PER_FRAME_MAX}",
             )
         batch = survey.walk(frame.raw, 0, len(frame.raw))
-        count, synced = batch.count, survey.synced
-        published = r.Published(frame.producer, frame.sequence, now.wall_ms, batch)
-        records = [*survey.opened, published]
+        count = batch.count
+        records = [r.Published(frame.producer, frame.sequence, now.wall_ms, batch)]
     if count != frame.count or not count:
         raise RefusedError("BAD_MESSAGE", f"{count} messages where {frame.count} were announced")
-    durability = "synced" if synced else "written"
+    durability = "synced" if survey.synced else "written"
     reply = Published(first=0, count=count, durability=durability)
-    return Decision(records, reply, synced=synced, positioned=upload is None)
+    records = [*survey.opened, *records]
+    return Decision(records, reply, synced=survey.synced, positioned=arrival is None)
+
+
+# Parts.
 
 
 def decide_part(state: BrokerState, now: Now, connection: int, frame: Part) -> Decision:
-    """Stage a piece of a publish in the log; keep a piece of anything else in memory."""
+    """Stage a piece of a publish in the log; keep a piece of anything else in memory.
+
+    What is wrong with it is said when the frame comes that it belongs to: a request has
+    one answer.
+    """
     key = connection, frame.correlation
-    if frame.of != Publish.TYPE:
-        keep_piece(state, key, frame)
+    arrival = state.arrivals.get(key)
+    if frame.index == 0 or arrival is None:
+        arrival = state.arrivals[key] = Arrival()
+        if sum(each[0] == connection for each in state.arrivals) > PARTED_MAX:
+            raise RefusedError("FRAME_TOO_LARGE", f"parts of over {PARTED_MAX} frames at once")
+    if arrival.refused:
         return Decision()
-    if frame.index == 0:
-        state.uploads[key] = Upload()
+    try:
+        if frame.index != arrival.parts:
+            raise RefusedError(
+                "BAD_REQUEST", f"part {frame.index} where part {arrival.parts} was due"
+            )
+        arrival.parts += 1
+        if frame.of == Publish.TYPE:
+            return Decision(stage(Survey(state, now), arrival, key, frame.raw))
+        keep_part(state, arrival, frame)
+    except RefusedError as error:
+        state.uploads.pop(key, None)
+        state.arrivals[key] = Arrival(refused=error)
+    return Decision()
+
+
+def keep_part(state: BrokerState, arrival: Arrival, frame: Part) -> None:
+    """Keep a part of a settlement in memory."""
+    arrival.raw += frame.raw
+    most = state.settings.result_bytes_max + state.settings.body_bytes_max + FRAME_BYTES_MAX
+    if len(arrival.raw) > most:
+        raise RefusedError("BODY_TOO_LARGE", f"a settlement in parts has at most {most} bytes")
+
+
+def completed(state: BrokerState, connection: int, frame: Frame) -> Frame:
+    """The frame with its parts before its raw section. Raises RefusedError for wrong ones."""
+    arrival = state.arrivals.pop((connection, frame.correlation), None)
+    if arrival is None:
+        return frame
+    if arrival.refused:
+        raise arrival.refused
+    return replace(frame, raw=bytes(arrival.raw) + frame.raw)
+
+
+def stage(survey: Survey, arrival: Arrival, key: tuple[int, int], raw: bytes) -> list[r.Record]:
+    """Records for one more piece of a publish."""
+    state, begins = survey.state, arrival.parts == 1
+    upload = Upload() if begins else state.uploads[key]
+    stored = piece(survey, arrival, key, raw, begins=begins, index=upload.count)
+    check_size(state, upload, stored.batch)
+    arrival.synced = arrival.synced or survey.synced
+    return [*survey.opened, stored]
+
+
+def last_part(
+    survey: Survey, arrival: Arrival, key: tuple[int, int], frame: Publish
+) -> tuple[int, list[r.Record]]:
+    """How many messages came in all, and the records that make them true."""
+    state = survey.state
+    if arrival.refused:
+        raise arrival.refused
     upload = state.uploads.get(key)
     if upload is None:
-        return Decision()  # refused before: the Publish that ends it says so
-    survey = Survey(state, now)
-    try:
-        stored = piece(survey, upload, connection, frame.correlation, frame.raw)
-        most = state.settings
-        if upload.parts + len(frame.raw) > most.upload_bytes_max:
-            raise RefusedError("BATCH_TOO_LARGE", f"upload_bytes_max is {most.upload_bytes_max}")
-        if upload.count + stored.batch.count > most.upload_messages_max:
-            raise RefusedError(
-                "BATCH_TOO_LARGE", f"upload_messages_max is {most.upload_messages_max}"
-            )
-    except RefusedError:
-        del state.uploads[key]
-        raise
-    upload.synced = upload.synced or survey.synced
-    return Decision([*survey.opened, stored], synced=False)
+        raise RefusedError("BAD_REQUEST", "the parts before this were not of a publish")
+    stored = piece(survey, arrival, key, frame.raw, begins=False, index=upload.count)
+    if arrival.tail or arrival.lacking:
+        raise RefusedError("BAD_MESSAGE", "the parts end inside a message")
+    check_size(state, upload, stored.batch)
+    check_staged(state, upload, stored.batch)
+    survey.synced = survey.synced or arrival.synced
+    now_ms = survey.now.wall_ms
+    commit = r.PartsCommitted(*key, frame.producer, frame.sequence, now_ms)
+    return upload.count + stored.batch.count, [stored, commit]
 
 
-def keep_piece(state: BrokerState, key: tuple[int, int], frame: Part) -> None:
-    """Keep a part of a settlement until its frame comes. After a refusal the rest is dropped."""
-    if frame.index == 0:
-        state.pieces[key] = []
-    kept = state.pieces.get(key)
-    if kept is None:
-        return
-    kept.append(frame.raw)
-    most = state.settings.result_bytes_max
-    if sum(map(len, kept)) > most + FRAME_BYTES_MAX:
-        del state.pieces[key]
-        raise RefusedError("BODY_TOO_LARGE", f"a settlement in parts: result_bytes_max is {most}")
+def check_size(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> None:
+    """Raise RefusedError if this is more than may come in parts."""
+    most = state.settings
+    if upload.parts + len(batch.raw) > most.upload_bytes_max:
+        raise RefusedError("BATCH_TOO_LARGE", f"upload_bytes_max is {most.upload_bytes_max}")
+    if upload.count + batch.count > most.upload_messages_max:
+        raise RefusedError("BATCH_TOO_LARGE", f"upload_messages_max is {most.upload_messages_max}")
+
+
+def check_staged(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> None:
+    """Raise RefusedError for chosen ids that are alive by now, or twice among the parts."""
+    names = [name for name, _ in upload.named] + [name for _, name in batch.named]
+    check_named(state, len(names))
+    seen: set[bytes] = set()
+    for index, name in enumerate(names):
+        if name in state.named or name in seen:
+            raise duplicate(index, name)
+        seen.add(name)
 
 
 def piece(
-    survey: Survey, upload: Upload, connection: int, correlation: int, raw: bytes
+    survey: Survey,
+    arrival: Arrival,
+    key: tuple[int, int],
+    raw: bytes,
+    *,
+    begins: bool,
+    index: int,
 ) -> r.PartStored:
     """The record for one more piece. Cuts it where a message's head is not complete yet."""
-    raw = upload.tail + raw
-    lead = min(upload.lacking, len(raw))
-    upload.tail = b""
-    cut, lacking = lead, upload.lacking - lead
-    while cut < len(raw):
-        if len(raw) - cut < _FIXED:
-            break
+    raw = arrival.tail + raw
+    lead = min(arrival.lacking, len(raw))
+    cut, lacking = lead, arrival.lacking - lead
+    body_max = survey.state.settings.body_bytes_max
+    while len(raw) - cut >= _FIXED:
         size, *_, n_route, n_id, _, n_meta, n_head = wire.MESSAGE.unpack_from(raw, cut)
-        if size > survey.state.settings.body_bytes_max:
-            raise too_large(upload.count, size, survey.state.settings.body_bytes_max)
+        if size > body_max:
+            raise too_large(index, size, body_max)
         if len(raw) - cut < _FIXED + n_route + n_id + n_meta + n_head:
             break
         end = cut + 4 + size
         lacking = max(0, end - len(raw))
         cut = min(end, len(raw))
-    upload.tail, raw = raw[cut:], raw[:cut]
+    arrival.tail, raw = raw[cut:], raw[:cut]
+    arrival.lacking = lacking
     batch = survey.walk(raw, lead, cut + lacking)
-    upload.lacking = lacking
-    return r.PartStored(connection, correlation, lead, batch)
+    return r.PartStored(*key, begins, lead, batch)
 
 
 # What the records do.
@@ -197,7 +260,10 @@ _WINDOW_MASK = (1 << PRODUCER_WINDOW) - 1
 
 def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
     """The piece is staged: nobody sees it yet."""
-    upload = state.uploads.setdefault((record.connection, record.correlation), Upload())
+    key = record.connection, record.correlation
+    if record.begins:
+        state.uploads[key] = Upload()
+    upload = state.uploads[key]
     batch = record.batch
     if record.lead:
         upload.continued.setdefault(upload.last, []).append(position)
@@ -221,7 +287,7 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
 
 def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -> None:
     """The upload is true: its staged runs are hung into their lanes whole."""
-    upload = state.uploads.pop((record.connection, record.correlation), Upload())
+    upload = state.uploads.pop((record.connection, record.correlation))
     for (number, priority), positions in upload.staged.items():
         run = state.lanes[number].run(priority)
         run.adopt(positions)

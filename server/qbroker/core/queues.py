@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace, merge
 from operator import itemgetter
 
+from qprotocol import wire
 from qprotocol.options import QueueOptions
 
 CHUNK_POSITIONS = 4096
@@ -191,16 +192,23 @@ class Run:
         self.head = head
 
 
+def kind_of(task: str) -> int:
+    """A message is a task's call, or plain."""
+    return wire.KIND_TASK if task else wire.KIND_PLAIN
+
+
 class Lane:
     """The messages of one task with the same keys in one queue."""
 
-    __slots__ = ("keys", "number", "queue", "runs", "task")
+    __slots__ = ("keys", "number", "place", "queue", "runs", "task")
 
     def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
         self.number = number
         self.queue = queue
         self.task = task
         self.keys = keys
+        self.place = number, kind_of(task)
+        """The lane's number, and the kind that its messages are of."""
         self.runs: dict[int, Run] = {}
         """By priority."""
 

@@ -48,6 +48,11 @@ class Record:
         """Positions taken: one, or one for each message."""
         return 1
 
+    @property
+    def lazy(self) -> bool:
+        """Whether nobody waits for it to be durable: losing it costs work, not truth."""
+        return False
+
     def parts(self) -> Parts:
         """The body, not joined: the log joins a whole batch once."""
         head = _pack(self.listed())
@@ -148,12 +153,14 @@ class PartStored(Record):
     TYPE: ClassVar[int] = 5
     connection: int
     correlation: int
+    begins: bool
+    """The first piece: what came before under the same numbers is void."""
     lead: int
     batch: MessageBatch
 
     def listed(self) -> list[Any]:
         """The upload, the lead, and the messages that begin here."""
-        return [self.connection, self.correlation, self.lead, self.batch.listed()]
+        return [self.connection, self.correlation, self.begins, self.lead, self.batch.listed()]
 
     @property
     def raw(self) -> bytes:
@@ -191,6 +198,11 @@ class Granted(Record):
     adopted: bool = False
     """Claimed by a worker that held them before a crash; they may be anywhere in their runs."""
 
+    @property
+    def lazy(self) -> bool:
+        """A grant that is lost can be claimed; a claim must not be lost."""
+        return not self.adopted
+
 
 @dataclass(slots=True)
 class Acked(Record):
@@ -203,9 +215,12 @@ class Acked(Record):
 # What a Settled record did to its message.
 SUCCEEDED = 1
 RETRIED = 2
-DEAD = 3
+FAILED = 3
 RELEASED = 4
 CRASHED = 5
+REJECTED = 6
+POISONED = 7
+# FAILED, REJECTED and POISONED made it a dead letter.
 
 
 @dataclass(slots=True)
@@ -229,7 +244,7 @@ class Settled(Record):
     due_ms: int
     """RETRIED, RELEASED: when it is ready again; 0 is at once."""
     lane: int
-    """DEAD: the lane of the dead-letter queue it moves to."""
+    """The lane of the dead-letter queue it moves to, if it does."""
     reason: str
     result: bytes
     replaced: bool
@@ -272,6 +287,11 @@ class Returned(Record):
     TYPE: ClassVar[int] = 10
     positions: list[int]
 
+    @property
+    def lazy(self) -> bool:
+        """Lost, their sessions give them back once more."""
+        return True
+
 
 @dataclass(slots=True)
 class Started(Record):
@@ -280,6 +300,11 @@ class Started(Record):
     TYPE: ClassVar[int] = 11
     positions: list[int]
     early: bool
+
+    @property
+    def lazy(self) -> bool:
+        """User code waits for an early one; the others are for the day their worker is lost."""
+        return not self.early
 
 
 @dataclass(slots=True)
@@ -311,6 +336,11 @@ class CameDue(Record):
     TYPE: ClassVar[int] = 14
     wall_ms: int
     count: int
+
+    @property
+    def lazy(self) -> bool:
+        """Lost, they come due once more."""
+        return True
 
 
 @dataclass(slots=True)

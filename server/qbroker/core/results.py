@@ -24,6 +24,8 @@ class Finished:
     keep_until_ms: int
     failures: int = 0
     reason: str = ""
+    name: bytes = b""
+    """The id, if its caller chose it: the log has no index of those."""
 
 
 @dataclass(slots=True)
@@ -47,18 +49,30 @@ class Results:
     finished: "OrderedDict[int, Finished]" = field(default_factory=OrderedDict)
     dropped: int = 0
     """Entries the limit cost since the start."""
+    names: dict[bytes, int] = field(default_factory=dict)
+    """Chosen ids of entries, to their positions."""
     waiters: dict[int, list[Waiter]] = field(default_factory=dict)
     _deadlines: list[tuple[int, int, Waiter]] = field(default_factory=list)
     _count: int = 0
 
     def store(self, position: int, entry: Finished) -> int:
         """Keep ``entry`` under the message's position. The position the limit cost, or 0."""
-        self.finished.pop(position, None)
+        self.drop(position)
         self.finished[position] = entry
+        if entry.name:
+            self.names[entry.name] = position
         if len(self.finished) <= self.limit:
             return 0
         self.dropped += 1
-        return self.finished.popitem(last=False)[0]
+        oldest = next(iter(self.finished))
+        self.drop(oldest)
+        return oldest
+
+    def drop(self, position: int) -> None:
+        """The entry is gone, if there was one."""
+        entry = self.finished.pop(position, None)
+        if entry and entry.name and self.names.get(entry.name) == position:
+            del self.names[entry.name]
 
     def get(self, position: int, wall_ms: int) -> Finished | None:
         """What became of the message, if it is finished and still remembered."""
@@ -73,7 +87,7 @@ class Results:
                 break
             over.append(position)
         for position in over:
-            del self.finished[position]
+            self.drop(position)
         return over
 
     def wait(self, waiter: Waiter) -> None:

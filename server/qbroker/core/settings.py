@@ -31,15 +31,18 @@ PRODUCER_IDLE_MS = 3_600_000
 """A producer that said nothing for an hour is forgotten, and with it what it sent."""
 DELIVER_MESSAGES_MAX = 500
 """Messages in one Deliver: some milliseconds of work for the engine at most."""
+ACK_MESSAGES_MAX = 65_536
+"""Messages one Ack frame may name: some ten milliseconds of work."""
 DISPATCH_MESSAGES_MAX = 4_000
 """Messages handed out in one turn; more wait for the next."""
 DUE_MESSAGES_MAX = 2_000
 """Delayed messages made ready in one turn."""
 EXPIRE_MESSAGES_MAX = 1_000
+"""Messages taken out in one turn because they expired."""
 PRUNE_MAX = 5_000
+"""Results dropped in one turn because their time is over."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
-"""Results dropped in one turn because their time is over."""
 REASON_BYTES_MAX = 1_000
 """A reject's reason is cut to this."""
 DEAD_SUFFIX = ".dead"

@@ -20,12 +20,18 @@ from qbroker.core.decision import Decision
 from qbroker.core.leases import Grant, Member
 from qbroker.core.moment import Now
 from qbroker.core.queues import Lane
-from qbroker.core.settings import DEAD_SUFFIX, REASON_BYTES_MAX
+from qbroker.core.settings import (
+    ACK_MESSAGES_MAX,
+    DEAD_SUFFIX,
+    DELIVER_MESSAGES_MAX,
+    REASON_BYTES_MAX,
+)
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.frames import Ack, Frame, Settle, Settled
+from qprotocol.limits import NAME_BYTES_MAX
 from qprotocol.message import Outcome
 from qprotocol.options import RetryPolicy
 from qprotocol.states import State
@@ -37,13 +43,14 @@ def decide_ack(state: BrokerState, _now: Now, _connection: int, frame: Ack) -> D
     """Plain acks in runs: the cheapest way to settle."""
     if len(frame.raw) % _ACK_RUN or not frame.raw:
         raise RefusedError("BAD_REQUEST", f"{len(frame.raw)} bytes are no whole ack runs")
+    check_runs(frame.raw)
     leases, runs, lost, synced = state.leases, [], [], False
     seen: set[int] = set()
     for number, first, count in wire.ACK_RUN.iter_unpack(frame.raw):
-        if count > state.settings.credit_max:
-            raise RefusedError("BAD_REQUEST", f"an ack run of {count} messages")
         wanted = range(first, first + count)
-        good = [p for p in wanted if (g := leases.get(p)) is not None and g.number == number]
+        held = (leases.get(position) for position in wanted)
+        grant = next((each for each in held if each and each.number == number), None)
+        good = [position for position in wanted if leases.get(position) is grant] if grant else []
         if seen and not seen.isdisjoint(good):
             good = [p for p in good if p not in seen]
         seen.update(good)
@@ -52,10 +59,24 @@ def decide_ack(state: BrokerState, _now: Now, _connection: int, frame: Ack) -> D
         else:
             runs += [[number, a, n] for a, n in consecutive(good)]
             lost += sorted(set(wanted) - set(good))
-        if good:
-            synced = synced or leases[good[0]].run_of(good[0]).lane.queue.synced
+        if grant and good:
+            synced = synced or grant.run_of(good[0]).lane.queue.synced
     state.lease_lost += len(lost)
-    return settled([r.Acked(runs)] if runs else [], lost, synced=synced)
+    return settled(state, [r.Acked(runs)] if runs else [], lost, synced=synced)
+
+
+def check_runs(raw: bytes) -> None:
+    """Raise RefusedError for runs that no grant can have, or too many."""
+    counts = [count for _, _, count in wire.ACK_RUN.iter_unpack(raw)]
+    if not 1 <= min(counts) <= max(counts) <= DELIVER_MESSAGES_MAX:
+        raise RefusedError(
+            "BAD_REQUEST",
+            f"ack runs of {min(counts)} to {max(counts)} messages: 1 to {DELIVER_MESSAGES_MAX}",
+        )
+    if sum(counts) > ACK_MESSAGES_MAX:
+        raise RefusedError(
+            "BAD_REQUEST", f"{sum(counts)} acks in a frame: at most {ACK_MESSAGES_MAX}"
+        )
 
 
 def consecutive(positions: list[int]) -> list[tuple[int, int]]:
@@ -65,22 +86,25 @@ def consecutive(positions: list[int]) -> list[tuple[int, int]]:
     return [(run[0], len(run)) for run in runs]
 
 
-def settled(records: list[r.Record], lost: list[int], *, synced: bool) -> Decision:
-    """The answer to a settlement; refusals, too, wait for what they reveal."""
+def settled(
+    state: BrokerState, records: list[r.Record], lost: list[int], *, synced: bool
+) -> Decision:
+    """The answer to a settlement. One of nothing waits, too: for what it reveals."""
     raw = b"".join(map(wire.POSITION.pack, lost))
+    synced = synced if records else state.synced
     durability = "synced" if synced else "written"
     reply = Settled(durability=durability, lost=len(lost), raw=raw)
-    return Decision(records, reply, synced=synced or None)
+    return Decision(records, reply, synced=synced)
 
 
 # Outcomes one by one.
 
 
-def decide_settle(state: BrokerState, now: Now, connection: int, frame: Settle) -> Decision:
+def decide_settle(state: BrokerState, now: Now, _connection: int, frame: Settle) -> Decision:
     """Each outcome becomes one record; those whose lease is lost become nothing."""
     survey, records, lost = Survey(state, now), [], []
-    raw = b"".join((*state.pieces.pop((connection, frame.correlation), ()), frame.raw))
-    at, count, seen = 0, 0, set()
+    raw, at, count = frame.raw, 0, 0
+    ended: set[int] = set()
     synced = False
     try:
         while at < len(raw):
@@ -88,10 +112,12 @@ def decide_settle(state: BrokerState, now: Now, connection: int, frame: Settle) 
             count += 1
             grant = state.leases.get(outcome.position)
             good = grant is not None and grant.number == outcome.grant
-            if grant is None or not good or outcome.position in seen:
+            if grant is None or not good or outcome.position in ended:
                 lost.append(outcome.position)
                 continue
-            seen.add(outcome.position)
+            check_outcome(outcome)
+            if outcome.outcome not in GOES_ON:
+                ended.add(outcome.position)
             synced = synced or grant.run_of(outcome.position).lane.queue.synced
             record = OUTCOMES[outcome.outcome](survey, outcome, grant)
             if record:
@@ -101,7 +127,20 @@ def decide_settle(state: BrokerState, now: Now, connection: int, frame: Settle) 
     if count != frame.count:
         raise RefusedError("BAD_REQUEST", f"{count} outcomes where {frame.count} were announced")
     state.lease_lost += len(lost)
-    return settled([*survey.opened, *records], lost, synced=synced or survey.synced)
+    return settled(state, [*survey.opened, *records], lost, synced=synced or survey.synced)
+
+
+GOES_ON = (wire.EXTEND, wire.PROGRESS, wire.START)
+REPLACES = (wire.FAIL, wire.RELEASE)
+
+
+def check_outcome(outcome: Outcome) -> None:
+    """Raise RefusedError for one that brings messages it has no use for."""
+    name = wire.OUTCOMES[outcome.outcome]
+    if outcome.flags & wire.HAS_REPLACEMENT and outcome.outcome not in REPLACES:
+        raise RefusedError("BAD_REQUEST", f"{name} with a replacement: only fail and release do")
+    if outcome.follow_on and outcome.outcome in GOES_ON:
+        raise RefusedError("BAD_REQUEST", f"{name} with messages that follow: it ends nothing")
 
 
 def outcome_record(
@@ -160,7 +199,8 @@ def settle_ack(survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:
 def settle_release(survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:
     """Back into the queue, uncounted, at once or after a delay."""
     delay = 0 if outcome.delay_ms == wire.DELAY_BY_POLICY else outcome.delay_ms
-    due = survey.now.wall_ms + delay if delay else 0
+    due = survey.now.wall_ms + min(delay, survey.state.settings.delay_max_ms) if delay else 0
+    outcome.result = b""
     return outcome_record(survey, outcome, r.RELEASED, State.QUEUED, due_ms=due)
 
 
@@ -173,7 +213,7 @@ def settle_fail(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     policy = RetryPolicy.unpack(outcome.policy) if outcome.policy else queue.options.retry
     if outcome.flags & wire.NO_RETRY or not policy.allows(failures):
         reason = "failed" if failures == 1 else f"failed {failures} times"
-        return dead(survey, outcome, grant, reason)
+        return dead(survey, outcome, grant, r.FAILED, reason)
     delay = outcome.delay_ms
     if delay == wire.DELAY_BY_POLICY:
         delay = policy.delay_ms(failures, outcome.position ^ failures)
@@ -188,12 +228,12 @@ def settle_crash(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     attempts = state.attempts.get(outcome.position)
     crashes = (attempts.crashes if attempts else 0) + 1
     most = queue.options.poison_max or state.settings.poison_max
-    if outcome.position in grant.early:
-        return dead(
-            survey, outcome, grant, "its worker was lost; acks early, so it is not run again"
-        )
+    if outcome.position in grant.early or outcome.position in survey.started:
+        reason = "its worker was lost; acks early, so it is not run again"
+        return dead(survey, outcome, grant, r.POISONED, reason)
     if crashes >= most:
-        return dead(survey, outcome, grant, f"crashed its worker {crashes} times")
+        times = "once" if crashes == 1 else f"{crashes} times"
+        return dead(survey, outcome, grant, r.POISONED, f"crashed its worker {times}")
     return outcome_record(survey, outcome, r.CRASHED, State.QUEUED)
 
 
@@ -201,24 +241,32 @@ def settle_reject(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     """A dead letter, with the worker's reason."""
     reason = outcome.result[:REASON_BYTES_MAX].decode(errors="replace")
     outcome.result = Failure("Rejected", reason).pack()
-    return dead(survey, outcome, grant, f"rejected: {reason}")
+    return dead(survey, outcome, grant, r.REJECTED, f"rejected: {reason}")
 
 
-def dead(survey: Survey, outcome: Outcome, grant: Grant, reason: str) -> r.Settled:
-    """The record that makes the message a dead letter with a FAILURE."""
+def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: str) -> r.Settled:
+    """The record that makes the message a dead letter with a FAILURE. Nothing replaces it."""
     lane = grant.run_of(outcome.position).lane
-    name = lane.queue.name.removesuffix(DEAD_SUFFIX) + DEAD_SUFFIX
-    target = survey.lane(name, lane.task, lane.keys)
+    target = survey.lane(dead_queue(lane.queue.name), lane.task, lane.keys, beyond=True)
     number = target.number if isinstance(target, Lane) else target
-    outcome.follow_on = ()
-    outcome.flags &= ~wire.HAS_REPLACEMENT
+    if outcome.flags & wire.HAS_REPLACEMENT:
+        outcome.flags &= ~wire.HAS_REPLACEMENT
+        outcome.follow_on = outcome.follow_on[1:]
     return outcome_record(
-        survey, outcome, r.DEAD, State.FAILURE, lane=number, keep=True, reason=reason
+        survey, outcome, change, State.FAILURE, lane=number, keep=True, reason=reason
     )
 
 
-def settle_start(_survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:
+def dead_queue(name: str) -> str:
+    """Where a queue's dead letters go; those of a dead-letter queue stay where they are."""
+    if name.endswith(DEAD_SUFFIX):
+        return name
+    return name[: NAME_BYTES_MAX - len(DEAD_SUFFIX)] + DEAD_SUFFIX
+
+
+def settle_start(survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:
     """It begins now and will never begin again."""
+    survey.started.add(outcome.position)
     return r.Started([outcome.position], early=True)
 
 
@@ -248,7 +296,7 @@ def decide_running(state: BrokerState, _now: Now, _connection: int, frame: Frame
         if grant and grant.number == number and position not in grant.started:
             news.append(position)
     records: list[r.Record] = [r.Started(news, early=False)] if news else []
-    return Decision(records, awaited=False)
+    return Decision(records)
 
 
 # Lost holders.

@@ -28,8 +28,25 @@ class Producer:
 
 
 @dataclass(slots=True)
+class Arrival:
+    """A frame that arrives in parts. All volatile."""
+
+    parts: int = 0
+    """How many have come."""
+    refused: Exception | None = None
+    """What is said once the frame itself comes; further parts are dropped."""
+    raw: bytearray = field(default_factory=bytearray)
+    """The parts of a frame that is no Publish."""
+    tail: bytes = b""
+    """A publish: bytes of a message whose head is not complete."""
+    lacking: int = 0
+    """A publish: what the last message's body still lacks."""
+    synced: bool = False
+
+
+@dataclass(slots=True)
 class Upload:
-    """A publish that arrives in parts; nothing of it is true yet."""
+    """A publish that arrives in parts, as far as it is in the log; nothing of it is true yet."""
 
     staged: dict[tuple[int, int], "array[int]"] = field(default_factory=dict)
     """(lane number, priority) to positions."""
@@ -45,10 +62,6 @@ class Upload:
     count: int = 0
     parts: int = 0
     """Bytes of messages so far."""
-    # Volatile: bytes of a message whose head is not complete, and what its body still lacks.
-    tail: bytes = b""
-    lacking: int = 0
-    synced: bool = False
 
 
 class BrokerState:
@@ -60,6 +73,10 @@ class BrokerState:
         """What an answer waits for that belongs to no queue."""
         # Durable.
         self.epoch = 0
+        self.boots: dict[int, int] = {}
+        """Epoch to the position of its first record."""
+        self.granted: dict[int, int] = {}
+        """Epoch to how many grants of it are known."""
         self.queues: dict[str, Queue] = {}
         self.numbered: list[Queue] = []
         """The same queues, by number."""
@@ -70,6 +87,8 @@ class BrokerState:
         self.expiries = Timers()
         self.delayed: set[int] = set()
         """Positions in the timers that also have an expiry."""
+        self.late: set[int] = set()
+        """Leased messages whose time to begin is over, should they come back."""
         self.leases: dict[int, Grant] = {}
         self.sessions: dict[bytes, Session] = {}
         self.attempts: dict[int, Attempts] = {}
@@ -88,8 +107,6 @@ class BrokerState:
         # Durable until the next start, which makes them void.
         self.uploads: dict[tuple[int, int], Upload] = {}
         # Volatile.
-        self.grants = 0
-        """Grants of this boot."""
         self.members: dict[int, Member] = {}
         """By connection."""
         self.roles: dict[int, str] = {}
@@ -98,8 +115,8 @@ class BrokerState:
         """(connection, subscription number)"""
         self.listening: dict[int, list[Consumer]] = {}
         """Queue number to its consumers, the next to be served first."""
-        self.pieces: dict[tuple[int, int], list[bytes]] = {}
-        """(connection, correlation) to parts of a settlement."""
+        self.arrivals: dict[tuple[int, int], Arrival] = {}
+        """(connection, correlation) to a frame whose parts are coming."""
         self.routes: dict[bytes, Lane] = {}
         """Packed routes already understood."""
         self.dirty: dict[int, Queue] = {}
@@ -171,7 +188,21 @@ class BrokerState:
         if consumer:
             consumer.unsettled -= 1
             self.listen_again(consumer)
+        if position in self.late:
+            self.late.discard(position)
+            self.expiries.push(1, position, run.number)
         return grant
+
+    def withdraw(self, run: Run, position: int) -> None:
+        """A message that waits, ready or for its time, is in no place now."""
+        attempts = self.attempts.get(position)
+        if attempts.waits if attempts else position not in run:
+            self.cancelled.add(position)
+            self.delayed.discard(position)
+            run.lane.queue.scheduled -= 1
+        else:
+            run.remove(position, 1)
+            run.lane.queue.ready -= 1
 
     def listen_again(self, consumer: Consumer) -> None:
         """The consumer may have room: look at its queues."""
@@ -191,6 +222,7 @@ class BrokerState:
         """The message is over: drop what is kept beside the runs."""
         self.attempts.pop(position, None)
         self.continued.pop(position, None)
+        self.late.discard(position)
         name = self.names.pop(position, None)
         if name is not None:
             self.named.pop(name, None)
@@ -200,8 +232,9 @@ class BrokerState:
     def finish(self, position: int, entry: Finished, *, keep: bool, synced: bool) -> None:
         """The task is finished: tell who waits, and keep the entry if it is to be kept."""
         if keep:
+            entry.name = self.names.get(position, b"")
             self.drop_move(self.results.store(position, entry))
-        else:
+        elif position not in self.results.finished:
             self.drop_move(position)
         for waiter in self.results.woken(position):
             self.effects.append(
@@ -230,7 +263,7 @@ class BrokerState:
         if first is not None:
             self.moved.pop(first, None)
 
-    def pending(self, position: int, now_ms: int) -> Finished | None:
+    def pending(self, position: int) -> Finished | None:
         """The state of an unfinished message, as far as it is known by position alone."""
         attempts = self.attempts.get(position)
         failures = attempts.failures if attempts else 0
@@ -245,6 +278,4 @@ class BrokerState:
             if attempts.waits and not failures:
                 state = State.SCHEDULED
         error = attempts.error if attempts else 0
-        return Finished(
-            state, error, 0, now_ms, 0, 0, failures, attempts.reason if attempts else ""
-        )
+        return Finished(state, error, 0, 0, 0, 0, failures, attempts.reason if attempts else "")

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from qbroker.core import records as r
 from qbroker.core.moment import Now
-from qbroker.core.queues import Lane
+from qbroker.core.queues import Lane, kind_of
 from qbroker.core.state import BrokerState
 from qprotocol import wire
 from qprotocol.errors import Refused
-from qprotocol.message import unpack_route
+from qprotocol.ids import pack_id
+from qprotocol.message import unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 
@@ -39,8 +40,8 @@ class Survey:
     state: BrokerState
     now: Now
     opened: list[r.Record] = field(default_factory=list)
-    planned: dict[bytes, tuple[int, str]] = field(default_factory=dict)
-    """Routes not yet known, to the number and queue name of the lane that will be opened."""
+    planned: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Routes not yet known, to the place of the lane that will be opened; see Lane.place."""
     planned_lanes: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
     planned_queues: dict[str, int] = field(default_factory=dict)
     relaxed: set[int] = field(default_factory=set)
@@ -50,6 +51,8 @@ class Survey:
     """Chosen ids seen so far."""
     replacing: int = -1
     """The position of a message whose id may be used again."""
+    started: set[int] = field(default_factory=set)
+    """Positions that an outcome before this one said to have begun, acks early."""
 
     def walk(self, raw: bytes, at: int, end_max: int) -> r.MessageBatch:
         """The batch in ``raw[at:]``; the last message may end as late as ``end_max``.
@@ -59,7 +62,7 @@ class Survey:
         state, now = self.state, self.now
         unpack, known, planned = wire.MESSAGE.unpack_from, state.routes, self.planned
         body_max, soon = state.settings.body_bytes_max, now.wall_ms + _DELAY_MARGIN_MS
-        offsets = array("I")
+        far, offsets = now.wall_ms + state.settings.delay_max_ms, array("I")
         batch = r.MessageBatch(raw=raw, offsets=offsets)
         runs, note = batch.runs, offsets.append
         low, high = b"\xff", b""
@@ -73,29 +76,29 @@ class Survey:
             start, end = at + _FIXED, at + 4 + size
             if end > end_max or size < _FIXED_REST + n_route + n_id + n_meta + n_head:
                 raise bad(index, "its lengths disagree with the bytes that came")
-            if version != wire.ENVELOPE_VERSION or kind > wire.KIND_TASK:
-                raise bad(index, f"envelope version {version}, kind {kind}")
-            if not -100 <= priority <= 100:
-                raise bad(index, f"priority {priority}: from -100 to 100")
             if size > body_max:
                 raise too_large(index, size, body_max)
             route = raw[start : start + n_route]
             lane = known.get(route)
-            number = lane.number if lane else (planned.get(route) or self.plan(route, index))[0]
-            if n_id:
-                name = raw[start + n_route : start + n_route + n_id]
-                if flags & wire.ID_MINTED:
-                    if n_id != _MINTED_BYTES:
-                        raise bad(index, f"a minted id of {n_id} bytes")
-                    low = min(low, name)
-                    high = max(high, name)
-                else:
-                    batch.named.append([index, name])
+            number, due_kind = lane.place if lane else planned.get(route) or self.plan(route, index)
+            if version != 1 or kind != due_kind or not -100 <= priority <= 100:
+                raise bad(index, f"version {version}, kind {kind} and priority {priority}")
+            start += n_route
+            if flags & wire.ID_MINTED:
+                if n_id != _MINTED_BYTES:
+                    raise bad(index, f"a minted id of {n_id} bytes")
+                name = raw[start : start + n_id]
+                low = min(low, name)
+                high = max(high, name)
+            elif n_id:
+                batch.named.append([index, raw[start : start + n_id]])
+            if n_meta:
+                check_meta(index, raw[start + n_id : start + n_id + n_meta])
             if expires:
                 batch.expiring.append([index, expires])
             if due <= soon:
                 due = 0
-            elif due > now.wall_ms + state.settings.delay_max_ms:
+            elif due > far:
                 raise bad(index, f"due in {due - now.wall_ms} ms, over delay_max_ms")
             if number == last_lane and priority == last_priority and not due and not run[3]:
                 run[2] += 1
@@ -111,8 +114,8 @@ class Survey:
         self.note_queues(batch)
         return batch
 
-    def plan(self, route: bytes, index: int) -> tuple[int, str]:
-        """The lane a new route leads to: an existing one, or one that will be opened."""
+    def plan(self, route: bytes, index: int) -> tuple[int, int]:
+        """The place of the lane a new route leads to: it exists, or will be opened."""
         try:
             exchange, key, task, keys = unpack_route(route)
             if exchange:
@@ -123,14 +126,15 @@ class Survey:
         lane = self.lane(key, task, keys)
         if isinstance(lane, Lane):
             self.state.routes[route] = lane
-            found = lane.number, key
-        else:
-            found = lane, key
-            self.planned[route] = found
-        return found
+            return lane.place
+        place = self.planned[route] = lane, kind_of(task)
+        return place
 
-    def lane(self, queue_name: str, task: str, keys: bytes) -> Lane | int:
-        """The lane, or the number it will have once ``opened`` is applied."""
+    def lane(self, queue_name: str, task: str, keys: bytes, *, beyond: bool = False) -> Lane | int:
+        """The lane, or the number it will have once ``opened`` is applied.
+
+        ``beyond``: for dead letters, which no limit may leave without a place.
+        """
         state = self.state
         queue = state.queues.get(queue_name)
         if queue is not None:
@@ -140,9 +144,9 @@ class Survey:
         planned = self.planned_lanes.get((queue_name, task, keys))
         if planned is not None:
             return planned
-        number = queue.number if queue else self.queue(queue_name)
+        number = queue.number if queue else self.queue(queue_name, beyond=beyond)
         lane_number = len(state.lanes) + len(self.planned_lanes)
-        if lane_number >= state.settings.lanes_max:
+        if lane_number >= state.settings.lanes_max and not beyond:
             raise limit("lanes_max", state.settings.lanes_max)
         self.planned_lanes[queue_name, task, keys] = lane_number
         if not (queue.synced if queue else state.synced):
@@ -150,13 +154,13 @@ class Survey:
         self.opened.append(r.LaneOpened(lane_number, number, task, keys))
         return lane_number
 
-    def queue(self, name: str) -> int:
+    def queue(self, name: str, *, beyond: bool = False) -> int:
         """The number of a queue that will be opened."""
         planned = self.planned_queues.get(name)
         if planned is not None:
             return planned
         number = len(self.state.queues) + len(self.planned_queues)
-        if number >= self.state.settings.queues_max:
+        if number >= self.state.settings.queues_max and not beyond:
             raise limit("queues_max", self.state.settings.queues_max)
         self.planned_queues[name] = number
         self.opened.append(r.QueueOpened(number, name, QueueOptions().as_dict()))
@@ -169,16 +173,11 @@ class Survey:
             batch.keys = int.from_bytes(low[:6], "big"), int.from_bytes(high[:6], "big")
         if not batch.named:
             return
-        if len(state.named) + len(batch.named) > state.settings.named_ids_max:
-            raise limit("named_ids_max", state.settings.named_ids_max)
+        check_named(state, len(self.names) + len(batch.named))
         for index, name in batch.named:
+            check_name(index, name)
             if name in self.names or state.named.get(name, self.replacing) != self.replacing:
-                raise RefusedError(
-                    "DUPLICATE_ID",
-                    f"message {index}: a message with the id {name.decode(errors='replace')!r} "
-                    "is still alive",
-                    index=index,
-                )
+                raise duplicate(index, name)
             self.names.add(name)
 
     def note_queues(self, batch: r.MessageBatch) -> None:
@@ -189,6 +188,49 @@ class Survey:
             if lanes[number].queue.synced if known else number not in self.relaxed:
                 self.synced = True
                 return
+
+
+def id_of(raw: bytes, at: int = 0) -> bytes:
+    """The id of the packed message at ``at``, as its bytes."""
+    fixed = wire.MESSAGE.unpack_from(raw, at)
+    start = at + _FIXED + fixed[7]
+    return raw[start : start + fixed[8]]
+
+
+def check_meta(index: int, meta: bytes) -> None:
+    """Raise RefusedError for names that cannot be read, and for a forged principal."""
+    try:
+        principal = unpack_meta(meta)[2]
+    except ValueError as error:
+        raise bad(index, str(error)) from error
+    if principal:
+        raise bad(index, f"the principal {principal!r}: that is for the broker to say")
+
+
+def check_name(index: int, name: bytes) -> None:
+    """Raise RefusedError for a chosen id that is no text, or a minted one in its long form."""
+    try:
+        minted = pack_id(name.decode())[1]
+    except ValueError as error:
+        raise bad(index, f"its id is no text: {error}") from error
+    if minted:
+        raise bad(index, f"the id {name.decode()}: one like this travels as its 16 bytes")
+
+
+def check_named(state: BrokerState, more: int) -> None:
+    """Raise RefusedError if there is no room for so many chosen ids."""
+    most = state.settings.named_ids_max
+    if len(state.named) + more > most:
+        raise limit("named_ids_max", most)
+
+
+def duplicate(index: int, name: bytes) -> RefusedError:
+    """A message with that chosen id is alive."""
+    return RefusedError(
+        "DUPLICATE_ID",
+        f"message {index}: a message with the id {name.decode()!r} is still alive",
+        index=index,
+    )
 
 
 def bad(index: int, why: str) -> RefusedError:

@@ -4,7 +4,7 @@ Time is cut into buckets of 4 seconds. Only the bucket that is next is kept sort
 """
 
 from array import array
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from heapq import heappop, heappush
 
@@ -77,6 +77,14 @@ class Timers:
             del self._current[: self._head]
             self._head = 0
         return out
+
+    def holds(self, due_ms: int, position: int, run: int) -> bool:
+        """Whether that entry is in. Costs a look at the 4 seconds around ``due_ms``."""
+        bucket = self._buckets.get(due_ms >> BUCKET_BITS)
+        if bucket is not None:
+            return position in bucket.positions
+        index = bisect_left(self._current, (due_ms, position, run), lo=self._head)
+        return index < len(self._current) and self._current[index] == (due_ms, position, run)
 
     def keep(self, wanted: Callable[[int, int], bool]) -> None:
         """Drop the entries for which ``wanted(position, run)`` is false. Walks them all."""
