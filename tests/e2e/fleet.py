@@ -31,8 +31,8 @@ class Fleet:
         self.flags = flags or ("-P", "prefork", "-c", "2")
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Fleet:
-        """Its children take tasks."""
+    def start(self, *, wait_for_ready: bool = True) -> Fleet:
+        """Its children take tasks; or, without waiting, will soon."""
         begin = self.output.stat().st_size if self.output.exists() else 0
         command = [str(SCRIPTS / "qworker"), "-A", f"{TASKS}:app", "--workdir", str(HERE)]
         command += ["--broker", self.broker.url, "--log-format", "json", *self.flags]
@@ -45,6 +45,8 @@ class Fleet:
                 env=clean_env(LEDGER=str(self.folder), LEDGER_BROKER=self.broker.url),
                 start_new_session=True,
             )
+        if not wait_for_ready:
+            return self
         until(lambda: '"ready"' in self._said(begin) or not self.runs, "the worker's start")
         assert self.runs, f"the worker ended at its start:\n{self.last_words()}"
         return self

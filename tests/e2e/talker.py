@@ -152,9 +152,11 @@ class Talker:
         settled = self.ask(Settle(count=1, raw=packed), Settled)
         return [position for (position,) in wire.POSITION.iter_unpack(settled.raw)]
 
-    def ack(self, delivery: Delivery, result: bytes | None = None) -> None:
+    def ack(self, delivery: Delivery, result: bytes | None = None, content: int = 0) -> None:
         """It is done, and still was ours."""
-        kept = {} if result is None else {"result": result, "flags": wire.HAS_RESULT}
+        kept: dict[str, Any] = {}
+        if result is not None:
+            kept = {"result": result, "flags": wire.HAS_RESULT, "content": content}
         assert self.settle(delivery, wire.ACK, **kept) == []
 
     def fail(self, delivery: Delivery, message: str = "broken", **more: Any) -> None:
