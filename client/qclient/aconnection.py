@@ -18,7 +18,7 @@ from qclient.address import Address
 from qclient.dialogue import Dialogue
 from qclient.exceptions import ConnectError, RefusedError
 from qclient.link import left_s, reason_of
-from qclient.pending import Pending, Request, backoff_s
+from qclient.pending import Pending, Request
 from qprotocol.errors import ProtocolError, QBrokerError
 from qprotocol.frames import Frame, Hello
 
@@ -140,9 +140,11 @@ class AsyncConnection:
 
     def _flush(self) -> None:
         """Send what may be sent, and come back when more may be."""
+        if self._wire is None:
+            return
         now = time.monotonic()
         frames = self._pending.sendable(now)
-        if frames and self._wire is not None:
+        if frames:
             self._wire.send(*frames)
         due = self._pending.next_due(now)
         if due is not None and self._timer is None:
@@ -151,8 +153,7 @@ class AsyncConnection:
 
     def _retry(self) -> None:
         self._timer = None
-        if self._wire is not None:
-            self._flush()
+        self._flush()
 
     def _connect_soon(self) -> None:
         if self._connecting is None:
@@ -160,11 +161,12 @@ class AsyncConnection:
 
     async def _connect(self) -> None:
         """Attempts with backoff, for as long as somebody waits."""
-        attempt = 0
+        attempts = self._pending.attempts
         try:
             while self._pending.requests and self._wire is None:
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
+                longest_s = max(r.timeout_s for r in self._pending.requests.values())
+                await asyncio.sleep(attempts.wait_s(time.monotonic(), longest_s))
+                attempts.begin(time.monotonic())
                 await self._attempt()
         finally:
             self._connecting = None
@@ -182,7 +184,7 @@ class AsyncConnection:
             wire.close()
             self._pending.why = str(error)
             if not error.retryable:
-                for request in list(requests):
+                for request in list(self._pending.requests.values()):
                     self._pending.refuse(request, error)
         except (OSError, QBrokerError) as error:  # TimeoutError is an OSError
             wire.close()

@@ -25,7 +25,7 @@ from typing import TypeVar
 from qclient.address import Address
 from qclient.exceptions import ConnectError, ConnectionLost, QBrokerError, RefusedError
 from qclient.link import Link, left_s
-from qclient.pending import Pending, Request, backoff_s
+from qclient.pending import Pending, Request
 from qprotocol.errors import ProtocolError
 from qprotocol.frames import Frame, Hello
 
@@ -134,19 +134,17 @@ class Connection:
 
     def _lead(self, request: Request) -> None:
         """Read for everybody until ``request`` is done or late. Connects if need be."""
-        attempt = 0
         while not request.done:
             now = time.monotonic()
             if now >= request.deadline:
                 return
             link = self._link
             if link is None:
-                attempt = self._connect(request, attempt)
+                self._connect(request)
                 continue
             if link.closed:
                 self._lost(link, ConnectionLost("the connection was closed"))
                 continue
-            attempt = 0
             with self._lock:
                 due = self._pending.next_due(now)
             timeout_s = (request.deadline if due is None else min(due, request.deadline)) - now
@@ -167,7 +165,8 @@ class Connection:
             raise
         now = time.monotonic()
         with self._lock:
-            self._pending.take(frames, now)
+            if frames:
+                self._pending.take(frames, now)
             if self._pending.leaving and self._pending.idle:
                 link.close()
                 self._forget(link, self._pending.why)
@@ -176,29 +175,29 @@ class Connection:
         if again:
             self._send(link, again, timeout_s)
 
-    def _connect(self, request: Request, attempt: int) -> int:
-        """One attempt after a backoff, within the leader's deadline. Returns the next number."""
-        if attempt:
-            time.sleep(min(backoff_s(attempt), left_s(request.deadline)))
+    def _connect(self, request: Request) -> None:
+        """One attempt, when its time has come, within the leader's deadline."""
+        attempts = self._pending.attempts
+        pause_s = attempts.wait_s(time.monotonic(), request.timeout_s)
+        if pause_s:
+            time.sleep(pause_s)
+        attempts.begin(time.monotonic())
         timeout_s = left_s(request.deadline)
         try:
             link = Link.open(self.address, self._hello(), timeout_s=timeout_s)
         except ConnectError as error:
             self._pending.why = str(error)
-            return attempt + 1
         except RefusedError as error:
             with self._lock:
-                if error.retryable:
-                    self._pending.why = str(error)
-                else:
+                self._pending.why = str(error)
+                if not error.retryable:
                     self._pending.refuse(request, error)
-            return attempt + 1
-        with self._lock:
-            self._link = link
-            self._pending.opened()
-            frames = self._pending.sendable(time.monotonic())
-        self._send(link, frames, timeout_s)
-        return 0
+        else:
+            with self._lock:
+                self._link = link
+                self._pending.opened()
+                frames = self._pending.sendable(time.monotonic())
+            self._send(link, frames, timeout_s)
 
     def _send(self, link: Link, frames: list[Frame], timeout_s: float) -> None:
         try:
@@ -212,7 +211,9 @@ class Connection:
         if link is None or self._leader is not None:
             return
         try:
-            self._pending.take(link.receive(0), time.monotonic())
+            frames = link.receive(0)
+            if frames:
+                self._pending.take(frames, time.monotonic())
         except (ConnectionLost, ProtocolError) as error:
             self._forget(link, str(error))
         else:

@@ -116,6 +116,8 @@ class Link:
             except BaseException:  # a signal's, in the middle of a frame
                 self.close()
                 raise
+        if self.closed:
+            self._dispose()
 
     def receive(self, timeout_s: float | None) -> list[Frame]:
         """The frames that have arrived, parts put together; none if nothing came in time.
@@ -130,6 +132,13 @@ class Link:
         return self._read(timeout_s)
 
     def _read(self, timeout_s: float | None) -> list[Frame]:
+        try:
+            return self._read_alone(timeout_s)
+        finally:
+            if self.closed:
+                self._dispose()
+
+    def _read_alone(self, timeout_s: float | None) -> list[Frame]:
         with self._receiving:
             try:
                 if timeout_s != self._read_timeout_s:
@@ -162,8 +171,13 @@ class Link:
         self.closed = True
         with contextlib.suppress(OSError):
             self._writer.shutdown(socket.SHUT_RDWR)
-        # Whoever holds a lock fails at once now and closes its own socket; waiting for it
-        # here could be waiting for each other.
+        self._dispose()
+
+    def _dispose(self) -> None:
+        """Close the sockets that nobody uses now; who uses one does this when it is done.
+
+        Nobody waits here: two that close could be waiting for each other.
+        """
         for lock, sock in ((self._receiving, self._reader), (self._sending, self._writer)):
             if lock.acquire(blocking=False):
                 sock.close()

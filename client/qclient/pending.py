@@ -102,6 +102,7 @@ class Pending:
         """Why the broker takes no publishes; empty if it does."""
         self.leaving = False
         """The broker said goodbye on this connection: ask nothing more of it."""
+        self.attempts = Attempts()
         self._correlation = HANDSHAKE_REQUESTS
         self._sequence = 0
 
@@ -170,6 +171,7 @@ class Pending:
 
     def take(self, frames: Iterable[Frame], now: float) -> None:
         """Act on what the broker said. Answers to nothing we wait for are dropped."""
+        self.attempts.succeed()
         for frame in frames:
             if frame.correlation:
                 self._answer(frame, now)
@@ -256,12 +258,29 @@ class Pending:
         return request
 
 
-def backoff_s(attempt: int) -> float:
-    """Seconds before connection attempt ``attempt`` (0 is the first, at once), jittered."""
-    if attempt == 0:
-        return 0.0
-    longest = min(BACKOFF_FIRST_S * 2 ** min(attempt, 10), BACKOFF_MAX_S)
-    return random.uniform(longest / 2, longest)  # noqa: S311  # spreads load, hides nothing
+class Attempts:
+    """When the next connection may be tried: at once, and later and later until one is of use."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._latest = 0.0
+
+    def wait_s(self, now: float, timeout_s: float) -> float:
+        """Seconds to wait before another attempt: each call gets four at least."""
+        if self._count == 0:
+            return 0.0
+        longest = min(BACKOFF_FIRST_S * 2 ** min(self._count - 1, 10), BACKOFF_MAX_S)
+        pause = random.uniform(longest / 2, longest)  # noqa: S311  # spreads load, hides nothing
+        return max(0.0, self._latest + min(pause, timeout_s / 4) - now)
+
+    def begin(self, now: float) -> None:
+        """An attempt begins."""
+        self._count += 1
+        self._latest = now
+
+    def succeed(self) -> None:
+        """A connection was of use: the broker said something on it."""
+        self._count = 0
 
 
 def name_of(request: Request) -> str:

@@ -64,11 +64,12 @@ def test_a_failed_chunk_says_what_became_of_each(app: App, peer: Peer) -> None:
     def refuse_the_second_and_forget_the_third(line: Line, frame: f.Frame) -> None:
         if frame.sequence == 2:
             line.refuse(frame, "DUPLICATE_ID")
-        elif frame.sequence != 3:
+        elif frame.sequence == 3:
+            line.refuse(frame, "SEQUENCE_TOO_OLD", definite=False)
+        else:
             line.confirm(frame)
 
     peer.act = refuse_the_second_and_forget_the_third
-    app.conf.broker_timeout_s = 0.3
     signatures = calls(app, 3500)
     with pytest.raises(PartialPublish, match="1500 messages were published, 1000 were not") as hit:
         app.send_many(signatures)
@@ -203,6 +204,19 @@ def test_asyncio_finds_a_lost_connection_again(app: App, peer: Peer) -> None:
 
     run(app, story)
     assert len(peer.lines) == 3
+
+
+def test_asyncio_does_not_hammer_a_broker_that_hangs_up(app: App, peer: Peer) -> None:
+    async def story() -> None:
+        peer.act = lambda line, frame: line.hang_up()
+        app.conf.broker_timeout_s = 0.6
+        with pytest.raises(OutcomeUnknown):
+            await app.send_task_async("t")
+        assert 2 <= len(peer.lines) <= 8
+        peer.act = confirm
+        await app.send_task_async("t")
+
+    run(app, story)
 
 
 def test_asyncio_keeps_deadlines_and_says_what_is_known(app: App, peer: Peer) -> None:

@@ -109,6 +109,17 @@ def test_a_connection_lost_while_idle_is_replaced_without_a_word(app: App, peer:
     assert len(peer.lines) == 2
 
 
+def test_a_broker_that_hangs_up_on_everybody_is_not_hammered(app: App, peer: Peer) -> None:
+    peer.act = lambda line, frame: line.hang_up()
+    app.conf.broker_timeout_s = 0.6
+    with pytest.raises(OutcomeUnknown):
+        app.send_task("t")
+    assert 2 <= len(peer.lines) <= 8
+    # A later call does not wait for what earlier ones went through
+    peer.act = confirm
+    app.send_task("t")
+
+
 def test_nobody_listening_is_not_done_and_says_where() -> None:
     app = App("shop", broker=NOBODY, set_as_current=False)
     app.conf.broker_timeout_s = 0.3
