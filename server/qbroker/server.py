@@ -169,6 +169,8 @@ class Server:
             await self._http.close()
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
+                # It ends already: a late signal must not take the place of its exit code.
+                signal.signal(name, signal.SIG_IGN)
 
     async def _listen(self) -> None:
         config = self._config

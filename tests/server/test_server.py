@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import secrets
 import signal
@@ -109,10 +110,11 @@ def test_a_second_signal_ends_the_wait(start: Start, until: Until) -> None:
     assert daemon.stop()[0] == Exit.OK
 
 
-def test_when_the_disk_fails_it_says_nothing_more_and_ends(start: Start) -> None:
+def test_when_the_disk_fails_it_says_nothing_more_and_ends(start: Start, until: Until) -> None:
     """A publish that could not be written is not answered, whatever came before it was."""
     daemon = start()
     peer, watcher = daemon.connect().shake_hands(), daemon.connect().shake_hands("admin")
+    until(lambda: json.loads(daemon.ask("stats", "--json").stdout)["log"]["spare_ready"])
     limit = 1 << 20
     psutil.Process(daemon.process.pid).rlimit(psutil.RLIMIT_FSIZE, (limit, limit))
     raw = Message("mail", bytes(100_000)).pack()
