@@ -96,13 +96,12 @@ def chunks(
         if type(signature) is not Signature or signature.callee is not last:
             last, shared = callee_of(signature, app), None
             least, most = last.arity or (0, -1)
-        callee, args, kwargs = signature.callee, signature.args, signature.kwargs
-        options = signature.options
+        args, kwargs, options = signature.args, signature.kwargs, signature.options
         if kwargs or not least <= len(args) <= most:
-            callee.check(args, kwargs)
+            last.check(args, kwargs)
         if options or shared is None:
-            recipe = callee.recipe_for(options, args, kwargs).within(request)
-            shared = recipe if not options and callee.recipe is not None else None
+            recipe = last.recipe_for(options, args, kwargs).within(request)
+            shared = recipe if not options and last.recipe is not None else None
         else:
             recipe = shared
         raw_id = next_id()
@@ -112,11 +111,11 @@ def chunks(
             try:
                 body = pack_plain([[*args], kwargs])
             except (TypeError, ValueError, OverflowError):
-                body = callee.encode(recipe, args, kwargs)
+                body = last.encode(recipe, args, kwargs)
             more = recipe.rest + len(body)
             message = (pack_size(more), recipe.head, raw_id, recipe.tail, body)
         else:
-            body = callee.encode(recipe, args, kwargs)
+            body = last.encode(recipe, args, kwargs)
             whole, task_id = recipe.finish(body, options, now_ms(), raw_id)
             more = len(whole)
             message = (whole,)

@@ -100,9 +100,6 @@ def test_a_chosen_id_is_taken_while_its_task_lives(live: App) -> None:
     assert first.revoke() == "REVOKED"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the broker looks for a chosen id without its table's position"
-)
 def test_a_task_is_found_by_its_chosen_id_alone(live: App) -> None:
     sent = live.send_task("t", queue="chosen", task_id="order-2")
     found = live.AsyncResult("order-2")
