@@ -24,6 +24,9 @@ from qprotocol.frames import Goaway
 BACKLOG = 1024
 FILES_BESIDE_CONNECTIONS = 256
 """Segments, the archive, the loop's own, HTTP."""
+GOODBYE_S = 1.0
+"""After a Goaway, how long those who hold no leases may go on. An idle client hears nothing, and
+would keep the broker from stopping, and everybody else's calls from the one that comes after it."""
 
 _log = logging.getLogger("qbroker.net")
 
@@ -43,6 +46,7 @@ class Listener:
         self._accepted = 0
         self._server: asyncio.Server | None = None
         self._emptied: asyncio.Event | None = None
+        self._goodbye: asyncio.TimerHandle | None = None
         engine.on_drained = self.drained
 
     # The life of the door.
@@ -72,10 +76,20 @@ class Listener:
             connection.feed_up()
 
     def goaway(self, reason: str, deadline_ms: int) -> None:
-        """Everybody is told to come back later. Call ``quiesce`` a moment before."""
+        """Everybody is told to come back later. Call ``quiesce`` a moment before.
+
+        Those who hold no leases have a second for it; what they publish is kept meanwhile.
+        """
         self._shut()
         for connection in list(self.connections.values()):
             connection.leave(Goaway(reason=reason, deadline_ms=deadline_ms))
+        self._goodbye = asyncio.get_running_loop().call_later(GOODBYE_S, self._send_off)
+
+    def _send_off(self) -> None:
+        for connection in list(self.connections.values()):
+            role = connection.session.role
+            if role is not None and not role.may_hold:
+                connection.abort()
 
     async def emptied(self, timeout_s: float) -> bool:
         """Whether all connections were gone within ``timeout_s``."""
@@ -165,6 +179,8 @@ class Listener:
             self.drained()
 
     def _shut(self) -> None:
+        if self._goodbye is not None:
+            self._goodbye.cancel()
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -62,16 +62,18 @@ class Role:
     """Closed after such silence if its Hello promised heartbeats."""
     may_stall: bool = False
     """Not closed for leaving its data unread."""
+    may_hold: bool = True
+    """May hold leases: at the broker's end it is waited for."""
 
 
 ROLES = {
     role.name: role
     for role in (
-        Role("producer", paused_first=True, must_speak=False),
+        Role("producer", paused_first=True, must_speak=False, may_hold=False),
         Role("worker", paused_first=False, must_speak=True),
         Role("member", paused_first=False, must_speak=False, held_to_promise=False, may_stall=True),
         Role("consumer", paused_first=False, must_speak=True),
-        Role("admin", paused_first=False, must_speak=False),
+        Role("admin", paused_first=False, must_speak=False, may_hold=False),
     )
 }
 """Who may say Hello.
