@@ -10,9 +10,11 @@ Rule 4. A link belongs to the process that opened it; after a fork the child aba
 """
 
 import contextlib
+import os
 import socket
 import threading
 import time
+from struct import Struct
 from typing import Self
 
 from qclient.address import Address
@@ -35,13 +37,12 @@ class Link:
         self.address = address
         self.closed = False
         self._dialogue = Dialogue(hello)
-        # Two Python sockets on one connection: each has a timeout of its own, so that a
-        # sender's does not cut a reader's short. Each is used and closed under its lock,
-        # so that no thread reads from a descriptor that means another file by now.
+        # Two Python sockets on one connection. Each is used and closed under its lock, so
+        # that no thread reads from a descriptor that means another file by now.
         self._writer = sock
         self._reader = sock.dup()
-        self._write_timeout_s = self._read_timeout_s = sock.gettimeout()
-        self._reader.settimeout(self._read_timeout_s)
+        self._write_wait = Wait(self._writer, SO_SNDTIMEO)
+        self._read_wait = Wait(self._reader, SO_RCVTIMEO)
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
         self._early: list[Frame] = []  # pushes that came in one read with the handshake
@@ -103,11 +104,10 @@ class Link:
         with self._sending:
             data = self._dialogue.encode(*frames)
             try:
-                if timeout_s != self._write_timeout_s:
-                    self._writer.settimeout(timeout_s)
-                    self._write_timeout_s = timeout_s
+                if timeout_s != self._write_wait.timeout_s:
+                    self._write_wait.set(timeout_s)
                 self._writer.sendall(data)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 self.close()
                 raise ConnectionLost(f"{self.address} read nothing for {timeout_s:g} s") from None
             except OSError as error:
@@ -141,10 +141,9 @@ class Link:
     def _read_alone(self, timeout_s: float | None) -> list[Frame]:
         with self._receiving:
             try:
-                if timeout_s != self._read_timeout_s:
-                    self._reader.settimeout(timeout_s)
-                    self._read_timeout_s = timeout_s
-                data = self._reader.recv(RECEIVE_BYTES)
+                if timeout_s != self._read_wait.timeout_s:
+                    self._read_wait.set(timeout_s)
+                data = self._reader.recv(RECEIVE_BYTES, self._read_wait.flags)
                 if data:
                     return self._dialogue.feed(data)
             except (TimeoutError, BlockingIOError):
@@ -191,6 +190,44 @@ class Link:
         self.closed = True
         self._writer.close()
         self._reader.close()
+
+
+class Wait:
+    """How long one direction of a socket may block.
+
+    The kernel is told (SO_RCVTIMEO, SO_SNDTIMEO): a socket with a timeout of Python's
+    polls before each call, and that is twice the system calls. Where the kernel does not
+    take a timeval, or somebody has put other sockets in the place of Python's, it is
+    Python's timeout after all.
+    """
+
+    __slots__ = ("_option", "_sock", "flags", "timeout_s")
+
+    def __init__(self, sock: socket.socket, option: int) -> None:
+        native = os.name == "posix" and socket.socket.__module__ == "socket"
+        self._sock = sock
+        self._option = option if native else 0
+        self.flags = 0
+        self.timeout_s: float | None = -1.0
+        if native:
+            sock.settimeout(None)
+
+    def set(self, timeout_s: float | None) -> None:
+        """Calls from now on wait so long: None is for ever, 0 not at all."""
+        self.timeout_s = timeout_s
+        if not self._option:
+            self._sock.settimeout(timeout_s)
+            return
+        self.flags = 0 if timeout_s is None or timeout_s > 0 else socket.MSG_DONTWAIT
+        if not self.flags:
+            micros = 0 if timeout_s is None else max(1, int(timeout_s * 1e6))
+            value = TIMEVAL.pack(*divmod(micros, 1_000_000))
+            self._sock.setsockopt(socket.SOL_SOCKET, self._option, value)
+
+
+TIMEVAL = Struct("@ll")
+SO_RCVTIMEO = getattr(socket, "SO_RCVTIMEO", 0)
+SO_SNDTIMEO = getattr(socket, "SO_SNDTIMEO", 0)
 
 
 def left_s(deadline: float) -> float:
