@@ -6,19 +6,15 @@ Rule 1. Making an App does no I/O: the first call connects.
 Rule 2. Everything that is sent goes through ``send``, ``send_many`` or their asyncio twins.
 """
 
-import asyncio
-import platform
-import secrets
+import os
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from os import getpid
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from qclient import shared
-from qclient.aconnection import AsyncConnection
 from qclient.address import SCHEME, Address
 from qclient.batches import atomic_chunk, chunks, chunks_async, confirm, send_many, send_many_async
 from qclient.connection import Connection
@@ -30,9 +26,15 @@ from qclient.result import AsyncResult
 from qclient.settings import Settings
 from qclient.signature import Signature
 from qclient.task import Task
+from qprotocol import __version__
 from qprotocol.conversation import PROTOCOL_VERSION
 from qprotocol.frames import Hello, Publish, Published
 from qprotocol.limits import TASK_BYTES_MAX
+
+if TYPE_CHECKING:  # asyncio weighs 4 MB in every worker child: loaded by who uses it
+    from asyncio import AbstractEventLoop
+
+    from qclient.aconnection import AsyncConnection
 
 R = TypeVar("R")
 
@@ -55,7 +57,7 @@ class App:
         """The blocking connection of this process, shared by its threads."""
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._callees: dict[str, Callee] = {}
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnection]
+        self._loops: weakref.WeakKeyDictionary[AbstractEventLoop, AsyncConnection]
         self._loops = weakref.WeakKeyDictionary()
         self._registering = threading.Lock()
         if set_as_current:
@@ -235,9 +237,13 @@ class App:
 
     # Connections.
 
-    def async_connection(self) -> AsyncConnection:
+    def async_connection(self) -> "AsyncConnection":
         """The connection of the running loop."""
-        loop = asyncio.get_running_loop()
+        from asyncio import get_running_loop  # noqa: PLC0415  # see the import above
+
+        from qclient.aconnection import AsyncConnection  # noqa: PLC0415
+
+        loop = get_running_loop()
         found = self._loops.get(loop)
         if found is None:
             found = self._loops[loop] = AsyncConnection(self.address, self.hello)
@@ -248,11 +254,11 @@ class App:
         return Hello(
             protocol=PROTOCOL_VERSION,
             role="producer",
-            client_id=secrets.token_hex(8),
+            client_id=os.urandom(8).hex(),
             name=self.name,
             host=socket.gethostname(),
-            pid=getpid(),
-            language=f"python {platform.python_version()}",
+            pid=os.getpid(),
+            language=f"python {sys.version.split()[0]}",
             library=LIBRARY,
             app=self.name,
         )
@@ -263,7 +269,9 @@ class App:
 
     async def close_async(self) -> None:
         """The running loop's connection is closed."""
-        connection = self._loops.pop(asyncio.get_running_loop(), None)
+        from asyncio import get_running_loop  # noqa: PLC0415
+
+        connection = self._loops.pop(get_running_loop(), None)
         if connection is not None:
             await connection.close()
 
@@ -293,11 +301,4 @@ class Tasks(Mapping[str, Task[Any, Any]]):
         return len({**shared.shared, **self._own})
 
 
-def library_name() -> str:
-    try:
-        return f"qclient {version('qbrokerd')}"
-    except PackageNotFoundError:
-        return "qclient"
-
-
-LIBRARY = library_name()
+LIBRARY = f"qclient {__version__}"

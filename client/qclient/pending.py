@@ -15,8 +15,8 @@ Rule 3. While the broker is blocked, publishes wait here, unsent.
 Rule 4. Not thread-safe: a shell that has threads holds its lock.
 """
 
+import os
 import random
-import secrets
 from collections.abc import Callable, Iterable
 
 from qclient.dialogue import HANDSHAKE_REQUESTS, refused
@@ -92,7 +92,7 @@ class Pending:
     """All requests of one client process (or loop), under one producer."""
 
     def __init__(self) -> None:
-        self.producer = secrets.randbits(64)
+        self.producer = int.from_bytes(os.urandom(8), "little")
         self.requests: dict[int, Request] = {}
         self.unsent = 0
         """How many requests wait to be sent: zero saves looking for them."""

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,10 +27,10 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
 from qbroker.ops.show import ago, printable, table
 from qbroker.ops.tables import refresh
+from qprotocol import __version__
 from qprotocol.errors import ProtocolError
 from qprotocol.frames import Inspect, Ok, Peek, Peeked, Purge, Report
 
-DISTRIBUTION = "qbrokerd"
 if TYPE_CHECKING:
     from qbroker.log.log import Log
 
@@ -74,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version(DISTRIBUTION), prog_name="qbroker")
+@click.version_option(__version__, prog_name="qbroker")
 def commands() -> None:
     """A durable task broker: one process, one folder."""
 

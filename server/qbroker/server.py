@@ -21,7 +21,6 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from typing import Any
 
 from qbroker.ages import Ages
@@ -48,9 +47,9 @@ from qbroker.ops.health import Counted, Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
 from qbroker.replaying import replay
+from qprotocol import __version__
 from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
 
-DISTRIBUTION = "qbrokerd"
 LOG_FOLDER = "log"
 """Within the data folder, which other things will share."""
 PROGRESS_S = 1.0
@@ -133,7 +132,7 @@ class Server:
         self._config = config
         self._log = stores.log
         self._say = say
-        self._version = version(DISTRIBUTION)
+        self._version = __version__
         self._started_s = time.time()
         self._metrics = Metrics(self._snapshot)
         begun, done = Counted(self._metrics.batch_records), Counted(self._metrics.sync_seconds)

@@ -2,24 +2,17 @@
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qprotocol import __version__
 from qworker import logs
 from qworker.options import LEVELS, LOG_FORMATS, OptionError, WorkerOptions, parse_size_kib
 from qworker.pidfile import Pidfile, PidfileError
 from qworker.pools import POOLS
 from qworker.worker import EXIT_NOT_STARTED, Worker
-
-
-def distribution_version() -> str:
-    try:
-        return version("qbrokerd")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"
 
 
 def split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[str]:
@@ -78,7 +71,7 @@ def size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 )
 @click.option("--pidfile", default="", help="Holds the parent's process id while it runs.")
 @click.option("--workdir", default="", help="Change there first; -A is looked up there.")
-@click.version_option(distribution_version(), prog_name="qworker")
+@click.version_option(__version__, prog_name="qworker")
 def main(workdir: str, pidfile: str, **given: Any) -> None:
     """Run the tasks of an application.
 
