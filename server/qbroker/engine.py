@@ -293,7 +293,7 @@ class Engine:
         self._group.committed(mono_ms())
         self._timings.sync.observe(result)
         self._release()
-        if not self._preparing and not self._log.statistics().spare_ready:
+        if not self._preparing and not self._log.spare_ready:
             self._preparing = True
             self._readers.submit(self._prepare)
         if self._inbox or not self._group.empty:
@@ -346,10 +346,13 @@ class Engine:
     # Time.
 
     def _set_timer(self, now: Now) -> None:
-        """See that a turn comes when something is due."""
+        """See that a turn comes when something is due. One that comes too early does no harm."""
         if self._loop is None or self._scheduled:
             return
-        wait = min(self._core.next_due_ms(now), self._group.wait_ms())
-        if self._timer:
+        wait_ms = max(1, min(self._core.next_due_ms(now), self._group.wait_ms()))
+        wanted = self._loop.time() + wait_ms / 1000
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= wanted:
+                return
             self._timer.cancel()
-        self._timer = self._loop.call_later(max(wait, 1) / 1000, self._schedule)
+        self._timer = self._loop.call_later(wait_ms / 1000, self._schedule)

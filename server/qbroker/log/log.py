@@ -310,6 +310,11 @@ class Log:
             self._spare is not None,
         )
 
+    @property
+    def spare_ready(self) -> bool:
+        """Whether the next segment waits (see prepare_next)."""
+        return self._spare is not None
+
     def free_bytes(self) -> int:
         """Room on the disk, for the caller's watermarks. OSError: asking does not fence."""
         return self._disk.free_bytes()
