@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 
 import pytest
@@ -100,7 +101,8 @@ def test_a_body_that_cannot_be_decoded_fails_its_task_alone(shop: Workshop):
 def publish(shop: Workshop, message: Message) -> None:
     """A message of any bytes is in the queue."""
     link = Link.open(shop.app.address, shop.app.hello(), timeout_s=5)
-    link.send(Publish(producer=1, sequence=1, count=1, raw=message.pack(), correlation=5))
+    producer = secrets.randbits(64)
+    link.send(Publish(producer=producer, sequence=1, count=1, raw=message.pack(), correlation=5))
     frames = until(lambda: link.receive(1.0), "the broker's answer")
     assert isinstance(frames[0], Published)
     link.close()

@@ -17,6 +17,7 @@ from traceback import format_exception
 from typing import Any
 
 from qworker import logs
+from qworker.agreement import describe
 from qworker.control import Control
 from qworker.lineage import die_with_parent
 from qworker.locate import AppNotFound, find_app
@@ -45,7 +46,7 @@ def main() -> int:
     except BaseException as error:  # noqa: BLE001 - whatever the user's module raises
         control.send(failed=failure(error))
         return EXIT_NOT_LOADED
-    control.send(loaded=description(app))
+    control.send(loaded=describe(app))
     try:
         terms = Terms.of(control.expect("terms"))
         inside = Inside(app, terms, slots)
@@ -69,25 +70,6 @@ def load(where: str) -> Any:
     gc.freeze()
     gc.enable()
     return app
-
-
-def description(app: Any) -> dict[str, Any]:
-    """What the parent, which never sees the application, needs to know of it."""
-    conf = app.conf
-    limited = {
-        name: [task.options.get("time_limit"), task.options.get("soft_time_limit")]
-        for name, task in app.tasks.items()
-        if task.options.get("time_limit") or task.options.get("soft_time_limit")
-    }
-    return {
-        "name": app.name,
-        "broker": str(app.address),
-        "queue": conf.task_default_queue,
-        "tasks": sorted(app.tasks),
-        "time_limit_s": conf.task_time_limit or 0.0,
-        "soft_time_limit_s": conf.task_soft_time_limit or 0.0,
-        "limited": limited,
-    }
 
 
 def failure(error: BaseException) -> dict[str, str]:

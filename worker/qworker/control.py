@@ -33,7 +33,11 @@ class Control:
         return True
 
     def receive(self) -> list[tuple[str, Any]] | None:
-        """What has arrived, waiting for at least some of it; None at the peer's end."""
+        """What has arrived, waiting for at least some of it; None at the peer's end.
+
+        Only once ``early`` has been taken.
+        """
+        assert not self._early
         try:
             data = self._socket.recv(65536)
         except OSError:
@@ -55,6 +59,11 @@ class Control:
         kind, value = self._early.pop(0)
         assert kind == wanted, f"{kind} where {wanted} was due"
         return value
+
+    def early(self) -> list[tuple[str, Any]]:
+        """What came together with the last message that ``expect`` gave."""
+        found, self._early = self._early, []
+        return found
 
     def fileno(self) -> int:
         return self._socket.fileno()

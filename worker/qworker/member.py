@@ -68,6 +68,11 @@ class Member:
             f.Revoke: self._on_revoke,
         }
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits behind the running task, or may be on its way here."""
+        return bool(self.pending or self.hand.parcels or self.credit.granted > 1)
+
     # Waiting and connecting.
 
     def wait(self, timeout_s: float = 10.0) -> None:

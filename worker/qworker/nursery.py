@@ -31,6 +31,8 @@ class Nursery:
         poll = select.poll()
         poll.register(self.control.fileno(), select.POLLIN)
         poll.register(bell, select.POLLIN)
+        for _kind, order in self.control.early():
+            self._start(order, (bell, rope))
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if bell in ready:

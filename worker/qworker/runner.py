@@ -62,7 +62,7 @@ class Runner:
 
     def _run_one(self, parcel: Parcel) -> None:
         member, slot = self.member, self.member.hand.slot
-        if (member.hand.parcels or member.pending) and not self.watchman.awake:
+        if not self.watchman.awake and member.has_more:
             self.watchman.wake()
         index = slot.words[TAKEN] - 1
         if member.void and parcel.position in member.void:

@@ -111,7 +111,6 @@ class Slot:
     """One runner's slot, seen from either side."""
 
     def __init__(self, memory: memoryview, lock: Any) -> None:
-        self._bytes = memory
         self.words = memory[:_ENDS].cast("Q")
         self.ends = memory[_ENDS:_HEAD]
         self.head = memory[_HEAD:SLOT_BYTES]
@@ -188,17 +187,12 @@ class Slot:
             pass
         self.lock.release()
 
-    def close(self) -> None:
-        """The memory is no longer referred to."""
-        for view in (self.words, self.ends, self.head, self._bytes):
-            view.release()
-
 
 class Slots:
     """All slots of a worker: memory without a name, and a semaphore each.
 
     The parent makes them; a process it starts opens the same ones from ``fd`` and ``names``.
-    The names are gone from the system once the parent calls ``unlink``.
+    Once the parent has called ``seal``, nothing of them is left in the system but by use.
     """
 
     def __init__(self, fd: int, locks: list[Any]) -> None:
@@ -225,12 +219,15 @@ class Slots:
     @classmethod
     def open(cls, fd: int, names: list[str]) -> "Slots":
         """The slots that another process made."""
-        return cls(fd, [SemLock._rebuild(0, 1, 1, name) for name in names])  # noqa: SLF001
+        slots = cls(fd, [SemLock._rebuild(0, 1, 1, name) for name in names])  # noqa: SLF001
+        os.close(fd)
+        return slots
 
-    def unlink(self) -> None:
-        """The semaphores' names are gone; whoever opened them keeps them."""
+    def seal(self) -> None:
+        """Nobody can open them any more; who has them keeps them. They end with the last."""
         for name in self.names:
             sem_unlink(name)
+        os.close(self.fd)
 
     def __getitem__(self, number: int) -> Slot:
         return self._slots[number]
@@ -240,13 +237,6 @@ class Slots:
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots)
-
-    def close(self) -> None:
-        """Memory and descriptor are given back."""
-        for slot in self._slots:
-            slot.close()
-        self._map.close()
-        os.close(self.fd)
 
 
 def anonymous_file() -> int:

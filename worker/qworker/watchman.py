@@ -6,8 +6,9 @@ way would be out of the parent's sight (it recalls only what is in the slot), an
 would go on sending. Then the watchman does, every TICK_S: it sends what is pending, takes in
 what has arrived, and lowers the credit to 1.
 
-Rule 1. It sleeps, at no cost, unless a runner has something pending or in hand while it runs a
-        task. The runner wakes it (``wake``); it goes back to sleep by itself.
+Rule 1. It sleeps, at no cost, unless a runner runs a task with more behind it: pending, in hand,
+        or allowed by the credit and perhaps on its way. The runner wakes it (``wake``); it goes
+        back to sleep by itself.
 Rule 2. It needs the interpreter's lock like any thread. While C code holds that for seconds,
         settlements already pending wait, at worst as long as the C code; leases do not suffer,
         for the parent heartbeats, and what was in the slot the parent recalls. If the child dies
@@ -79,10 +80,10 @@ class Watchman:
 
     @staticmethod
     def _works(member: Member) -> bool:
-        """Whether a task runs with something pending or in hand behind it."""
+        """Whether a task runs with more behind it."""
         taken = member.words[TAKEN]
         runs = taken > 0 and member.hand.slot.ends[(taken - 1) % RING] == UNENDED
-        return bool(runs and (member.pending or member.hand.parcels))
+        return runs and member.has_more
 
     def _tend(self, member: Member) -> bool:
         works = self._works(member)

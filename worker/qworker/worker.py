@@ -14,10 +14,8 @@ Rule 3. The worker ends when every child has; then it says goodbye, which return
 
 import logging
 import os
-import secrets
 import select
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from enum import Enum, auto
 from typing import Any
 
 from qworker import logs
+from qworker.agreement import Description, agree
 from qworker.backoff import Backoff
 from qworker.children import (
     READY_ALARM_S,
@@ -126,7 +125,7 @@ class Worker:
         self._import_at = 0.0
 
     def _on_opened(self, _value: object) -> None:
-        self.slots.unlink()
+        self.slots.seal()
 
     def _on_failed(self, failure: dict[str, str]) -> None:
         """The application cannot be loaded: at the start that is the end, later it is tried on."""
@@ -136,13 +135,14 @@ class Worker:
             self.exit_code = EXIT_NOT_STARTED
             self.state = State.STOPPED
 
-    def _on_loaded(self, app: dict[str, Any]) -> None:
+    def _on_loaded(self, description: dict[str, Any]) -> None:
         importer = self.importer
         assert importer is not None
         importer.loaded = True
         if self._terms is None:
+            app = Description(**description)
             try:
-                self._terms = self._agree(app)
+                self._terms = agree(self.options, self.pool, app)
             except (OptionError, ValueError) as error:
                 logs.write(f"qworker: {error}\n")
                 self.exit_code = EXIT_NOT_STARTED
@@ -153,47 +153,14 @@ class Worker:
         if self.session is not None and self.session.open:
             self._start_all()
 
-    def _agree(self, app: dict[str, Any]) -> Terms:
-        """What the options and the application say together. Raises OptionError."""
-        options = self.options
-        for name, (hard, soft) in app["limited"].items():
-            self._must_honour(f"the task {name} declares time_limit", hard, "--time-limit")
-            self._must_honour(
-                f"the task {name} declares soft_time_limit", soft, "--soft-time-limit"
-            )
-        for option in ("time_limit", "soft_time_limit"):
-            flag = "--" + option.replace("_", "-")
-            self._must_honour(f"app.conf sets task_{option}", app[f"{option}_s"], flag)
-        terms = Terms(
-            broker=options.broker or app["broker"],
-            session=secrets.token_hex(16),
-            name=options.name,
-            host=socket.gethostname(),
-            app=app["name"],
-            queues=list(dict.fromkeys(options.queues)) or [app["queue"]],
-            level=options.level,
-            log_format=options.log_format,
-            pool=options.pool,
-            max_tasks_per_child=options.max_tasks_per_child,
-        )
-        _ = terms.address  # complains about a broker's address that is not one
-        return terms
-
-    def _must_honour(self, what: str, value: float | None, option: str) -> None:
-        if value and option not in self.pool.honours:
-            raise OptionError(
-                f"{what}={value:g}, and the {self.pool.name} pool cannot honour it: "
-                f"{self.pool.why_not[option]}; use --pool prefork"
-            )
-
-    def _open_session(self, app: dict[str, Any], terms: Terms) -> None:
+    def _open_session(self, app: Description, terms: Terms) -> None:
         options = self.options
         self.session = Session(terms, self.running_tokens, self.tell)
         self.watch = Watch(
             self.pool,
             self.session,
-            hard_ms=int((options.time_limit_s or app["time_limit_s"]) * 1000),
-            soft_ms=int((options.soft_time_limit_s or app["soft_time_limit_s"]) * 1000),
+            hard_ms=int((options.time_limit_s or app.time_limit_s) * 1000),
+            soft_ms=int((options.soft_time_limit_s or app.soft_time_limit_s) * 1000),
             memory_max_kib=options.max_memory_per_child_kib,
         )
         self.session.start()
@@ -202,13 +169,13 @@ class Worker:
             "starting",
             name=terms.name,
             app=terms.app,
-            tasks=len(app["tasks"]),
+            tasks=len(app.tasks),
             pool=terms.pool,
             concurrency=options.concurrency,
             queues=",".join(terms.queues),
             broker=terms.broker,
         )
-        for name in app["tasks"]:
+        for name in app.tasks:
             note(logging.DEBUG, "task registered", name=name)
 
     def running_tokens(self) -> list[Token]:
@@ -262,7 +229,8 @@ class Worker:
     def _start_due(self) -> None:
         now = time.monotonic()
         if self._import_at and now >= self._import_at and not self.importer:
-            self.slots = self._fresh_slots()
+            # The names of the old ones are gone: a new process could not open them.
+            self.slots = Slots.make(self.options.concurrency)
             self._import()
         if self.state is not State.RUNNING or self.quiet:
             return
@@ -276,10 +244,6 @@ class Worker:
                 child.alarmed = True
                 if not is_ready(child, self.slots):
                     note(logging.ERROR, f"{child.label} is not ready yet", after_s=READY_ALARM_S)
-
-    def _fresh_slots(self) -> Slots:
-        """The names of the old ones are gone: a new import process could not open them."""
-        return Slots.make(self.options.concurrency)
 
     def _start(self, child: Child) -> None:
         for number in child.slots:

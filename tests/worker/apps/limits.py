@@ -3,8 +3,9 @@
 import os
 import time
 
-from qclient import SoftTimeLimitExceeded
 from shop import app, mark
+
+from qclient import SoftTimeLimitExceeded
 
 __all__ = ["app"]
 
@@ -12,7 +13,7 @@ __all__ = ["app"]
 @app.task(soft_time_limit=0.3)
 def soft(seconds):
     try:
-        time.sleep(seconds)
+        time.sleep(seconds)  # tidy: it is the task's work
     except SoftTimeLimitExceeded:
         return "cleaned up"
     return "in time"
@@ -21,4 +22,4 @@ def soft(seconds):
 @app.task(time_limit=0.3)
 def hard():
     mark("hard", os.getpid())
-    time.sleep(60)
+    time.sleep(60)  # tidy: it is the task's work

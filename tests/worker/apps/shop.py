@@ -119,7 +119,7 @@ def dies(self, how):
     if how == "exit":
         os._exit(7)
     os.kill(os.getpid(), getattr(signal, how))
-    time.sleep(60)
+    time.sleep(60)  # tidy: it is the task's work
 
 
 @app.task(acks="early")
@@ -172,7 +172,7 @@ async def coroutine():
 @app.task
 def sleeps(seconds, word=""):
     mark("began", word, os.getpid())
-    time.sleep(seconds)
+    time.sleep(seconds)  # tidy: it is the task's work
     mark("ended", word, os.getpid())
     return word
 
@@ -184,6 +184,11 @@ def short(number):
 
 @app.task
 def pid():
+    return os.getpid()
+
+
+@app.task
+def pid_of(_number):
     return os.getpid()
 
 

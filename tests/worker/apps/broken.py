@@ -1,0 +1,3 @@
+"""An application that cannot be imported."""
+
+RATIO = 1 / 0
