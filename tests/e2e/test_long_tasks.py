@@ -63,8 +63,8 @@ def hold(fleet: Fleet, broker: Daemon, seconds: float, timeout_s: float) -> None
     tasks = load_tasks(broker)
     with tasks.app:
         result = tasks.hold_interpreter.delay(seconds)
-        took, silent, delivered = result.get(timeout=seconds * 4 + 60)
-        assert silent > timeout_s, f"the lock was held for {silent:.1f} s only, in {took:.1f} s"
+        silent, delivered = result.get(timeout=seconds + 60)
+        assert silent > timeout_s, f"the lock was held for {silent:.1f} s only"
         assert delivered == 1
     assert fleet.marks("begun")[result.id] == 1
     assert fleet.marks()[result.id] == 1
@@ -76,7 +76,7 @@ def test_a_child_in_c_code_keeps_its_lease(
 ) -> None:
     """A child that is silent for three times the session timeout runs its task once."""
     broker = make_broker(**SOON).start()
-    hold(make_fleet(broker, *PREFORK).start(), broker, 4.0, timeout_s=2.0)
+    hold(make_fleet(broker, *PREFORK).start(), broker, 3.5, timeout_s=3.0)
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_child_in_c_code_for_45_seconds_keeps_its_lease(
 ) -> None:
     """The same with the settings as they come: leases are lost after 30 s of silence."""
     broker = make_broker().start()
-    hold(make_fleet(broker, *PREFORK).start(), broker, 50.0, timeout_s=45.0)
+    hold(make_fleet(broker, *PREFORK).start(), broker, 46.0, timeout_s=45.0)
 
 
 def test_a_lost_worker_s_task_is_run_by_another(
