@@ -66,6 +66,18 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def is_ready(self, slots: Slots) -> bool:
+        """Whether the child once had its connection and could take work."""
+        return any(slots[number].words[READY] for number in self.slots)
+
+    def alarm_if_late(self, slots: Slots) -> None:
+        """A child that lives and is not ready is told of, once."""
+        late = self.pid and time.monotonic() - self.started_at > READY_ALARM_S
+        if late and not self.alarmed:
+            self.alarmed = True
+            if not self.is_ready(slots):
+                note(logging.ERROR, f"{self.label} is not ready yet", after_s=READY_ALARM_S)
+
     def leave(self) -> None:
         """The child finishes the task it runs, gives back the rest and ends."""
         self.leaving = True
@@ -168,8 +180,3 @@ def report(child: Child, remains: Remains, how: str, status: int) -> None:
         note(logging.WARNING, f"{child.label} was stopped while running {call}; it goes back")
     else:
         note(logging.ERROR, f"{child.label} {how} while running {call}; counted as a crash")
-
-
-def is_ready(child: Child, slots: Slots) -> bool:
-    """Whether the child once had its connection and could take work."""
-    return any(slots[number].words[READY] for number in child.slots)

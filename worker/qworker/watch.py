@@ -26,6 +26,7 @@ from qworker.slots import (
     Running,
     Slot,
     Slots,
+    Token,
 )
 
 TICK_S = 0.2
@@ -148,6 +149,13 @@ class Watch:
             note(logging.DEBUG, "recalled from a busy child", count=len(tokens))
             self.session.settle([], [released(token) for token in tokens])
         return len(tokens)
+
+    def recall_tokens(self, slots: Slots, tokens: list[Token]) -> None:
+        """Those tokens go back unless they have begun, with what waits behind them."""
+        for slot in slots:
+            places = [at for at, token in enumerate(slot.waiting()) if token in tokens]
+            if places:
+                self.recall(slot, keep=places[0])
 
     def _weigh(self, children: list[Child]) -> None:
         for child in children:

@@ -26,12 +26,10 @@ from qworker import logs
 from qworker.agreement import Description, agree
 from qworker.backoff import Backoff
 from qworker.children import (
-    READY_ALARM_S,
     Child,
     Verdict,
     autopsy,
     call_of,
-    is_ready,
     kill_running,
     what_ended,
 )
@@ -108,10 +106,7 @@ class Worker:
             os.read(self._bell, 4096)
         if importer is not None and importer.control in ready:
             received = importer.control.receive()
-            if received is None:
-                self._events.append(("import ended", None))
-            else:
-                self._events.extend(received)
+            self._events.extend([("import ended", None)] if received is None else received)
         while self._events:
             kind, value = self._events.popleft()
             ON[kind](self, value)
@@ -136,9 +131,8 @@ class Worker:
             self.state = State.STOPPED
 
     def _on_loaded(self, description: dict[str, Any]) -> None:
-        importer = self.importer
-        assert importer is not None
-        importer.loaded = True
+        assert self.importer is not None
+        self.importer.loaded = True
         if self._terms is None:
             app = Description(**description)
             try:
@@ -149,7 +143,7 @@ class Worker:
                 self.state = State.STOPPED
                 return
             self._open_session(app, self._terms)
-        importer.give_terms(self._terms.as_dict())
+        self.importer.give_terms(self._terms.as_dict())
         if self.session is not None and self.session.open:
             self._start_all()
 
@@ -175,8 +169,7 @@ class Worker:
             queues=",".join(terms.queues),
             broker=terms.broker,
         )
-        for name in app.tasks:
-            note(logging.DEBUG, "task registered", name=name)
+        note(logging.DEBUG, "tasks", names=" ".join(app.tasks))
 
     def running_tokens(self) -> list[Token]:
         """What runs now. Called by the session's thread."""
@@ -240,10 +233,8 @@ class Worker:
             if child.start_at and now >= child.start_at:
                 child.start_at = 0.0
                 self._start(child)
-            elif child.pid and not child.alarmed and now - child.started_at > READY_ALARM_S:
-                child.alarmed = True
-                if not is_ready(child, self.slots):
-                    note(logging.ERROR, f"{child.label} is not ready yet", after_s=READY_ALARM_S)
+            else:
+                child.alarm_if_late(self.slots)
 
     def _start(self, child: Child) -> None:
         for number in child.slots:
@@ -274,7 +265,7 @@ class Worker:
         """The child is dead: what it held is settled, and then another takes its place."""
         assert self.session is not None
         acks, outcomes = autopsy(child, self.slots, status)
-        ready = is_ready(child, self.slots)
+        ready = child.is_ready(self.slots)
         child.pid = 0
         if ready:
             child.backoff.reset()
@@ -295,12 +286,8 @@ class Worker:
     # Orders from the broker.
 
     def _on_recall(self, tokens: list[Token]) -> None:
-        assert self.watch is not None
-        for slot in self.slots:
-            held = slot.waiting()
-            wanted = [index for index, token in enumerate(held) if token in tokens]
-            if wanted:
-                self.watch.recall(slot, keep=wanted[0])
+        if self.watch is not None:
+            self.watch.recall_tokens(self.slots, tokens)
 
     def _on_revoke(self, order: tuple[list[Token], bool]) -> None:
         """Prefetched ones are the members' to drop; a running one is killed if asked for."""
