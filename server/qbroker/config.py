@@ -156,11 +156,11 @@ class Config:
     # fmt: off
     # Where
     data: Path = setting(Path("qbroker-data"), PATH, None,
-        "Folder of the log, the archive and the checkpoints; made at the first start.")
+        "Folder of the log; made at the first start.")
     listen: str = setting("127.0.0.1:7717", ADDRESS, None,
         "Address for clients and workers; port 0 takes a free one.")
     http: str = setting("127.0.0.1:7718", ADDRESS_OR_NONE, None,
-        "Address for the dashboard, the API, metrics and health; empty for none.")
+        "Address for metrics and health; empty for none.")
     insecure_listen: bool = setting(False, BOOL, None,
         "Listen beyond this machine without TLS: whoever connects can run your tasks.")
 

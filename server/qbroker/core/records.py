@@ -392,6 +392,6 @@ def describe(number: int, body: bytes) -> str:
         if isinstance(value, MessageBatch):
             value = f"{value.count} messages in {len(value.raw)} bytes, runs {value.runs}"
         elif isinstance(value, bytes):
-            value = value.hex() if len(value) <= 16 else f"{len(value)} bytes"
+            value = value.hex() if each.name == "session" else f"{len(value)} bytes"
         shown.append(f"{name}={value}")
     return f"{type(record).__name__} {' '.join(shown)}"
