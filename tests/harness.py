@@ -224,13 +224,14 @@ class Machine:
 
     def settle(self) -> None:
         """Turns and writes until nothing more happens by itself at this time."""
-        while True:
+        for _ in range(1_000):
             self.turn()
             self.begin_write()
             busy = self.writing is not None
             self.write()
             if not (busy or self.found or self.inbox or self.core.has_more):
                 return
+        raise AssertionError("the broker does not come to rest")
 
     def wait(self, wait_ms: int) -> None:
         """Time passes; whatever comes due happens at its time."""

@@ -17,11 +17,10 @@ from qbroker.core.queues import CHUNK_POSITIONS, Queue, Run
 from qbroker.core.results import Finished, Waiter
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, id_of, limit
+from qbroker.core.survey import RefusedError, id_of, limit, place_of
 from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Purge, Watch
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
-from qprotocol.message import unpack_message
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
@@ -67,7 +66,7 @@ def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
         return None
     if position in run:
         return Finished(State.QUEUED, 0, 0, 0, 0, 0)
-    due_ms = unpack_message(raw).due_ms
+    due_ms = place_of(raw)[-1]
     held = state.timers.holds(due_ms, position, run.number) and position not in state.cancelled
     return Finished(State.SCHEDULED, 0, 0, 0, 0, 0) if held else None
 
@@ -103,7 +102,7 @@ def decide_cancel(
         return lookup(state, connection, frame)
     records: list[r.Record] = []
     if entry.state is not State.UNKNOWN and not entry.state.finished:
-        run = place_of(state, position, found)
+        run = run_known(state, position, found)
         if run is None:
             return lookup(state, connection, frame)
         until = now.wall_ms + state.settings.result_ttl_ms
@@ -114,7 +113,7 @@ def decide_cancel(
     return Decision(records, effects=[tell])
 
 
-def place_of(state: BrokerState, position: int, found: Found | None) -> Run | None:
+def run_known(state: BrokerState, position: int, found: Found | None) -> Run | None:
     """The run that an unfinished message belongs to."""
     grant = state.leases.get(position)
     if grant:

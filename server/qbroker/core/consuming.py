@@ -15,10 +15,9 @@ from qbroker.core.queues import Queue, Run
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX
 from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, Survey, limit
+from qbroker.core.survey import RefusedError, Survey, limit, place_of
 from qprotocol import wire
 from qprotocol.frames import Consume, Credit, Hello, Ok, Unsubscribe, Welcome
-from qprotocol.message import unpack_message
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 
@@ -160,10 +159,10 @@ def run_of(state: BrokerState, raw: bytes) -> Run | None:
     """The run that a packed message belongs to; None if there is no such lane."""
     if not raw:
         return None
-    message = unpack_message(raw)
-    queue = state.queues.get(message.queue)
-    lane = state.lane_of.get((queue.number, message.task, message.keys)) if queue else None
-    return lane.run(message.priority) if lane else None
+    name, task, keys, priority, _ = place_of(raw)
+    queue = state.queues.get(name)
+    lane = state.lane_of.get((queue.number, task, keys)) if queue else None
+    return lane.run(priority) if lane else None
 
 
 def leave(state: BrokerState, connection: int) -> Member | None:

@@ -197,6 +197,16 @@ def id_of(raw: bytes, at: int = 0) -> bytes:
     return raw[start : start + fixed[8]]
 
 
+def place_of(raw: bytes) -> tuple[str, str, bytes, int, int]:
+    """Queue, task, keys, priority and due_ms of a packed message; its body may be missing.
+
+    For what was taken in: its head was complete, and checked.
+    """
+    _, _, _, priority, _, due_ms, _, n_route, *_ = wire.MESSAGE.unpack_from(raw)
+    _, queue, task, keys = unpack_route(raw[_FIXED : _FIXED + n_route])
+    return queue, task, keys, priority, due_ms
+
+
 def check_meta(index: int, meta: bytes) -> None:
     """Raise RefusedError for names that cannot be read, and for a forged principal."""
     try:

@@ -1,0 +1,103 @@
+"""The durable state of a broker as plain values: two brokers are equal if these are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qbroker.core.leases import Grant
+from qbroker.core.moment import Now
+from qbroker.core.settings import PRODUCER_IDLE_MS
+from qbroker.core.state import BrokerState
+
+
+def digest(state: BrokerState, now: Now) -> dict[str, Any]:
+    """All that the log must be able to rebuild. What time has made void is left out."""
+    return {
+        "queues": [(q.number, q.name, q.options, q.synced) for q in state.numbered],
+        "lanes": [(x.number, x.queue.number, x.task, x.keys) for x in state.lanes],
+        "counts": [(q.ready, q.scheduled, q.leased) for q in state.numbered],
+        "ready": {q.name: [p for _, p in q.waiting()] for q in state.numbered},
+        "scheduled": scheduled(state),
+        "leases": {p: holder(grant, p) for p, grant in sorted(state.leases.items())},
+        "attempts": {
+            p: (*a.counters(), a.error, a.reason, a.run and a.run.number, a.waits)
+            for p, a in sorted(state.attempts.items())
+        },
+        "moved": sorted(state.moved.items()),
+        "origin": sorted(state.origin.items()),
+        "named": sorted(state.named.items()),
+        "names": sorted(state.names.items()),
+        "continued": sorted(state.continued.items()),
+        "producers": {
+            number: (p.highest, p.window)
+            for number, p in sorted(state.producers.items())
+            if p.seen_ms >= now.wall_ms - PRODUCER_IDLE_MS
+        },
+        "results": {
+            p: entry
+            for p, entry in sorted(state.results.finished.items())
+            if entry.keep_until_ms > now.wall_ms
+        },
+        "granted": {epoch: count for epoch, count in state.granted.items() if count},
+    }
+
+
+def holder(grant: Grant, position: int) -> tuple[Any, ...]:
+    """Who holds the message, and whether it has begun."""
+    session = grant.member.session
+    name = session.id if session else b""
+    member = grant.member.number if session else 0
+    begun = position in grant.started, position in grant.early
+    return grant.number, name, member, grant.run_of(position).number, *begun
+
+
+def scheduled(state: BrokerState) -> list[tuple[int, int, int]]:
+    """(due_ms, position, run number) of messages that wait for their time."""
+    timers = state.timers
+    entries = [each for bucket in timers._buckets.values() for each in bucket.entries()]
+    entries += timers._current[timers._head :]
+    return sorted(each for each in entries if each[1] not in state.cancelled)
+
+
+def check_places(state: BrokerState) -> dict[int, str]:
+    """Each message is in exactly one place, and the books of its queue say so. The places."""
+    places: dict[int, str] = {}
+
+    def put(position: int, place: str) -> None:
+        assert position not in places, f"{position} is {places[position]} and {place}"
+        places[position] = place
+
+    for queue in state.numbered:
+        ready = [position for _, position in queue.waiting()]
+        assert queue.ready == len(ready), f"{queue.name} has {ready}, its books say {queue.ready}"
+        for position in ready:
+            put(position, f"ready in {queue.name}")
+    delayed, leased = dict.fromkeys(state.numbered, 0), dict.fromkeys(state.numbered, 0)
+    for _, position, run in scheduled(state):
+        queue = state.run_numbered(run).lane.queue
+        delayed[queue] += 1
+        put(position, f"scheduled in {queue.name}")
+    for position, grant in state.leases.items():
+        queue = grant.run_of(position).lane.queue
+        leased[queue] += 1
+        put(position, f"leased from {queue.name}")
+    for queue in state.numbered:
+        assert queue.scheduled == delayed[queue], f"{queue.name}: {queue.scheduled} scheduled"
+        assert queue.leased == leased[queue], f"{queue.name}: {queue.leased} leased"
+    check_grants(state)
+    return places
+
+
+def check_grants(state: BrokerState) -> None:
+    """Grants and subscriptions count what is really out."""
+    out: dict[int, int] = {}
+    for grant in state.leases.values():
+        out[id(grant)] = out.get(id(grant), 0) + 1
+    for grant in {id(grant): grant for grant in state.leases.values()}.values():
+        assert grant.remaining == out[id(grant)], f"grant {grant.number}: {grant.remaining}"
+        assert grant.member.grants[grant.number] is grant
+    for consumer in state.consumers.values():
+        held = sum(
+            grant.remaining for grant in consumer.member.grants.values() if grant.consumer is consumer
+        )
+        assert consumer.unsettled == held, f"subscription {consumer.number}: {consumer.unsettled}"
