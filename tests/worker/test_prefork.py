@@ -112,11 +112,11 @@ def test_settlements_do_not_wait_for_the_end_of_a_long_task(prefork: Workshop):
 
 def test_c_code_that_holds_the_interpreter_keeps_its_lease(make_broker, workshop):
     """The child is deaf for longer than a session may be silent; the parent speaks for it."""
-    broker = make_broker("--session-timeout-ms", "600", "--heartbeat-ms", "200")
+    broker = make_broker("--session-timeout-ms", "1200", "--heartbeat-ms", "200")
     shop = workshop(broker)
     shop.worker("-c", "1")
     rate = words_per_second()
-    assert shop.call("holds_interpreter", int(rate * 2.5)) == "done"
+    assert shop.call("holds_interpreter", int(rate * 3)) > 1.2
     assert len(shop.marks("began")) == 1
 
 

@@ -35,6 +35,8 @@ STUCK_NS = 100_000_000
 KEPT_US = 100_000
 """Work that a busy runner may keep in hand while another idles."""
 MEMORY_EVERY_S = 1.0
+REVOKED_MAX = 10_000
+"""Revoked tokens remembered: each may yet begin, in a child that has not heard of it."""
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -58,6 +60,8 @@ class Watch:
         """By slot, the number of the token that the broker knows to run."""
         self._next_memory = 0.0
         self._warned = False
+        self._revoked: dict[Token, bool] = {}
+        """Tokens that were revoked, and whether to kill what runs them; the newest of them."""
 
     def look(self, children: list[Child], slots: Slots) -> float:
         """One tick. Seconds until the next one is due, at most TICK_S."""
@@ -74,6 +78,8 @@ class Watch:
                 if ran_ns > TICK_S * 1e9 and self._told.get(number) != running.index:
                     self._told[number] = running.index
                     begun.append(running.token)
+                if running.token in self._revoked:
+                    self._end_revoked(child, slot, running)
                 next_ns = min(next_ns, self._limits(child, slot, running, ran_ns))
         if begun:
             self.session.has_begun(begun)
@@ -82,6 +88,22 @@ class Watch:
             self._next_memory = time.monotonic() + MEMORY_EVERY_S
             self._weigh(children)
         return max(next_ns / 1e9, 0.001)
+
+    def revoke(self, tokens: list[Token], terminate: bool) -> None:
+        """Those tokens are void. What is in hand the members drop; what runs is seen to by look."""
+        self._revoked.update(dict.fromkeys(tokens, terminate))
+        while len(self._revoked) > REVOKED_MAX:
+            del self._revoked[next(iter(self._revoked))]
+
+    def _end_revoked(self, child: Child, slot: Slot, running: Running) -> None:
+        terminate = self._revoked[running.token]
+        if terminate and self.pool.can_kill:
+            if kill_running(child, slot, running, Verdict.REVOKED):
+                del self._revoked[running.token]
+            return
+        del self._revoked[running.token]
+        why = f"; the {self.pool.name} pool cannot end one task" if terminate else ""
+        note(logging.WARNING, f"{call_of(running)} was revoked and runs on{why}")
 
     def forget(self, child: Child) -> None:
         """The child's slots begin anew."""

@@ -29,8 +29,6 @@ from qworker.children import (
     Child,
     Verdict,
     autopsy,
-    call_of,
-    kill_running,
     what_ended,
 )
 from qworker.importing import ImportProcess
@@ -290,18 +288,8 @@ class Worker:
             self.watch.recall_tokens(self.slots, tokens)
 
     def _on_revoke(self, order: tuple[list[Token], bool]) -> None:
-        """Prefetched ones are the members' to drop; a running one is killed if asked for."""
-        tokens, terminate = order
-        for child in self.children:
-            for number in child.slots:
-                running = self.slots[number].running() if child.pid else None
-                if running is None or running.token not in tokens:
-                    continue
-                if terminate and self.pool.can_kill:
-                    kill_running(child, self.slots[number], running, Verdict.REVOKED)
-                else:
-                    pool = "" if not terminate else f"; the {self.pool.name} pool cannot kill it"
-                    note(logging.WARNING, f"{call_of(running)} was revoked and runs on{pool}")
+        if self.watch is not None:
+            self.watch.revoke(*order)
 
     def _on_control(self, order: tuple[str, dict[str, Any]]) -> None:
         verb, _arguments = order
