@@ -166,10 +166,6 @@ class Server:
         finally:
             self._listener.abort()
             await self._http.close()
-            for name in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(name)
-                # It ends already: a late signal must not take the place of its exit code.
-                signal.signal(name, signal.SIG_IGN)
 
     async def _listen(self) -> None:
         config = self._config
@@ -334,12 +330,17 @@ def show_address(host: str, port: int) -> str:
 
 
 def serve(config: Config, say: Say) -> Exit:
-    """Run a broker in this thread until it ends; how it ended. Raises Trouble."""
+    """Run a broker in this thread until it ends; how it ended. Raises Trouble.
+
+    The process should end right after it, by os._exit: the loop is not closed, for that
+    would give SIGTERM back its deadly default, and a late one would replace the exit code.
+    """
     stores = open_stores(config, say)
-    server = Server(config, stores, say)
     try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(server.run())
+        server = Server(config, stores, say)
+        return asyncio.Runner(loop_factory=new_loop).run(server.run())
+    except LogFailed as failure:  # while the new epoch was written
+        raise Trouble(str(failure), Exit.DISK) from failure
     except Trouble:
         stores.log.close()
         raise

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -229,6 +230,10 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("QBROKER_")}
 
 
+SMALL = ("--segment-bytes", "4MiB", "--batch-bytes-max", "4MiB")
+"""Segments are allocated whole, and pytest keeps the folders of three runs."""
+
+
 class Daemon:
     """`qbroker serve` in a process of its own, on free ports."""
 
@@ -239,7 +244,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, *python, "serve", "--data", str(data)),
-                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *flags),
+                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *SMALL, *flags),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -295,6 +300,7 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+        shutil.rmtree(self.data, ignore_errors=True)
 
     def ask(self, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return qbroker(*arguments, stdin=stdin, QBROKER_URL=self.url)

@@ -272,7 +272,6 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, shared_daemon: Any) -> Pat
     peer.expect(Published)
     peer.close()
     assert daemon.stop()[0] == Exit.OK
-    daemon.close()
     return daemon.data
 
 

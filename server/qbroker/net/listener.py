@@ -88,7 +88,11 @@ class Listener:
     def _send_off(self) -> None:
         for connection in list(self.connections.values()):
             role = connection.session.role
-            if role is not None and not role.may_hold:
+            if role is None or role.may_hold:
+                continue
+            if connection.unsent_bytes:
+                connection.hang_up()  # answers are still on their way
+            else:
                 connection.abort()
 
     async def emptied(self, timeout_s: float) -> bool:
