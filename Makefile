@@ -11,7 +11,7 @@ PYTHON ?=
 RUN      := .venv/bin/python
 PACKAGES := protocol/qprotocol client/qclient worker/qworker server/qbroker
 TYPING   := $(wildcard tests/typing/*.py)
-PURE     := $(wildcard tests/wire tests/core tests/log)
+PURE     := tests/wire tests/core tests/scenarios tests/log
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format lint types coverage generated bench crash rewrite docs clean
