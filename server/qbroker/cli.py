@@ -25,7 +25,7 @@ from qbroker.config import SETTINGS, Config, ConfigError
 from qbroker.ops.admin import Admin, RefusedByBroker, Unreachable
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
-from qbroker.ops.show import ago, printable, table
+from qbroker.ops.show import ago, flat, printable, table
 from qbroker.ops.tables import refresh
 from qprotocol import __version__
 from qprotocol.errors import ProtocolError
@@ -370,15 +370,6 @@ def stats_command(broker: str, as_json: bool) -> None:
 
 def by_name(queue: dict[str, Any]) -> str:
     return str(queue["name"])
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested figures as rows, their names joined by dots."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def confirm(question: str) -> None:

@@ -1,6 +1,7 @@
 """Tables for people: aligned, numbers to the right, colour only on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
@@ -53,3 +54,12 @@ def ago(ms: int) -> str:
         if ms < limit:
             return f"{ms / size:.1f}{unit}"
     return f"{ms / 8.64e7:.1f}d"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested figures as rows, their names joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
