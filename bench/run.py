@@ -155,11 +155,19 @@ def one_try(name: str, side: str, options: argparse.Namespace) -> tuple[float, d
         except subprocess.TimeoutExpired:
             raise BenchError(f"no figures after {_MEASUREMENT_S} s") from None
         if code != 0:
-            raise BenchError(log.read_text(errors="replace").strip() or f"exit code {code}")
+            raise BenchError(_last_words(directory, code))
         return load.percent(), json.loads((directory / "figures.json").read_text())
     finally:
         end_descendants()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _last_words(directory: Path, code: int) -> str:
+    """What a failed measurement and its broker said, or how much disk was left if neither did."""
+    said = [path.read_text(errors="replace") for path in sorted(directory.glob("*.log"))]
+    free_gib = shutil.disk_usage(directory).free / 2**30
+    silent = f"exit code {code} without a word; {free_gib:.1f} GiB are free in {directory.parent}"
+    return "".join(reversed(said)).strip() or silent
 
 
 def _probe_on_broker_cpu(directory: Path) -> dict[str, float]:

@@ -84,7 +84,7 @@ def _row(figure: Figure, name: str, record: Record) -> tuple[str, ...]:
         f"{figure.text}, {figure.unit}",
         _value(record.runs(OURS, figure.name)),
         _value(record.runs(THEIRS, figure.name)),
-        f"{ours / theirs:.2f} ×" if ours is not None and theirs else "",
+        f"{ours / theirs:.2f} ×" if ours is not None and theirs and figure.unit != "%" else "",
         figure.target_text,
         figure.verdict(ours, theirs),
         _disk(record) if durable else "",
