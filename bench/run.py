@@ -1,6 +1,6 @@
 """The benchmark: qbroker beside Celery + Redis, run by run, on one machine.
 
-`python bench/run.py` measures everything in about a quarter of an hour. For each scenario it
+`python bench/run.py` measures everything in about twenty minutes. For each scenario it
 alternates the sides, each time with a new broker in an empty directory, takes medians, prints the
 table, and leaves every run in `bench/results.json`.
 """
