@@ -98,6 +98,8 @@ def check_grants(state: BrokerState) -> None:
         assert grant.member.grants[grant.number] is grant
     for consumer in state.consumers.values():
         held = sum(
-            grant.remaining for grant in consumer.member.grants.values() if grant.consumer is consumer
+            grant.remaining
+            for grant in consumer.member.grants.values()
+            if grant.consumer is consumer
         )
         assert consumer.unsettled == held, f"subscription {consumer.number}: {consumer.unsettled}"

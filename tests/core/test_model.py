@@ -13,7 +13,6 @@ HYPOTHESIS_PROFILE=long tries fifty times as many stories.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,8 +35,8 @@ from qbroker.ages import Ages
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
 from qbroker.groupcommit import GroupCommit, Held
-from qbroker.log import recovery
-from qbroker.log.errors import CorruptError
+from qbroker.log import log
+from qbroker.log.errors import LogError
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
 from qprotocol import frames as f
@@ -45,11 +44,11 @@ from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.message import Message, Outcome, unpack_message, walk
 from qprotocol.options import RetryPolicy
-from qprotocol.states import State
 from simdisk import Choose, SimDisk, SimFile, keep_all, lose_all, random_choice
 
 LOG = LogSettings(segment_bytes=8 << 10)
 QUEUES = ("a", "b")
+PACES = ("settles", "lags", "by hand")
 SETTINGS = Settings(session_timeout_ms=30_000, grace_ms=20_000, named_ids_max=20, results_max=30)
 
 
@@ -91,6 +90,7 @@ class Story(RuleBasedStateMachine):
         """Chosen ids to the bodies that ever bore them."""
         self.bodies: dict[int, str] = {}
         self.pace = "settles"
+        self.is_down = False
 
     # What is true at any time.
 
@@ -220,8 +220,14 @@ class Story(RuleBasedStateMachine):
             due_ms=self.machine.wall_ms + wait_ms if wait_ms else 0,
         ).pack()
 
-    @rule(data=st.data(), count=st.integers(1, 4), named=st.booleans(), parts=st.booleans())
-    def publish(self, data: Any, count: int, named: bool, parts: bool) -> None:
+    @rule(
+        data=st.data(),
+        count=st.integers(1, 4),
+        named=st.booleans(),
+        parts=st.booleans(),
+        twice=st.booleans(),
+    )
+    def publish(self, data: Any, count: int, named: bool, parts: bool, twice: bool) -> None:
         bodies = [self.new_body() for _ in range(count)]
         name = f"id{data.draw(st.integers(0, 3), 'id')}" if named else ""
         raws = [
@@ -233,11 +239,18 @@ class Story(RuleBasedStateMachine):
         self.sequence += 1
         self.chunks[self.sequence] = raws, bodies
         self.send_chunk(self.sequence, data if parts else None)
+        if twice:
+            self.machine.turn()
+            self.hear()
+            self.send_chunk(self.sequence, None)
 
-    @initialize(data=st.data(), count=st.integers(1, 4), who=st.integers(1, 3))
-    def begin(self, data: Any, count: int, who: int) -> None:
+    @initialize(
+        data=st.data(), count=st.integers(1, 4), who=st.integers(1, 3), pace=st.sampled_from(PACES)
+    )
+    def begin(self, data: Any, count: int, who: int, pace: str) -> None:
         """Something waits, and somebody works, before the story begins."""
-        self.publish(data, count, named=True, parts=False)
+        self.pace = pace
+        self.publish(data, count, named=True, parts=False, twice=False)
         self.consume(who, 3)
 
     @precondition(lambda self: self.chunks)
@@ -247,6 +260,8 @@ class Story(RuleBasedStateMachine):
         self.send_chunk(sorted(self.chunks)[nth % len(self.chunks)], None)
 
     def send_chunk(self, sequence: int, data: Any) -> None:
+        if sequence not in self.chunks:
+            return
         raws, bodies = self.chunks[sequence]
         client = self.connected(self.clients[0])
         raw = b"".join(raws)
@@ -318,7 +333,8 @@ class Story(RuleBasedStateMachine):
         flags = wire.HAS_RESULT if kind == wire.ACK else 0
         follows = follow and kind in (wire.ACK, wire.CRASH)
         then = [self.new_body() for _ in range(2)] if follows else []
-        self.outcome(*self.pick(nth), kind, flags, then, data, ends=kind == wire.ACK)
+        given = {"kind": kind, "flags": flags, "then": then, "data": data}
+        self.outcome(*self.pick(nth), **given, ends=kind == wire.ACK)
 
     @precondition(lambda self: self.holders)
     @rule(
@@ -332,17 +348,18 @@ class Story(RuleBasedStateMachine):
         replaced = replace and kind != wire.REJECT
         then = [self.new_body()] if replaced else []
         flags = wire.HAS_REPLACEMENT if replaced else 0
-        self.outcome(*self.pick(nth), kind, flags, then, data, ends=replaced, delay=delay)
+        given = {"kind": kind, "flags": flags, "then": then, "data": data}
+        self.outcome(*self.pick(nth), **given, ends=replaced, delay=delay)
 
     def outcome(
         self,
         client: Client,
         body: str,
+        *,
         kind: int,
         flags: int,
         then: list[str],
         data: Any,
-        *,
         ends: bool,
         delay: int = 0,
     ) -> None:
@@ -453,7 +470,7 @@ class Story(RuleBasedStateMachine):
         self.machine.wall_ms += wait_ms
         self.machine.mono_ms += wait_ms
 
-    @rule(pace=st.sampled_from(["settles", "lags", "by hand"]))
+    @rule(pace=st.sampled_from(PACES))
     def goes(self, pace: str) -> None:
         """Everything is answered at once; or a batch is always on its way; or see below."""
         self.pace = pace
@@ -465,9 +482,15 @@ class Story(RuleBasedStateMachine):
 
     # Ends, and what is true after them.
 
-    @rule(during=st.booleans(), how=st.one_of(st.sampled_from([lose_all, keep_all]), st.integers()))
-    def crash(self, during: bool, how: Choose | int) -> None:
-        """Power is cut, perhaps while a batch is being written."""
+    @rule(
+        during=st.booleans(),
+        killed=st.booleans(),
+        how=st.one_of(st.sampled_from([lose_all, keep_all]), st.integers()),
+    )
+    def crash(self, during: bool, killed: bool, how: Choose | int) -> None:
+        """Power is cut: perhaps while a batch is being written, or just after a kill."""
+        if killed:
+            self.kill(during)
         choose = random_choice(how) if isinstance(how, int) else how
         self.end(lambda: self.machine.crash(choose), during=during)
 
@@ -482,7 +505,9 @@ class Story(RuleBasedStateMachine):
             machine.commit(machine.writing, sync=False)
         for client in self.clients:
             self.hang_up(client)
+        self.is_down = True
         how()
+        self.is_down = False
         self.bodies.clear()
         self.every_message_is_in_one_place()
         # What was recovered can be revealed at once: it must outlive the next crash.
@@ -500,25 +525,24 @@ class Story(RuleBasedStateMachine):
             machine.write()
         self.hear()
         twin = machine.disk.copy()
-        log = Log.open(twin, LOG)
         core = Broker(SETTINGS)
-        replay(log, core, Ages(), lambda done, last: None)
+        replay(Log.open(twin, LOG), core, Ages(), lambda done, last: None)
         now = machine.now
         assert digest(core.state, now) == digest(machine.core.state, now)
         check_places(core.state)
 
     def teardown(self) -> None:
         """In the end everything can be worked off, and nothing is left."""
+        if self.is_down:
+            return
         self.machine.settle()
         self.hear()
         self.rebuild()
         for client in self.clients:
             self.disconnect(self.clients.index(client))
         last = self.clients[3]
-        queues = [queue.name for queue in self.machine.core.state.numbered]
-        if not queues:
-            return
         self.connected(last)
+        queues = [name + end for name in QUEUES for end in ("", ".dead")]
         frame = f.Consume(subscription=1, queues=queues, credit=1_000)
         self.ask(last, frame, lambda frame: None)
         for client in self.clients[:3]:
@@ -576,14 +600,18 @@ def a_duplicate_answered_before_the_sync(patch: pytest.MonkeyPatch) -> None:
 
 def an_unsynced_tail_reused(patch: pytest.MonkeyPatch) -> None:
     """What a killed process left in the cache is taken for durable, and built upon."""
-    real = recovery._opened
+    recover, sync, sync_data = log.recover, SimFile.sync, SimFile.sync_data
 
-    def trusting(*arguments: Any) -> Any:
+    def trusting(disk: SimDisk, *arguments: Any) -> Any:
+        old = [inode for name, inode in disk.files.items() if name.endswith(".qlog")]
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(SimFile, "sync", lambda self: None)
-            return real(*arguments)
+            for name, real in (("sync", sync), ("sync_data", sync_data)):
+                inner.setattr(
+                    SimFile, name, lambda self, real=real: self.inode in old or real(self)
+                )
+            return recover(disk, *arguments)
 
-    patch.setattr(recovery, "_opened", trusting)
+    patch.setattr(log, "recover", trusting)
 
 
 PLANTED = [
@@ -601,5 +629,5 @@ def test_a_planted_fault_is_found(plant: Callable[..., None], monkeypatch) -> No
     hunt = settings(
         STORIES, max_examples=1_000, phases=[Phase.generate], derandomize=True, database=None
     )
-    with pytest.raises((AssertionError, CorruptError)):
+    with pytest.raises((AssertionError, LogError)):
         run_state_machine_as_test(Story, settings=hunt)
