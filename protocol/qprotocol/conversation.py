@@ -6,7 +6,7 @@
     Hello           --> HELLO      Welcome         --> OPEN
     anything else <-------------> anything else        OPEN
                                   Goaway           --> DRAINING
-    anything else <-------------> answers, no Deliver  DRAINING
+    anything else <-------------> anything else        DRAINING
     Error before OPEN, a violation, either end closes  CLOSED
 
 Rule 1. All that decides whether a frame is legal is in TRANSITIONS, OPEN_FRAMES and ANSWERS.
@@ -67,7 +67,7 @@ HANDSHAKE = frozenset({f.Greeting, f.Auth, f.Challenge, f.Hello, f.Welcome})
 OPEN_FRAMES: dict[Phase, frozenset[type[f.Frame]]] = {
     Phase.OPEN: frozenset(set(f.FRAMES.values()) - HANDSHAKE),
     # A client's Consume or Credit may have crossed the Goaway: refused, not a violation.
-    Phase.DRAINING: frozenset(set(f.FRAMES.values()) - HANDSHAKE - {f.Deliver, f.Goaway}),
+    Phase.DRAINING: frozenset(set(f.FRAMES.values()) - HANDSHAKE - {f.Goaway}),
 }
 """What may be said, beside the transitions."""
 

@@ -169,7 +169,7 @@ class Config:
         "When a publish is confirmed, for queues that do not say: on disk, or only written.")
     fsync_interval_ms: int = setting(100, DURATION, (1, MINUTE),
         "Time between syncs under fsync=interval: what a power cut may cost there.")
-    segment_bytes: int = setting(64 * MIB, SIZE, (256 * KIB, 4 * GIB),
+    segment_bytes: int = setting(64 * MIB, SIZE, (256 * KIB, 2 * GIB),
         "Size of one log file: smaller frees space sooner, larger means fewer files.")
     batch_bytes_max: int = setting(8 * MIB, SIZE, (256 * KIB, GIB),
         "Most that is written and synced together: bounds how long one sync can take.")

@@ -66,6 +66,7 @@ class Delivery:
         connection = self._connections[number]
         if isinstance(effect, e.Close):
             self._flush(out, number)
+            connection.refused()
             connection.close()
             return
         if isinstance(effect, e.Send):

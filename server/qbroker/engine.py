@@ -122,6 +122,8 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Future[None] | None = None
         self._closed = False
+        self._crowded = False
+        """The inbox went over its limit and has not been half empty since."""
         self.failure: BaseException | None = None
         self.inbox_bytes = 0
         self.on_drained: Callable[[], None] | None = None
@@ -165,6 +167,8 @@ class Engine:
         """The frame is decided in a coming turn."""
         self._inbox.append((connection, frame))
         self.inbox_bytes += len(frame.raw) + 64
+        if self.inbox_bytes > self._config.inbox_bytes_max:
+            self._crowded = True
         self._core.heard(connection.number, mono_ms())
         if not self._scheduled:
             self._schedule()
@@ -233,7 +237,6 @@ class Engine:
         """Decide what has arrived, as long as the turn lasts and the batch has room."""
         out: list[e.Effect] = []
         end = began + self._config.turn_ms / 1000
-        was_over = self.inbox_bytes > self._config.inbox_bytes_max
         while self._found and not self._group.full:
             number, asked, found = self._found.popleft()
             if number in self._connections:
@@ -251,8 +254,10 @@ class Engine:
                     out += self._core.execute(connection.number, frame, now, self._group.append)
             if time.perf_counter() > end:
                 break
-        if was_over and self.inbox_bytes < self._config.inbox_bytes_max // 2 and self.on_drained:
-            self.on_drained()
+        if self._crowded and self.inbox_bytes < self._config.inbox_bytes_max // 2:
+            self._crowded = False
+            if self.on_drained:
+                self.on_drained()
         return out
 
     def _release(self) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from qbroker.core import asking, consuming, endings, passing, publishing, settling
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
-from qbroker.core.effects import Effect, Send
+from qbroker.core.effects import Close, Effect, Send
 from qbroker.core.moment import Now
 from qbroker.core.settings import Settings
 from qbroker.core.state import BrokerState
@@ -83,6 +83,8 @@ class Broker:
                 self.state.uploads.pop((connection, frame.correlation), None)
             answer = refusal(connection, frame, error.refused)
             answer.synced = self.state.synced
+            if type(frame) is f.Hello:  # a conversation that never began
+                return [answer, Close(connection, synced=self.state.synced)]
             return [answer]
         return self._carry_out(connection, frame, decision, append)
 
