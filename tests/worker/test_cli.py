@@ -37,7 +37,7 @@ def qworker(*flags: str, cwd: Path = APPS) -> subprocess.CompletedProcess[str]:
         (["-A", "shop:mark"], 1, "is a function, not an App"),
         (["-A", "json"], 1, "has no App in it"),
         (["-A", "broken"], 1, "ZeroDivisionError"),
-        (["-A", "shop", "-b", "redis://here"], 1, "it is written qbroker://host[:port]"),
+        (["-A", "shop", "-b", "redis://here"], 2, "it is written qbroker://host[:port]"),
         (["-A", "shop", "-Q", "a b"], 2, "holds ' ' at character 2"),
         (["-A", "shop", "-P", "gevnt"], 2, "prefork"),
         (["-A", "shop", "-P", "solo", "-c", "2"], 2, "one task at a time"),

@@ -90,10 +90,10 @@ def test_a_body_that_cannot_be_decoded_fails_its_task_alone(shop: Workshop):
     """Garbage in a body is a failure of that message; the worker goes on."""
     shop.worker()
     handle = shop.send("add", 1, 1, countdown=3600)
-    bad = Message(shop.queue, b"\xc1\xc1", id="garbage", task="shop.add", content=1)
+    bad = Message(shop.queue, b"\xc1\xc1", id=f"garbage-{shop.queue}", task="shop.add", content=1)
     publish(shop, bad)
     with pytest.raises(TaskFailure, match="cannot be decoded"):
-        shop.app.AsyncResult("garbage").get(timeout=10)
+        shop.app.AsyncResult(bad.id).get(timeout=10)
     assert shop.call("add", 1, 1) == 2
     handle.revoke()
 

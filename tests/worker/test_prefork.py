@@ -188,6 +188,16 @@ def test_tasks_finished_before_a_crash_do_not_run_again(prefork: Workshop):
     assert sorted(words) == list(range(50))
 
 
+def test_the_broker_on_the_command_line_is_that_of_the_tasks_too(workshop, make_broker):
+    """--broker: what tasks send goes there, whatever the application says."""
+    there, nowhere = make_broker(), make_broker()
+    shop = workshop(there)
+    shop.worker("-c", "1", "-b", there.url, broker=nowhere.url)
+    nowhere.kill()
+    child = shop.call("parent")
+    assert shop.app.AsyncResult(child).get(timeout=10)["id"] == child
+
+
 def test_the_broker_may_come_late(workshop, make_broker):
     """A worker started before its broker waits for it, and works once it is there."""
     broker = make_broker()

@@ -110,9 +110,11 @@ class Workshop:
         self.app = App("tests", broker=broker.url, set_as_current=False)
         self.workers: list[Worker] = []
 
-    def worker(self, *flags: str, pool: str = "", ready: bool = True, app: str = "shop") -> Worker:
-        """A worker on this queue, ready to run tasks."""
-        worker = Worker(self, ["-A", app, "-P", pool or self.pool, *flags])
+    def worker(
+        self, *flags: str, ready: bool = True, app: str = "shop", broker: str = ""
+    ) -> Worker:
+        """A worker on this queue, ready to run tasks; its application may name another broker."""
+        worker = Worker(self, ["-A", app, "-P", self.pool, *flags], broker or self.broker.url)
         self.workers.append(worker)
         if ready:
             worker.wait_for("ready name=")
@@ -157,13 +159,13 @@ class Workshop:
 class Worker:
     """A ``qworker`` process and its log."""
 
-    def __init__(self, shop: Workshop, flags: list[str]) -> None:
+    def __init__(self, shop: Workshop, flags: list[str], broker: str) -> None:
         self.shop = shop
         self.log_file = shop.folder / f"worker-{len(shop.workers)}.log"
         program = str(Path(sys.executable).parent / "qworker")
         env = {
             **os.environ,
-            "SHOP_BROKER": shop.broker.url,
+            "SHOP_BROKER": broker,
             "SHOP_QUEUE": shop.queue,
             "SHOP_MARKS": str(shop.marks_file),
             "SHOP_GATES": str(shop.gates),

@@ -9,18 +9,22 @@ threads, its connection) is in it: what it imports is what every child weighs.
 """
 
 import gc
+import logging
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
+from qclient.address import Address
 from qworker import logs
 from qworker.agreement import describe
 from qworker.control import Control
 from qworker.lineage import die_with_parent
 from qworker.locate import AppNotFound, find_app
+from qworker.logs import note
 from qworker.nursery import Nursery
 from qworker.pools import POOLS
 from qworker.pools.inside import Inside
@@ -42,7 +46,7 @@ def main() -> int:
     control.send(opened=True)
     logs.set_up(order["level"], order["log_format"], "import")
     try:
-        app = load(order["app"])
+        app = load(order["app"], order["broker"])
     except BaseException as error:  # noqa: BLE001 - whatever the user's module raises
         control.send(failed=failure(error))
         return EXIT_NOT_LOADED
@@ -60,13 +64,25 @@ def main() -> int:
     return 0
 
 
-def load(where: str) -> Any:
-    """The application, its memory arranged for forking: shared pages stay shared."""
+def load(where: str, broker: str) -> Any:
+    """The application, its memory arranged for forking: shared pages stay shared.
+
+    What its tasks send goes to ``broker`` too, if that was said.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     gc.disable()  # pages freed by a collection before the fork would be written by children
     app = find_app(where)
+    if broker:
+        app.address = app.connection.address = Address.parse(broker)
+    if threading.active_count() > 1:
+        note(
+            logging.WARNING,
+            "importing the application started threads, which forked children do not have; "
+            "start them in the tasks' own process, or use --pool threads or solo",
+            threads=",".join(thread.name for thread in threading.enumerate()[1:]),
+        )
     gc.freeze()
     gc.enable()
     return app

@@ -30,6 +30,7 @@ class ImportProcess:
         self.control.send(
             load={
                 "app": options.app,
+                "broker": options.broker,
                 "slots_fd": slots.fd,
                 "slots": slots.names,
                 "level": options.level,

@@ -10,6 +10,7 @@ import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qclient.address import Address
 from qprotocol.names import check_queue_name
 from qworker.pools import POOLS
 
@@ -57,6 +58,11 @@ class WorkerOptions:
                 check_queue_name(name)
             except ValueError as error:
                 raise OptionError(f"-Q: {error}; several are written -Q first,second") from None
+        if self.broker:
+            try:
+                Address.parse(self.broker)
+            except ValueError as error:
+                raise OptionError(f"--broker: {error}") from None
         for option, value in (
             ("--max-tasks-per-child", self.max_tasks_per_child),
             ("--max-memory-per-child", self.max_memory_per_child_kib),

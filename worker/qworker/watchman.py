@@ -25,6 +25,7 @@ from qworker.member import Member
 from qworker.slots import RING, STARTED_NS, TAKEN, UNENDED
 
 TICK_S = 0.01
+SLOW_TICK_S = 0.1
 LONG_S = 0.02
 """A task that runs longer than this has nothing waiting behind it that it need not have."""
 QUIET_TICKS = 5
@@ -53,30 +54,36 @@ class Watchman:
         os.write(self._rope, b"!")
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._bell, select.POLLIN)
-        poll.register(self._stop_fd, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
-                if fd == self._bell:
-                    os.read(self._bell, 64)
-                else:
-                    poll.unregister(self._stop_fd)
-                    self.stopping = True
+            self._wait(None)
             self._mind()
 
+    def _wait(self, seconds: float | None) -> None:
+        """That long (None: until a runner rings), or until the process is to stop."""
+        poll = select.poll()
+        if seconds is None:
+            poll.register(self._bell, select.POLLIN)
+        if not self.stopping:
+            poll.register(self._stop_fd, select.POLLIN)
+        for fd, _ in poll.poll(None if seconds is None else seconds * 1000):
+            if fd == self._bell:
+                os.read(self._bell, 64)
+            else:
+                self.stopping = True
+
     def _mind(self) -> None:
-        quiet = 0
+        quiet, tick_s = 0, TICK_S
         while quiet < QUIET_TICKS or self.stopping:
-            time.sleep(TICK_S)
-            busy = [self._tend(member) for member in self.members]
-            quiet = 0 if any(busy) else quiet + 1
+            self._wait(tick_s)
+            paces = [self._tend(member) for member in self.members]
+            quiet = 0 if any(paces) else quiet + 1
+            # Where all that runs is long, everything has been sent: what is left is to listen.
+            tick_s = min((pace for pace in paces if pace), default=TICK_S)
         # Invariant: whoever began a task after this line sees False and wakes us; whoever
         # began before is seen below. The interpreter's lock orders the two.
         self.awake = False
         if any(self._works(member) for member in self.members):
-            self.awake = True
-            os.write(self._rope, b"!")
+            self.wake()
 
     @staticmethod
     def _works(member: Member) -> bool:
@@ -85,13 +92,13 @@ class Watchman:
         runs = taken > 0 and member.hand.slot.ends[(taken - 1) % RING] == UNENDED
         return runs and member.has_more
 
-    def _tend(self, member: Member) -> bool:
-        works = self._works(member)
-        if not works and not self.stopping:
-            return False
+    def _tend(self, member: Member) -> float:
+        """Does for the member what is due. Seconds until it is due again; 0 if nothing runs."""
+        if not self._works(member) and not self.stopping:
+            return 0.0
         ran_s = (time.monotonic_ns() - member.words[STARTED_NS]) / 1e9
         if ran_s < TICK_S / 2 or not member.network.acquire(blocking=False):
-            return works
+            return TICK_S
         try:
             if self.stopping:
                 member.quiesce()
@@ -102,4 +109,4 @@ class Watchman:
             member.flush()
         finally:
             member.network.release()
-        return True
+        return SLOW_TICK_S if ran_s > LONG_S else TICK_S

@@ -86,7 +86,7 @@ class Worker:
 
     def run(self) -> int:
         """The whole life. Returns the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, lambda got, _frame: self.tell(("signal", got)))
         self._import()
         while self.state is not State.STOPPED:
