@@ -313,6 +313,18 @@ def test_the_inbox_drains_and_says_so(place: Place) -> None:
     run(story())
 
 
+def test_a_refused_hello_ends_its_connection(place: Place) -> None:
+    """Who may not come in is told why, and hung up on."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            refused = await peer.ask(f.Hello(protocol=1, role="worker", client_id="x"))
+            assert (refused.code, peer.closed) == ("BAD_REQUEST", True)
+
+    run(story())
+
+
 def test_a_broker_that_stood_still_blames_no_worker(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
