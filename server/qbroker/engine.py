@@ -170,8 +170,17 @@ class Engine:
         if self.inbox_bytes > self._config.inbox_bytes_max:
             self._crowded = True
         self._core.heard(connection.number, mono_ms())
-        if not self._scheduled:
+
+    def arrived(self) -> None:
+        """A connection has submitted all that was there. See that a turn comes.
+
+        If nothing is being written the turn is now: a lone publisher waits for no other
+        pass of the loop. Else what others send meanwhile is decided in the same turn.
+        """
+        if self._committing or self._scheduled or self._loop is None:
             self._schedule()
+        elif self._inbox:
+            self._turn()
 
     def disconnected(self, connection: Connection) -> None:
         """The connection is gone; what it sent before is still decided."""

@@ -65,6 +65,7 @@ class Peer:
 
     def say(self, frame: f.Frame) -> None:
         self.engine.submit(self, frame)
+        self.engine.arrived()
 
     async def ask(self, frame: f.Frame) -> Any:
         """Send a request; its answer."""

@@ -81,6 +81,8 @@ class Notebook:
     def connected(self, connection: Connection) -> None:
         self.connections[connection.number] = connection
 
+    def arrived(self) -> None: ...
+
     def submit(self, connection: Connection, frame: Frame) -> None:
         if isinstance(frame, Hello):
             self.on_hello(connection, frame)
