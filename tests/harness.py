@@ -380,6 +380,13 @@ class Harness:
         if type(frame) not in (f.Credit, f.Running, f.Heartbeat, f.Part):
             self.correlations += 1
             frame.correlation = words.number("as", self.correlations)
+        pieces, size = words.number("parts"), len(frame.raw)
+        for index in range(pieces):
+            raw = frame.raw[size * index // (pieces + 1) : size * (index + 1) // (pieces + 1)]
+            part = f.Part(index=index, of=frame.TYPE, correlation=frame.correlation, raw=raw)
+            self.machine.submit(peer, part)
+        if pieces:
+            frame = replace(frame, raw=frame.raw[size * pieces // (pieces + 1) :])
         self.machine.submit(peer, frame)
 
     def token(self, name: str, body: str) -> tuple[int, int]:

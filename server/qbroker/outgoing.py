@@ -37,7 +37,9 @@ class Outgoing:
     def frames(self, effect: e.Effect) -> list[bytes]:
         """The bytes of an effect, in pieces to be sent in order."""
         if isinstance(effect, e.Send):
-            return [encode(effect.frame)]
+            # Only a Settled can be so large: one that names very many lost positions.
+            large = len(effect.frame.raw) > _DELIVER_ROOM
+            return encode_in_parts(effect.frame) if large else [encode(effect.frame)]
         if isinstance(effect, e.Hand):
             return self._deliver(effect)
         if isinstance(effect, e.Tell):

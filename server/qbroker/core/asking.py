@@ -103,8 +103,7 @@ def decide_cancel(
     records: list[r.Record] = []
     if entry.state is not State.UNKNOWN and not entry.state.finished:
         run = run_known(state, position, found)
-        if run is None:
-            return lookup(state, connection, frame)
+        assert run is not None, f"{position} is {entry.state.name} and nowhere"
         until = now.wall_ms + state.settings.result_ttl_ms
         where = [[position, run.lane.number, run.priority]]
         records.append(r.Removed(where, "cancelled", now.wall_ms, until, frame.terminate))

@@ -409,10 +409,7 @@ def apply_granted(state: BrokerState, _position: int, record: r.Granted) -> None
     if session is None:
         session = state.sessions[record.session] = Session(record.session)
     member = session.member(record.member)
-    if record.adopted:
-        holders = (each for each in session.members.values() if record.grant in each.grants)
-        member = next(holders, member)
-    else:
+    if not record.adopted:
         epoch, count = record.grant >> wire.EPOCH_SHIFT, record.grant & _COUNT_MASK
         state.granted[epoch] = max(count, state.granted.get(epoch, 0))
     entries = []

@@ -219,10 +219,6 @@ class Lane:
             found = self.runs[priority] = Run(self, priority, self.number << 8 | priority + 128)
         return found
 
-    def holding(self, position: int) -> Run | None:
-        """The run that ``position`` waits in, if it does."""
-        return next((run for run in self.runs.values() if position in run), None)
-
 
 class Queue:
     """Lanes, and which of their runs have something to hand out."""

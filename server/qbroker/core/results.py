@@ -6,9 +6,12 @@ time is over, they are forgotten on demand, or the limit drops the oldest.
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from qprotocol.states import State
+
+DEADLINES_SPARE = 1_000
+"""Deadlines of waiters that are done already, kept before they are cleared away."""
 
 
 @dataclass(slots=True)
@@ -28,7 +31,7 @@ class Finished:
     """The id, if its caller chose it: the log has no index of those."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiter:
     """A Watch that waits for the end of a task. Volatile."""
 
@@ -53,7 +56,9 @@ class Results:
     """Chosen ids of entries, to their positions."""
     waiters: dict[int, list[Waiter]] = field(default_factory=dict)
     _deadlines: list[tuple[int, int, Waiter]] = field(default_factory=list)
+    """A heap of (until, count, waiter); those that are done are passed over."""
     _count: int = 0
+    _waiting: int = 0
 
     def store(self, position: int, entry: Finished) -> int:
         """Keep ``entry`` under the message's position. The position the limit cost, or 0."""
@@ -94,13 +99,19 @@ class Results:
         """Tell ``waiter`` when its message is finished or its time is over."""
         self.waiters.setdefault(waiter.position, []).append(waiter)
         self._count += 1
+        self._waiting += 1
         heappush(self._deadlines, (waiter.until_ms, self._count, waiter))
+        if len(self._deadlines) > 2 * self._waiting + DEADLINES_SPARE:
+            # Most waiters are told long before their time: those must not stay for an hour.
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].done]
+            heapify(self._deadlines)
 
     def woken(self, position: int) -> list[Waiter]:
         """The waiters of a message that is finished now; they wait no more."""
         found = self.waiters.pop(position, [])
         for waiter in found:
             waiter.done = True
+        self._waiting -= len(found)
         return found
 
     def move(self, position: int, after: int) -> None:
@@ -131,8 +142,8 @@ class Results:
 
     def _drop(self, waiter: Waiter) -> None:
         waiter.done = True
-        left = self.waiters.get(waiter.position, [])
-        if waiter in left:
-            left.remove(waiter)
+        self._waiting -= 1
+        left = self.waiters[waiter.position]
+        left.remove(waiter)
         if not left:
-            self.waiters.pop(waiter.position, None)
+            del self.waiters[waiter.position]

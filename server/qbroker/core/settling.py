@@ -13,7 +13,6 @@ counters, and the follow-on messages.
 """
 
 from collections.abc import Callable
-from itertools import groupby
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
@@ -48,21 +47,39 @@ def decide_ack(state: BrokerState, _now: Now, _connection: int, frame: Ack) -> D
     seen: set[int] = set()
     for number, first, count in wire.ACK_RUN.iter_unpack(frame.raw):
         wanted = range(first, first + count)
-        held = (leases.get(position) for position in wanted)
-        grant = next((each for each in held if each and each.number == number), None)
-        good = [position for position in wanted if leases.get(position) is grant] if grant else []
-        if seen and not seen.isdisjoint(good):
-            good = [p for p in good if p not in seen]
-        seen.update(good)
-        if len(good) == count:
+        held = [leases.get(position) for position in wanted]
+        grant = held[0]
+        whole = grant is not None and grant.number == number and held.count(grant) == count
+        if whole and (not seen or seen.isdisjoint(wanted)):
+            found = [(first, grant)]
             runs.append([number, first, count])
         else:
-            runs += [[number, a, n] for a, n in consecutive(good)]
-            lost += sorted(set(wanted) - set(good))
-        if grant and good:
-            synced = synced or grant.run_of(good[0]).lane.queue.synced
+            found = [
+                (position, each)
+                for position, each in zip(wanted, held, strict=True)
+                if each and each.number == number and position not in seen
+            ]
+            runs += [[number, start, length] for start, length in split_runs(found)]
+            lost += sorted(set(wanted) - {position for position, _ in found})
+        if found and not synced:
+            position, grant = found[0]
+            synced = bool(grant and grant.run_of(position).lane.queue.synced)
+        seen.update(wanted)
     state.lease_lost += len(lost)
     return settled(state, [r.Acked(runs)] if runs else [], lost, synced=synced)
+
+
+def split_runs(found: list[tuple[int, Grant | None]]) -> list[tuple[int, int]]:
+    """Neighbours that are held under the same grant object, as (first, count) runs."""
+    runs: list[tuple[int, int]] = []
+    last: Grant | None = None
+    for position, grant in found:
+        if runs and grant is last and sum(runs[-1]) == position:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((position, 1))
+        last = grant
+    return runs
 
 
 def check_runs(raw: bytes) -> None:
@@ -77,13 +94,6 @@ def check_runs(raw: bytes) -> None:
         raise RefusedError(
             "BAD_REQUEST", f"{sum(counts)} acks in a frame: at most {ACK_MESSAGES_MAX}"
         )
-
-
-def consecutive(positions: list[int]) -> list[tuple[int, int]]:
-    """Ascending positions as (first, count) runs."""
-    grouped = groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0])
-    runs = [[position for _, position in group] for _, group in grouped]
-    return [(run[0], len(run)) for run in runs]
 
 
 def settled(
@@ -241,7 +251,8 @@ def settle_reject(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     """A dead letter, with the worker's reason."""
     reason = outcome.result[:REASON_BYTES_MAX].decode(errors="replace")
     outcome.result = Failure("Rejected", reason).pack()
-    return dead(survey, outcome, grant, r.REJECTED, f"rejected: {reason}")
+    why = f"rejected: {reason}" if reason else "rejected"
+    return dead(survey, outcome, grant, r.REJECTED, why)
 
 
 def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: str) -> r.Settled:

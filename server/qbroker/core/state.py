@@ -253,9 +253,7 @@ class BrokerState:
         self.moved[first] = after
         self.origin[after] = first
         self.results.move(position, after)
-        attempts = self.attempts.pop(position, None)
-        if attempts:
-            self.attempts[after] = attempts
+        self.attempts[after] = self.attempts.pop(position)
 
     def drop_move(self, position: int) -> None:
         """Nobody will ask for the message any more."""

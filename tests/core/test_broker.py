@@ -1,0 +1,193 @@
+"""What transcripts do not reach: turns and their bounds, volatile news, small values."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import pytest
+
+from digest import check_places
+from harness import Machine, Peer
+from qbroker.core import records as r
+from qbroker.core.leases import Attempts, Grant, Member
+from qbroker.core.queues import Lane, Queue
+from qbroker.core.results import DEADLINES_SPARE, Finished, Results, Waiter
+from qbroker.core.settings import DISPATCH_MESSAGES_MAX
+from qbroker.core.timers import Timers
+from qprotocol import frames as f
+from qprotocol import wire
+from qprotocol.message import Message
+from qprotocol.options import QueueOptions
+from qprotocol.states import State
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def greeted(machine: Machine, role: str = "consumer", **fields: object) -> Peer:
+    peer = machine.connect()
+    machine.submit(peer, f.Hello(correlation=1, protocol=1, role=role, client_id="t", **fields))
+    machine.settle()
+    peer.received.clear()
+    return peer
+
+
+def fill(machine: Machine, peer: Peer, count: int, **fields: object) -> None:
+    raw = Message("q", b"x", **fields).pack()
+    for first in range(0, count, 1_000):
+        size = min(1_000, count - first)
+        frame = f.Publish(correlation=2, producer=0, sequence=0, count=size, raw=raw * size)
+        machine.submit(peer, frame)
+    machine.settle()
+    peer.received.clear()
+
+
+# --- Turns
+
+
+def test_a_turn_hands_out_so_much_and_the_next_one_more(machine: Machine) -> None:
+    peer = greeted(machine)
+    fill(machine, peer, DISPATCH_MESSAGES_MAX + 500)
+    machine.submit(peer, f.Consume(correlation=2, subscription=1, queues=["q"], credit=10_000))
+    machine.turn()
+    state = machine.core.state
+    assert len(state.leases) == DISPATCH_MESSAGES_MAX
+    assert machine.core.has_more
+    machine.turn()
+    assert len(state.leases) == DISPATCH_MESSAGES_MAX + 500
+    assert not machine.core.has_more
+    check_places(state)
+
+
+def test_what_is_due_comes_in_bounded_steps(machine: Machine) -> None:
+    peer = greeted(machine)
+    fill(machine, peer, 5_000, due_ms=machine.wall_ms + 1_000)
+    machine.wall_ms += 2_000
+    machine.mono_ms += 2_000
+    machine.turn()
+    queue = machine.core.state.queues["q"]
+    assert 0 < queue.ready < 5_000
+    assert machine.core.next_due_ms(machine.now) == 0
+    machine.wait(1)
+    machine.wait(1)
+    machine.wait(1)
+    assert queue.ready == 5_000
+
+
+def test_a_broker_that_stood_still_blames_no_worker(machine: Machine) -> None:
+    """Sessions live longer by the time in which nobody could be heard."""
+    parent = greeted(machine, "worker", session=b"s" * 16)
+    fill(machine, parent, 1)
+    machine.submit(parent, f.Consume(correlation=3, subscription=1, queues=["q"], credit=1))
+    machine.settle()
+    machine.mono_ms += 50_000
+    machine.core.stalled(50_000)
+    machine.settle()
+    assert parent.is_open
+    assert len(machine.core.state.leases) == 1
+    machine.wait(30_000)
+    assert not parent.is_open
+
+
+def test_a_stall_before_anybody_was_heard_of_changes_nothing(machine: Machine) -> None:
+    parent = greeted(machine, "worker", session=b"s" * 16)
+    fill(machine, parent, 1)
+    machine.submit(parent, f.Consume(correlation=3, subscription=1, queues=["q"], credit=1))
+    machine.wait(30)
+    machine.disk.kill()
+    machine.start()
+    (session,) = machine.core.state.sessions.values()
+    machine.core.stalled(1_000)
+    assert session.alive_until_ms == 0
+
+
+SLOW_MACHINE = 10
+"""Tests run beside others on shared machines: bounds are this many times what is wanted."""
+
+
+def test_no_command_over_a_large_backlog_takes_long(machine: Machine) -> None:
+    """A turn is meant to end after 5 ms. A purge drops the runs whole, however long they are."""
+    peer = greeted(machine)
+    fill(machine, peer, 100_000)
+    for frame in (f.Peek(correlation=5, queue="q"), f.Purge(correlation=6, queue="q")):
+        machine.submit(peer, frame)
+        began = perf_counter()
+        machine.turn()
+        assert perf_counter() - began < 0.005 * SLOW_MACHINE
+    assert machine.core.state.queues["q"].ready == 0
+
+
+# --- Values
+
+
+def test_a_run_knows_a_stranger_from_its_own() -> None:
+    queue = Queue(0, "q", QueueOptions(), synced=True)
+    run = Lane(0, queue, "", b"").run(0)
+    other = Lane(1, queue, "t", b"").run(0)
+    grant = Grant(5, Member(None, 0), [(run, 10, 2)], None)
+    assert grant.run_of(11) is run
+    with pytest.raises(AssertionError, match="position 12 is not in grant 5"):
+        grant.run_of(12)
+    assert run < other
+
+
+def test_a_run_listed_twice_under_one_head_is_handed_out_once() -> None:
+    queue = Queue(0, "q", QueueOptions(), synced=True)
+    queue.lanes.append(Lane(0, queue, "", b""))
+    run = queue.lanes[0].run(0)
+    run.extend(10, 2)
+    queue.offer(run)
+    for position in (5, 6):
+        run.give_back(position)
+        queue.offer(run)
+    assert [(first, count) for _, first, count in queue.take(9)] == [(5, 2), (10, 2)]
+
+
+def test_waiters_that_were_told_long_ago_cost_nothing() -> None:
+    """Deadlines of an hour must not pile up while answers come in milliseconds."""
+    results = Results(10)
+    for number in range(5 * DEADLINES_SPARE):
+        results.wait(Waiter(1, number, "t", number, 3_600_000))
+        assert len(results.woken(number)) == 1
+    assert len(results._deadlines) <= DEADLINES_SPARE + 1
+    results.wait(Waiter(1, 1, "t", 1, 10))
+    assert [waiter.correlation for waiter in results.late(10)] == [1]
+    assert results.waiters == {}
+
+
+def test_a_result_that_is_replaced_keeps_its_name() -> None:
+    results = Results(10)
+    results.store(1, Finished(State.FAILURE, 1, 0, 0, 0, 100, name=b"id"))
+    results.store(1, Finished(State.SUCCESS, 2, 0, 0, 0, 100, name=b"id"))
+    assert results.names == {b"id": 1}
+    results.store(2, Finished(State.SUCCESS, 3, 0, 0, 0, 100, name=b"id"))
+    results.drop(1)
+    assert results.names == {b"id": 2}
+    assert results.prune(100, 10) == [2]
+    assert results.names == {}
+
+
+def test_timers_tell_what_they_hold_before_and_after_they_are_opened() -> None:
+    timers = Timers()
+    timers.push(10_000, 1, 7)
+    timers.push(10_001, 2, 7)
+    assert timers.holds(10_000, 1, 7)
+    assert timers.due(10_000, 9) == 1
+    assert timers.holds(10_001, 2, 7)
+    assert not timers.holds(10_001, 3, 7)
+    assert not timers.holds(99_000, 3, 7)
+    assert timers.pop(10_000, 1) == [(10_000, 1, 7)]
+    assert not timers.holds(10_000, 1, 7)
+
+
+def test_most_records_have_no_raw_bytes() -> None:
+    assert r.Purged(0).raw == b""
+
+
+def test_counters_say_at_most_what_16_bits_can() -> None:
+    attempts = Attempts()
+    attempts.deliveries = 1 << 20
+    assert attempts.counters() == (0xFFFF, 0, 0)
+    assert wire.TOUCHED.pack(0, *attempts.counters())
