@@ -369,4 +369,10 @@ class Engine:
             if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= wanted:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_later(wait_ms / 1000, self._schedule)
+        self._timer = self._loop.call_later(wait_ms / 1000, self._on_timer)
+
+    def _on_timer(self) -> None:
+        # Forgotten first: uvloop fires timers up to a millisecond before their own ``when``, and
+        # the turn would keep one that never fires again.
+        self._timer = None
+        self._schedule()
