@@ -17,6 +17,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -234,6 +235,7 @@ def main() -> int:
     if given.cycles < 1 or not set(names) <= {"raw", "workers"}:
         parser.error("--cycles is 1 or more, --sides is raw, workers or raw,workers")
     folder = Path(tempfile.mkdtemp(prefix="qbroker-crash-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with its processes
     try:
         totals = run(folder, given.cycles, given.seed, names)
     except BaseException:

@@ -30,7 +30,8 @@ WINDOW = 4
 CREDIT = 64
 FORGOTTEN_MAX = 16
 """Deliveries a consumer keeps without a word before it vanishes."""
-PAUSE_S = 0.005
+PAUSE_S = 0.02
+"""Between two chunks: two hundred cycles must not drown in the replay of what came before."""
 AGAIN_SOON = RetryPolicy(retries_max=0xFFFF, backoff_ms=20, factor=1.0).pack()
 GONE = (ConnectionLost, ConnectError, RefusedError, TimeoutError)
 
@@ -216,7 +217,7 @@ class Sender(Busy):
             raise
 
     def send(self, way: Callable[[list[str]], None]) -> None:
-        marks = self.books.marks(1 if way == self.one else self.rng.randint(2, 300))
+        marks = self.books.marks(1 if way == self.one else self.rng.randint(2, 60))
         try:
             way(marks)
         except PartialPublish as partial:

@@ -23,6 +23,9 @@ def outlive(broker: Daemon, fleet: Fleet, *, beyond_s: float) -> None:
     with tasks.app:
         long = tasks.wait_for.delay("the-end")
         until(lambda: fleet.marks("begun")["the-end"], "the task's begin")
+        # (Its lease is on disk once something after it is. A lease that is lost with the crash
+        # can be claimed, unless another child gets the task before.)
+        tasks.note.delay("after the lease")
         # When the broker dies, comes back, and the time is over in which leases could be lost
         broker.restart()
         late = tasks.echo.apply_async(args=("late",), countdown=beyond_s)
