@@ -182,6 +182,18 @@ def test_timers_tell_what_they_hold_before_and_after_they_are_opened() -> None:
     assert not timers.holds(10_000, 1, 7)
 
 
+def test_timers_of_some_runs_are_dropped_and_the_others_stay() -> None:
+    timers = Timers()
+    for position, (due_ms, run) in enumerate([(1, 7), (9_000, 7), (9_001, 8), (99_000, 8)]):
+        timers.push(due_ms, position, run)
+    assert timers.due(1, 9) == 1
+    assert timers.drop({7}) == {0, 1}
+    assert timers.size == 2
+    assert timers.due(99_000, 9) == 2
+    assert [position for _, position, _ in timers.pop(99_000, 2)] == [2, 3]
+    assert timers.next_ms() == 0
+
+
 def test_most_records_have_no_raw_bytes() -> None:
     assert r.Purged(0).raw == b""
 
@@ -191,3 +203,19 @@ def test_counters_say_at_most_what_16_bits_can() -> None:
     attempts.deliveries = 1 << 20
     assert attempts.counters() == (0xFFFF, 0, 0)
     assert wire.TOUCHED.pack(0, *attempts.counters())
+
+
+def test_workers_lost_together_are_given_back_a_few_a_turn(machine: Machine) -> None:
+    """A switch that fails takes a hundred workers with it, but not the broker's next turn."""
+    for number in range(4):
+        name = bytes([number]) * 16
+        parent = greeted(machine, "worker", session=name)
+        fill(machine, parent, 600)
+        machine.submit(parent, f.Consume(correlation=3, subscription=1, queues=["q"], credit=600))
+        machine.settle()
+    machine.mono_ms += 31_000
+    machine.turn()
+    assert len(machine.core.state.leases) == 1_200
+    machine.turn()
+    assert len(machine.core.state.leases) == 0
+    assert machine.core.state.queues["q"].ready == 2_400

@@ -9,12 +9,12 @@ from collections.abc import Collection
 from itertools import islice
 
 from qbroker.core import records as r
-from qbroker.core.consuming import Found, run_of
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
 from qbroker.core.queues import CHUNK_POSITIONS, Queue, Run
 from qbroker.core.results import Finished, Waiter
+from qbroker.core.sessions import Found, run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, id_of, limit, place_of
@@ -182,11 +182,14 @@ def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
     gone = {p for p, a in state.attempts.items() if a.run and a.run.lane.queue is queue}
     for kept in (state.names, state.continued, state.results.waiters):
         gone.update(ready_among(queue, kept))
-    for lane in queue.lanes:
-        for run in lane.runs.values():
-            run.clear()
-    if queue.scheduled:
-        gone.update(drop_delayed(state, queue.number))
+    runs = [run for lane in queue.lanes for run in lane.runs.values()]
+    for run in runs:
+        run.clear()
+    delayed = state.timers.drop({run.number for run in runs}) if queue.scheduled else set()
+    delayed, state.cancelled = delayed - state.cancelled, state.cancelled - delayed
+    state.delayed -= delayed
+    for kept in (state.names, state.continued, state.results.waiters):
+        gone |= delayed & kept.keys()
     queue.ready = queue.scheduled = 0
     for position in gone:
         state.finish(position, PURGED, keep=False, synced=queue.synced)
@@ -202,24 +205,6 @@ def ready_among(queue: Queue, positions: Collection[int]) -> list[int]:
 
 
 PURGED = Finished(State.REVOKED, 0, 0, 0, 0, 0, 0, "purged")
-
-
-def drop_delayed(state: BrokerState, number: int) -> list[int]:
-    """Take a queue's messages out of the timers; their positions."""
-    dropped = []
-
-    def wanted(position: int, run: int) -> bool:
-        if state.lanes[run >> 8].queue.number != number:
-            return True
-        if position in state.cancelled:
-            state.cancelled.discard(position)
-        else:
-            dropped.append(position)
-            state.delayed.discard(position)
-        return False
-
-    state.timers.keep(wanted)
-    return dropped
 
 
 def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:

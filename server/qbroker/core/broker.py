@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from qbroker.core import asking, consuming, endings, passing, publishing, settling
+from qbroker.core import asking, consuming, endings, passing, publishing, sessions, settling
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
@@ -35,7 +35,7 @@ from qbroker.core.survey import RefusedError
 from qprotocol import frames as f
 from qprotocol.errors import ERRORS, Refused
 
-Found = consuming.Found
+Found = sessions.Found
 AppendRaw = Callable[[r.Record], int]
 
 
@@ -90,7 +90,7 @@ class Broker:
 
     def disconnected(self, connection: int, now: Now, append: AppendRaw) -> list[Effect]:
         """The connection is gone."""
-        decision = consuming.decide_disconnected(self.state, now, connection)
+        decision = sessions.decide_disconnected(self.state, now, connection)
         return self._carry_out(connection, None, decision, append)
 
     def dispatch(self, append: AppendRaw) -> list[Effect]:
@@ -222,11 +222,6 @@ def apply_booted(state: BrokerState, position: int, record: r.Booted) -> None:
     state.uploads.clear()
 
 
-def decide_bye(state: BrokerState, now: Now, connection: int, _frame: f.Frame) -> Decision:
-    """See consuming."""
-    return consuming.decide_bye(state, now, connection)
-
-
 # The tables of contents. A test holds them against frames.py and records.py, so that a
 # new frame or record without a rule fails by name.
 
@@ -243,10 +238,10 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Declare: asking.decide_declare,
     f.Purge: asking.decide_purge,
     f.Peek: asking.decide_peek,
-    f.Bye: decide_bye,
+    f.Bye: sessions.decide_bye,
 }
 ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], Decision]] = {
-    f.Hello: consuming.decide_hello,
+    f.Hello: sessions.decide_hello,
     f.Watch: asking.decide_watch,
     f.Forget: asking.decide_forget,
     f.Cancel: asking.decide_cancel,

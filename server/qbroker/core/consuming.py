@@ -1,227 +1,26 @@
-"""Who listens, and the hand-out: sessions, subscriptions, credit, dispatch.
+"""Who listens, and the hand-out: subscriptions, credit, dispatch.
 
-All of it is volatile but the grants. A session's leases outlive its connections; a
-plain consumer's do not.
+All of it is volatile but the grants.
 """
 
 from collections.abc import Callable
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
-from qbroker.core.effects import Close, Effect, Hand, Lookup
-from qbroker.core.leases import Consumer, Grant, Member, Session
+from qbroker.core.effects import Effect, Hand
+from qbroker.core.leases import Consumer, Grant, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue, Run
+from qbroker.core.sessions import drop_consumer
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX
-from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, Survey, limit, place_of
+from qbroker.core.survey import RefusedError, Survey, limit
 from qprotocol import wire
-from qprotocol.frames import Consume, Credit, Hello, Ok, Unsubscribe, Welcome
+from qprotocol.frames import Consume, Credit, Ok, Unsubscribe
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 
-ROLES = ("producer", "worker", "member", "consumer", "admin")
-Found = dict[int, bytes]
-"""Positions to packed messages: what the engine read for a Lookup; empty bytes if gone."""
 Append = Callable[[r.Record], int]
-
-
-def decide_hello(
-    state: BrokerState, now: Now, connection: int, frame: Hello, found: Found | None
-) -> Decision:
-    """Take the connection in, and settle which of its tokens are still good."""
-    check_hello(frame)
-    tokens = list(dict.fromkeys(wire.TOKEN.iter_unpack(frame.raw)))
-    session = state.sessions.get(frame.session) if frame.session else None
-    unsure = [p for p, g in tokens if p not in state.leases and was_never_logged(state, p, g)]
-    if unsure and found is None:
-        return Decision(effects=[Lookup(connection, frame, positions=tuple(unsure))])
-    if frame.session and session is None:
-        session = state.sessions[frame.session] = Session(frame.session)
-    member = session.member(frame.member) if session else Member(None, 0)
-    decision = Decision()
-    if member.connection and member.connection != connection:
-        decision.effects.append(Close(member.connection))
-        leave(state, member.connection)
-    member.connection = connection
-    state.members[connection], state.roles[connection] = member, frame.role
-    if session and (not frame.member or not session.alive_until_ms):
-        session.alive_until_ms = now.mono_ms + state.settings.session_timeout_ms
-    lost = reclaim(state, decision, member, tokens, found or {})
-    decision.reply = Welcome(
-        protocol=frame.protocol,
-        heartbeat_ms=min(
-            frame.heartbeat_ms or state.settings.heartbeat_ms, state.settings.heartbeat_ms
-        ),
-        session_timeout_ms=state.settings.session_timeout_ms,
-        server_ms=now.wall_ms,
-        raw=b"".join(wire.TOKEN.pack(*token) for token in lost),
-    )
-    return decision
-
-
-def check_hello(frame: Hello) -> None:
-    """Raise RefusedError for what makes no sense."""
-    if frame.protocol != 1:
-        raise RefusedError(
-            "UNSUPPORTED_VERSION", f"protocol {frame.protocol}: this broker speaks 1"
-        )
-    if frame.role not in ROLES:
-        raise RefusedError("BAD_REQUEST", f"role {frame.role!r}: one of {', '.join(ROLES)}")
-    if len(frame.session) not in (0, 16):
-        raise RefusedError("BAD_REQUEST", f"a session id has 16 bytes, not {len(frame.session)}")
-    if bool(frame.session) != (frame.role in ("worker", "member")):
-        raise RefusedError("BAD_REQUEST", "a worker and its members name a session, others none")
-    if bool(frame.member) != (frame.role == "member"):
-        raise RefusedError("BAD_REQUEST", "a member has a number above 0, others have none")
-    if len(frame.raw) % wire.TOKEN.size:
-        raise RefusedError("BAD_REQUEST", f"{len(frame.raw)} bytes are no whole tokens")
-
-
-def reclaim(
-    state: BrokerState,
-    decision: Decision,
-    member: Member,
-    tokens: list[tuple[int, int]],
-    found: Found,
-) -> list[tuple[int, int]]:
-    """Records that keep the member's tokens and give back its others; the lost tokens."""
-    lost: list[tuple[int, int]] = []
-    kept: set[int] = set()
-    adopted: dict[int, list[list[int]]] = {}
-    session = member.session
-    for position, number in tokens:
-        grant = state.leases.get(position)
-        if session and grant and grant.number == number and grant.member.session is session:
-            kept.add(position)
-            continue
-        raw = found.get(position, b"")
-        run = claimable(state, position, number, raw) if session and position not in kept else None
-        if run is None:
-            lost.append((position, number))
-        else:
-            kept.add(position)
-            entry = [run.lane.number, run.priority, position, 1]
-            adopted.setdefault(number, []).append(entry)
-    for number, entries in adopted.items():
-        session_id = session.id if session else b""
-        decision.records.append(r.Granted(number, session_id, member.number, entries, adopted=True))
-    dropped = [
-        position
-        for grant in member.grants.values()
-        for position in grant.positions()
-        if state.leases.get(position) is grant and position not in kept
-    ]
-    if dropped:
-        decision.records.append(r.Returned(dropped))
-    return lost
-
-
-def was_never_logged(state: BrokerState, position: int, number: int) -> bool:
-    """Whether a grant of an earlier epoch was lost with the end of the log, but not its message.
-
-    Grants are counted in the log's order, so one above those that the log knows was lost;
-    and a message from before the next epoch's first record is the one that was meant.
-    """
-    epoch, count = number >> wire.EPOCH_SHIFT, number & _COUNT_MASK
-    if count <= state.granted.get(epoch, 0):
-        return False
-    return epoch < state.epoch and position < state.boots.get(epoch + 1, 0)
-
-
-_COUNT_MASK = (1 << wire.EPOCH_SHIFT) - 1
-
-
-def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run | None:
-    """The run of a message that such a grant may be revived for; None if there is none.
-
-    It waits in its run; or it is leased under an older grant, whose end was lost, too.
-    """
-    if not was_never_logged(state, position, number):
-        return None
-    grant = state.leases.get(position)
-    if grant:
-        return grant.run_of(position) if grant.number < number else None
-    return run_holding(state, position, raw)
-
-
-def run_holding(state: BrokerState, position: int, raw: bytes) -> Run | None:
-    """The run in which a message waits, by its bytes; None if it does not."""
-    attempts = state.attempts.get(position)
-    if attempts:
-        return None if attempts.waits else attempts.run
-    run = run_of(state, raw)
-    return run if run and position in run else None
-
-
-def run_of(state: BrokerState, raw: bytes) -> Run | None:
-    """The run that a packed message belongs to; None if there is no such lane."""
-    if not raw:
-        return None
-    name, task, keys, priority, _ = place_of(raw)
-    queue = state.queues.get(name)
-    lane = state.lane_of.get((queue.number, task, keys)) if queue else None
-    return lane.run(priority) if lane else None
-
-
-def leave(state: BrokerState, connection: int) -> Member | None:
-    """The connection is gone: forget its subscriptions, waiters and parts."""
-    for key in [key for key in state.consumers if key[0] == connection]:
-        drop_consumer(state, state.consumers.pop(key))
-    for key in [key for key in state.uploads if key[0] == connection]:
-        del state.uploads[key]
-    for key in [key for key in state.arrivals if key[0] == connection]:
-        del state.arrivals[key]
-    if state.results.waiters:
-        state.results.leave(connection)
-    state.roles.pop(connection, None)
-    member = state.members.pop(connection, None)
-    if member and member.connection == connection:
-        member.connection = 0
-    return member
-
-
-def drop_consumer(state: BrokerState, consumer: Consumer) -> None:
-    """The subscription ends; what it holds stays leased."""
-    for number in consumer.queues:
-        state.listening[number].remove(consumer)
-    for grant in consumer.member.grants.values():
-        if grant.consumer is consumer:
-            grant.consumer = None
-
-
-def decide_disconnected(state: BrokerState, now: Now, connection: int) -> Decision:
-    """A plain consumer's leases end with its connection; a session's do not."""
-    member = leave(state, connection)
-    if member is None or member.session is not None:
-        return Decision()
-    survey = Survey(state, now)
-    records = losses(survey, member, lost=True)
-    return Decision([*survey.opened, *records])
-
-
-def decide_bye(state: BrokerState, now: Now, connection: int) -> Decision:
-    """A goodbye gives all leases back at once: a parent's for its whole session.
-
-    Its members are hung up on: what they would be handed now, nobody would be asked about.
-    """
-    member = state.members.get(connection)
-    if member is None:
-        return Decision(reply=Ok())
-    survey, records = Survey(state, now), []
-    session = member.session
-    members = [member]
-    if session and not member.number:
-        members = list(session.members.values())
-        del state.sessions[session.id]
-    closed: list[Effect] = []
-    for each in members:
-        records += losses(survey, each, lost=False)
-        if each.connection != connection:
-            closed += [Close(each.connection)] if each.connection else []
-        leave(state, each.connection)
-    return Decision([*survey.opened, *records], Ok(), closed)
 
 
 def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume) -> Decision:
@@ -410,7 +209,7 @@ def apply_granted(state: BrokerState, _position: int, record: r.Granted) -> None
         session = state.sessions[record.session] = Session(record.session)
     member = session.member(record.member)
     if not record.adopted:
-        epoch, count = record.grant >> wire.EPOCH_SHIFT, record.grant & _COUNT_MASK
+        epoch, count = epoch_and_count(record.grant)
         state.granted[epoch] = max(count, state.granted.get(epoch, 0))
     entries = []
     for number, priority, first, count in record.entries:

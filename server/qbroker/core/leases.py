@@ -11,6 +11,12 @@ A token is (position, grant number). It is good while ``leases[position]`` is th
 from collections.abc import Iterator
 
 from qbroker.core.queues import Run
+from qprotocol import wire
+
+
+def epoch_and_count(grant: int) -> tuple[int, int]:
+    """The boot in which a grant was given, and which one of that boot's it was."""
+    return grant >> wire.EPOCH_SHIFT, grant & (1 << wire.EPOCH_SHIFT) - 1
 
 
 class Grant:

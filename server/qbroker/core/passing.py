@@ -4,12 +4,14 @@ Each step is bounded; what is left is done in the next turn.
 """
 
 from qbroker.core import records as r
-from qbroker.core.consuming import Append, leave
+from qbroker.core.consuming import Append
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.moment import Now
+from qbroker.core.sessions import leave
 from qbroker.core.settings import (
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
+    LOST_MESSAGES_MAX,
     PRODUCER_IDLE_MS,
     PRUNE_MAX,
 )
@@ -68,7 +70,10 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
 
 def lose_sessions(state: BrokerState, now: Now, append: Append) -> None:
     """Give back what silent workers held, and hang up on what is left of them."""
+    given = 0
     for session in list(state.sessions.values()):
+        if given >= LOST_MESSAGES_MAX:
+            break  # the others are as late in the next turn
         if not session.alive_until_ms:
             # Plain consumers went with the broker's last life: nobody can claim for them.
             grace_ms = state.settings.grace_ms if session.id else 0
@@ -77,6 +82,7 @@ def lose_sessions(state: BrokerState, now: Now, append: Append) -> None:
             continue
         del state.sessions[session.id]
         for member in session.members.values():
+            given += sum(grant.remaining for grant in member.grants.values())
             survey = Survey(state, now)
             lost = losses(survey, member, lost=bool(session.id))
             for record in (*survey.opened, *lost):

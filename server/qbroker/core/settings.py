@@ -39,6 +39,8 @@ DUE_MESSAGES_MAX = 2_000
 """Delayed messages made ready in one turn."""
 EXPIRE_MESSAGES_MAX = 1_000
 """Messages taken out in one turn because they expired."""
+LOST_MESSAGES_MAX = 1_000
+"""Messages of lost workers given back in one turn, but never less than a whole worker's."""
 PRUNE_MAX = 5_000
 """Results dropped in one turn because their time is over."""
 PEEK_MESSAGES_MAX = 100

@@ -64,68 +64,72 @@ class Upload:
     """Bytes of messages so far."""
 
 
+@dataclass(slots=True)
 class BrokerState:
     """Everything ``decide`` reads and ``apply`` writes."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.synced = settings.fsync == "always"
-        """What an answer waits for that belongs to no queue."""
-        # Durable.
-        self.epoch = 0
-        self.boots: dict[int, int] = {}
-        """Epoch to the position of its first record."""
-        self.granted: dict[int, int] = {}
-        """Epoch to how many grants of it are known."""
-        self.queues: dict[str, Queue] = {}
-        self.numbered: list[Queue] = []
-        """The same queues, by number."""
-        self.lanes: list[Lane] = []
-        self.lane_of: dict[tuple[int, str, bytes], Lane] = {}
-        """(queue number, task, keys) to the lane."""
-        self.timers = Timers()
-        self.expiries = Timers()
-        self.delayed: set[int] = set()
-        """Positions in the timers that also have an expiry."""
-        self.late: set[int] = set()
-        """Leased messages whose time to begin is over, should they come back."""
-        self.leases: dict[int, Grant] = {}
-        self.sessions: dict[bytes, Session] = {}
-        self.attempts: dict[int, Attempts] = {}
-        self.moved: dict[int, int] = {}
-        """The first position of a message that was replaced, to its latest."""
-        self.origin: dict[int, int] = {}
-        """The other way round."""
-        self.cancelled: set[int] = set()
-        """Entries still in the timers whose message is over."""
-        self.named: dict[bytes, int] = {}
-        """Ids chosen by callers, of live messages, to positions."""
-        self.names: dict[int, bytes] = {}
-        self.continued: dict[int, list[int]] = {}
-        self.producers: dict[int, Producer] = {}
-        self.results = Results(settings.results_max)
-        # Durable until the next start, which makes them void.
-        self.uploads: dict[tuple[int, int], Upload] = {}
-        # Volatile.
-        self.members: dict[int, Member] = {}
-        """By connection."""
-        self.roles: dict[int, str] = {}
-        """Of connections that said Hello."""
-        self.consumers: dict[tuple[int, int], Consumer] = {}
-        """(connection, subscription number)"""
-        self.listening: dict[int, list[Consumer]] = {}
-        """Queue number to its consumers, the next to be served first."""
-        self.arrivals: dict[tuple[int, int], Arrival] = {}
-        """(connection, correlation) to a frame whose parts are coming."""
-        self.routes: dict[bytes, Lane] = {}
-        """Packed routes already understood."""
-        self.dirty: dict[int, Queue] = {}
-        """Queues that may have something to hand out."""
-        self.effects: list[Effect] = []
-        """What apply wants sent; the engine takes it after each command."""
-        self.lease_lost = 0
-        self.duplicates = 0
-        self.next_sweep_ms = 0
+    settings: Settings
+    synced: bool = field(init=False)
+    """What an answer waits for that belongs to no queue."""
+    # Durable.
+    epoch: int = 0
+    boots: dict[int, int] = field(default_factory=dict)
+    """Epoch to the position of its first record."""
+    granted: dict[int, int] = field(default_factory=dict)
+    """Epoch to how many grants of it are known."""
+    queues: dict[str, Queue] = field(default_factory=dict)
+    numbered: list[Queue] = field(default_factory=list)
+    """The same queues, by number."""
+    lanes: list[Lane] = field(default_factory=list)
+    lane_of: dict[tuple[int, str, bytes], Lane] = field(default_factory=dict)
+    """(queue number, task, keys) to the lane."""
+    timers: Timers = field(default_factory=Timers)
+    expiries: Timers = field(default_factory=Timers)
+    delayed: set[int] = field(default_factory=set)
+    """Positions in the timers that also have an expiry."""
+    late: set[int] = field(default_factory=set)
+    """Leased messages whose time to begin is over, should they come back."""
+    leases: dict[int, Grant] = field(default_factory=dict)
+    sessions: dict[bytes, Session] = field(default_factory=dict)
+    attempts: dict[int, Attempts] = field(default_factory=dict)
+    moved: dict[int, int] = field(default_factory=dict)
+    """The first position of a message that was replaced, to its latest."""
+    origin: dict[int, int] = field(default_factory=dict)
+    """The other way round."""
+    cancelled: set[int] = field(default_factory=set)
+    """Entries still in the timers whose message is over."""
+    named: dict[bytes, int] = field(default_factory=dict)
+    """Ids chosen by callers, of live messages, to positions."""
+    names: dict[int, bytes] = field(default_factory=dict)
+    continued: dict[int, list[int]] = field(default_factory=dict)
+    producers: dict[int, Producer] = field(default_factory=dict)
+    results: Results = field(init=False)
+    # Durable until the next start, which makes them void.
+    uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)
+    # Volatile.
+    members: dict[int, Member] = field(default_factory=dict)
+    """By connection."""
+    roles: dict[int, str] = field(default_factory=dict)
+    """Of connections that said Hello."""
+    consumers: dict[tuple[int, int], Consumer] = field(default_factory=dict)
+    """(connection, subscription number)"""
+    listening: dict[int, list[Consumer]] = field(default_factory=dict)
+    """Queue number to its consumers, the next to be served first."""
+    arrivals: dict[tuple[int, int], Arrival] = field(default_factory=dict)
+    """(connection, correlation) to a frame whose parts are coming."""
+    routes: dict[bytes, Lane] = field(default_factory=dict)
+    """Packed routes already understood."""
+    dirty: dict[int, Queue] = field(default_factory=dict)
+    """Queues that may have something to hand out."""
+    effects: list[Effect] = field(default_factory=list)
+    """What apply wants sent; the engine takes it after each command."""
+    lease_lost: int = 0
+    duplicates: int = 0
+    next_sweep_ms: int = 0
+
+    def __post_init__(self) -> None:
+        self.synced = self.settings.fsync == "always"
+        self.results = Results(self.settings.results_max)
 
     # Queues and lanes.
 

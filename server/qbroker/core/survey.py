@@ -13,7 +13,7 @@ from qbroker.core.queues import Lane, kind_of
 from qbroker.core.state import BrokerState
 from qprotocol import wire
 from qprotocol.errors import Refused
-from qprotocol.ids import pack_id
+from qprotocol.ids import minted_ms, pack_id
 from qprotocol.message import unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
@@ -62,10 +62,10 @@ class Survey:
         state, now = self.state, self.now
         unpack, known, planned = wire.MESSAGE.unpack_from, state.routes, self.planned
         body_max, soon = state.settings.body_bytes_max, now.wall_ms + _DELAY_MARGIN_MS
-        far, offsets = now.wall_ms + state.settings.delay_max_ms, array("I")
+        offsets = array("I")
         batch = r.MessageBatch(raw=raw, offsets=offsets)
         runs, note = batch.runs, offsets.append
-        low, high = b"\xff", b""
+        minted: list[bytes] = []
         index, total, last_lane, last_priority, run = 0, len(raw), -1, 0, [0, 0, 0, 0]
         while at < total:
             if total - at < _FIXED:
@@ -87,19 +87,14 @@ class Survey:
             if flags & wire.ID_MINTED:
                 if n_id != _MINTED_BYTES:
                     raise bad(index, f"a minted id of {n_id} bytes")
-                name = raw[start : start + n_id]
-                low = min(low, name)
-                high = max(high, name)
+                minted.append(raw[start : start + n_id])
             elif n_id:
                 batch.named.append([index, raw[start : start + n_id]])
             if n_meta:
                 check_meta(index, raw[start + n_id : start + n_id + n_meta])
             if expires:
                 batch.expiring.append([index, expires])
-            if due <= soon:
-                due = 0
-            elif due > far:
-                raise bad(index, f"due in {due - now.wall_ms} ms, over delay_max_ms")
+            due = due if due > soon else 0
             if number == last_lane and priority == last_priority and not due and not run[3]:
                 run[2] += 1
             else:
@@ -107,10 +102,10 @@ class Survey:
                 runs.append(run)
                 last_lane, last_priority = number, priority
             note(at)
-            at = end
-            index += 1
+            at, index = end, index + 1
         batch.count = index
-        self.settle_ids(batch, low, high)
+        self.check_dues(batch)
+        self.settle_ids(batch, minted)
         self.note_queues(batch)
         return batch
 
@@ -166,11 +161,11 @@ class Survey:
         self.opened.append(r.QueueOpened(number, name, QueueOptions().as_dict()))
         return number
 
-    def settle_ids(self, batch: r.MessageBatch, low: bytes, high: bytes) -> None:
+    def settle_ids(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
         """Check chosen ids against live ones, and note the mint times of the others."""
         state = self.state
-        if high:
-            batch.keys = int.from_bytes(low[:6], "big"), int.from_bytes(high[:6], "big")
+        if minted:
+            batch.keys = minted_ms(min(minted)), minted_ms(max(minted))
         if not batch.named:
             return
         check_named(state, len(self.names) + len(batch.named))
@@ -179,6 +174,14 @@ class Survey:
             if name in self.names or state.named.get(name, self.replacing) != self.replacing:
                 raise duplicate(index, name)
             self.names.add(name)
+
+    def check_dues(self, batch: r.MessageBatch) -> None:
+        """Check that nothing waits for longer than is allowed."""
+        now_ms, index = self.now.wall_ms, 0
+        for _, _, count, due_ms in batch.runs:
+            if due_ms - now_ms > self.state.settings.delay_max_ms:
+                raise bad(index, f"due in {due_ms - now_ms} ms, over delay_max_ms")
+            index += count
 
     def note_queues(self, batch: r.MessageBatch) -> None:
         """Which queues are touched, and whether one of them wants stable storage."""

@@ -5,7 +5,6 @@ Time is cut into buckets of 4 seconds. Only the bucket that is next is kept sort
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
 from heapq import heappop, heappush
 
 BUCKET_BITS = 12
@@ -21,6 +20,12 @@ class Bucket:
         self.dues = array("Q")
         self.positions = array("Q")
         self.runs = array("Q")
+
+    def add(self, due_ms: int, position: int, run: int) -> None:
+        """Take in an entry."""
+        self.dues.append(due_ms)
+        self.positions.append(position)
+        self.runs.append(run)
 
     def entries(self) -> list[tuple[int, int, int]]:
         """(due, position, run number)."""
@@ -51,9 +56,7 @@ class Timers:
         if bucket is None:
             bucket = self._buckets[number] = Bucket()
             heappush(self._order, number)
-        bucket.dues.append(due_ms)
-        bucket.positions.append(position)
-        bucket.runs.append(run)
+        bucket.add(due_ms, position, run)
 
     def next_ms(self) -> int:
         """When something may be due; 0 is never. Far off it is the start of a bucket."""
@@ -86,17 +89,24 @@ class Timers:
         index = bisect_left(self._current, (due_ms, position, run), lo=self._head)
         return index < len(self._current) and self._current[index] == (due_ms, position, run)
 
-    def keep(self, wanted: Callable[[int, int], bool]) -> None:
-        """Drop the entries for which ``wanted(position, run)`` is false. Walks them all."""
-        entries = [entry for b in self._buckets.values() for entry in b.entries()]
-        entries += self._current[self._head :]
-        self._buckets.clear()
-        self._order.clear()
-        self._current.clear()
-        self._head = self.size = 0
-        for due_ms, position, run in entries:
-            if wanted(position, run):
-                self.push(due_ms, position, run)
+    def drop(self, runs: set[int]) -> set[int]:
+        """Take out all entries of these runs; their positions. Looks at every entry."""
+        positions: set[int] = set()
+        for number, bucket in list(self._buckets.items()):
+            if runs.isdisjoint(bucket.runs):
+                continue
+            entries = bucket.entries()
+            positions.update(position for _, position, run in entries if run in runs)
+            kept = Bucket()
+            for due_ms, position, run in entries:
+                if run not in runs:
+                    kept.add(due_ms, position, run)
+            self._buckets[number] = kept
+        opened = self._current[self._head :]
+        positions.update(position for _, position, run in opened if run in runs)
+        self._current, self._head = [entry for entry in opened if entry[2] not in runs], 0
+        self.size = len(self._current) + sum(len(b.dues) for b in self._buckets.values())
+        return positions
 
     def _open_until(self, wall_ms: int) -> None:
         last = wall_ms >> BUCKET_BITS
