@@ -24,7 +24,9 @@ from qprotocol.wire import batch_of
 
 
 class Connection(Protocol):
-    """What is needed of a connection here."""
+    """What the engine sees of a connection."""
+
+    number: int
 
     def send(self, data: bytes) -> None: ...
     def close(self) -> None: ...

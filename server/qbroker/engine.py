@@ -33,7 +33,7 @@ from qbroker.core import effects as e
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.core.statistics import Statistics
-from qbroker.delivery import Delivery
+from qbroker.delivery import Connection, Delivery
 from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
@@ -43,16 +43,8 @@ from qprotocol import frames as f
 
 logger = logging.getLogger("qbroker.engine")
 
-
-class Connection(Protocol):
-    """What the engine sees of a connection."""
-
-    number: int
-
-    def send(self, data: bytes) -> None: ...
-    def close(self) -> None: ...
-    def welcomed(self) -> None: ...
-    def refused(self) -> None: ...
+SMALL_BYTES = 64 * 1024
+"""A batch up to this size costs less to write than to hand to another thread."""
 
 
 class Observer(Protocol):
@@ -134,7 +126,7 @@ class Engine:
     def boot(self, version: str, node: str) -> None:
         """A new epoch is durable: connections may come. Raises LogFailed."""
         self._core.boot(self._now(), version, self._group.append)
-        self._write(self._group.take(sync=True))
+        self._write(self._group.take(sync=True), sync=True)
         epoch = self._core.state.epoch
         self.identity = Identity(self._log.log_id.hex(), node, epoch)
 
@@ -221,10 +213,12 @@ class Engine:
         began = time.perf_counter()
         now = self._now()
         self._note_stall(now)
-        out = self._drain(now, began)
+        self._group.hold(self._drain(now, began))
+        # While the disk works on that, the rest: grants need not be in the same batch.
+        self._write_if_due(now)
         # After what arrived: a heartbeat that is here saves its session, and what came too
         # late is expired before it could be handed out.
-        out += self._core.due(now, self._group.append)
+        out = self._core.due(now, self._group.append)
         out += self._core.dispatch(self._group.append)
         self._group.hold(out)
         self._release()
@@ -282,20 +276,41 @@ class Engine:
     # The log.
 
     def _write_if_due(self, now: Now) -> None:
-        """Start writing the batch if it is due and the one before it is written."""
+        """Start writing the batch if it is due and the one before it is done.
+
+        A small batch is handed to the kernel here, and the thread only syncs it. What may
+        take long, a large one or a new segment, is the thread's altogether.
+        """
         commit = None if self._committing else self._group.due(now.mono_ms)
         if commit is None:
             return
         self._committing = True
-        self._writer.start(partial(self._write, commit))
-
-    def _write(self, commit: Commit) -> float:
-        """Write the batch; the seconds that took. In the thread. Raises LogFailed."""
-        now, epoch = wall_ms(), self._core.state.epoch
         self._timings.batch_records.observe(len(commit.batch.records))
+        if commit.batch.bytes > SMALL_BYTES or not self._log.has_room(commit.batch):
+            self._writer.start(partial(self._write, commit, sync=commit.sync))
+            return
+        try:
+            took = self._write(commit, sync=False)
+        except LogFailed as failure:
+            self._fail(failure)
+            return
+        if commit.sync:
+            self._writer.start(self._sync)
+        else:
+            self._written(took)
+
+    def _write(self, commit: Commit, *, sync: bool) -> float:
+        """Write the batch; the seconds that took. Here or in the thread. Raises LogFailed."""
+        now, epoch = wall_ms(), self._core.state.epoch
         began = time.perf_counter()
-        self._log.commit(commit.batch, sync=commit.sync, wall_ms=now, epoch=epoch, keys=commit.keys)
+        self._log.commit(commit.batch, sync=sync, wall_ms=now, epoch=epoch, keys=commit.keys)
         self._ages.note(commit.batch.number, now)
+        return time.perf_counter() - began
+
+    def _sync(self) -> float:
+        """What is written is durable; the seconds that took. In the thread. Raises LogFailed."""
+        began = time.perf_counter()
+        self._log.sync()
         return time.perf_counter() - began
 
     def _written(self, result: float | BaseException) -> None:

@@ -185,6 +185,10 @@ class Log:
         except OSError as error:
             raise self._fence(f"writing batch {batch.number}", error) from error
 
+    def has_room(self, batch: BatchBuilder) -> bool:
+        """Whether ``commit`` of this batch would only write, and make no new segment."""
+        return self._active.has_room(rounded(batch.bytes))
+
     def sync(self) -> None:
         """All that is written is durable. LogFailed."""
         self._check()
