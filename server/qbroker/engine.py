@@ -110,6 +110,8 @@ class Engine:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_turn_ms = mono_ms()
+        self._due_ms = 0
+        """Monotonic: before it, time makes nothing due."""
         self._preparing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Future[None] | None = None
@@ -218,7 +220,7 @@ class Engine:
         self._write_if_due(now)
         # After what arrived: a heartbeat that is here saves its session, and what came too
         # late is expired before it could be handed out.
-        out = self._core.due(now, self._group.append)
+        out = self._core.due(now, self._group.append) if now.mono_ms >= self._due_ms else []
         out += self._core.dispatch(self._group.append)
         self._group.hold(out)
         self._release()
@@ -377,8 +379,11 @@ class Engine:
     def _set_timer(self, now: Now) -> None:
         """See that a turn comes when something is due. One that comes too early does no harm."""
         if self._loop is None or self._scheduled:
+            self._due_ms = 0
             return
-        wait_ms = max(1, min(self._core.next_due_ms(now), self._group.wait_ms()))
+        due_in_ms = self._core.next_due_ms(now)
+        self._due_ms = now.mono_ms + due_in_ms
+        wait_ms = max(1, min(due_in_ms, self._group.wait_ms()))
         wanted = self._loop.time() + wait_ms / 1000
         if self._timer is not None:
             if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= wanted:
