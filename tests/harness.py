@@ -124,7 +124,7 @@ class Machine:
         replay(self.log, self.core, self.ages, lambda done, last: None)
         self.bodies = Bodies(self.log, self.window_bytes)
         self.peers: dict[int, Peer] = {}
-        self.delivery = PatientDelivery(self.bodies, self.core, self.peers, None)  # type: ignore[arg-type]
+        self.delivery = PatientDelivery(self.bodies, self.peers, None)  # type: ignore[arg-type]
         self.group = GroupCommit(
             self.log, self.bodies, fsync=settings.fsync, interval_ms=1_000, batch_bytes_max=8 << 20
         )

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from qbroker.bodies import Bodies, Cold, Loaded, find_minted
 from qbroker.core import effects as e
-from qbroker.core.broker import Broker
 from qbroker.core.survey import id_of
 from qbroker.log.errors import LogError
 from qbroker.outgoing import Outgoing
@@ -38,12 +37,12 @@ class Delivery:
     """Sends effects. Belongs to the engine's loop."""
 
     def __init__(
-        self, bodies: Bodies, core: Broker, connections: Mapping[int, Connection], readers: Executor
+        self, bodies: Bodies, connections: Mapping[int, Connection], readers: Executor
     ) -> None:
         self._bodies = bodies
         self._connections = connections
         self._readers = readers
-        self._outgoing = Outgoing(bodies, core.state.continued)
+        self._outgoing = Outgoing(bodies)
         self._waiting: dict[int, deque[e.Effect]] = {}
         """Connections whose next effect waits for the disk."""
 

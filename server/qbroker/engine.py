@@ -24,7 +24,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from qbroker.ages import Ages
 from qbroker.bodies import Bodies
@@ -38,6 +37,7 @@ from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
 from qbroker.log.log import Log
+from qbroker.timings import Timings
 from qbroker.writer import Writer
 from qprotocol import frames as f
 
@@ -45,21 +45,6 @@ logger = logging.getLogger("qbroker.engine")
 
 SMALL_BYTES = 64 * 1024
 """A batch up to this size costs less to write than to hand to another thread."""
-
-
-class Observer(Protocol):
-    """A histogram."""
-
-    def observe(self, amount: float, /) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the engine's measurements go."""
-
-    turn: Observer
-    sync: Observer
-    batch_records: Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +81,7 @@ class Engine:
         self._readers = ThreadPoolExecutor(1, "qbroker-read")
         self._writer = Writer()
         self._connections: dict[int, Connection] = {}
-        self._delivery = Delivery(self._bodies, core, self._connections, self._readers)
+        self._delivery = Delivery(self._bodies, self._connections, self._readers)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
         self._found: deque[tuple[int, f.Frame, dict[int, bytes]]] = deque()
         self._group = GroupCommit(
@@ -112,6 +97,11 @@ class Engine:
         self._last_turn_ms = mono_ms()
         self._due_ms = 0
         """Monotonic: before it, time makes nothing due."""
+        self._claims_until_ms = 0
+        """Monotonic: until then workers may claim what they run, and nobody gets it anew.
+
+        A crash may have cost the last grants: the log says of those messages that they wait.
+        """
         self._preparing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Future[None] | None = None
@@ -137,6 +127,8 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._over = self._loop.create_future()
         self._writer.attach(self._loop, self._written)
+        if not self._log.clean:
+            self._claims_until_ms = mono_ms() + self._config.claims_ms
         self._schedule()
         await self._over
 
@@ -221,11 +213,13 @@ class Engine:
         # After what arrived: a heartbeat that is here saves its session, and what came too
         # late is expired before it could be handed out.
         out = self._core.due(now, self._group.append) if now.mono_ms >= self._due_ms else []
-        out += self._core.dispatch(self._group.append)
+        claims = now.mono_ms < self._claims_until_ms
+        if not claims:
+            out += self._core.dispatch(self._group.append)
         self._group.hold(out)
         self._release()
         self._write_if_due(now)
-        if (self._inbox and not self._group.full) or self._core.has_more:
+        if (self._inbox and not self._group.full) or (self._core.has_more and not claims):
             self._schedule()
         self._set_timer(now)
         self._timings.turn.observe(time.perf_counter() - began)
@@ -383,6 +377,8 @@ class Engine:
             return
         due_in_ms = self._core.next_due_ms(now)
         self._due_ms = now.mono_ms + due_in_ms
+        if self._claims_until_ms > now.mono_ms:
+            due_in_ms = min(due_in_ms, self._claims_until_ms - now.mono_ms)
         wait_ms = max(1, min(due_in_ms, self._group.wait_ms()))
         wanted = self._loop.time() + wait_ms / 1000
         if self._timer is not None:

@@ -28,9 +28,8 @@ class Chunk:
 class Outgoing:
     """Builds frames. Raises Cold where a body is not in memory; nothing is changed then."""
 
-    def __init__(self, bodies: Bodies, continued: dict[int, list[int]]) -> None:
+    def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
-        self._continued = continued
         self._pushes = 1 << 32
         """Correlation ids of pushes in parts: above those that clients count up from 1."""
 
@@ -51,27 +50,26 @@ class Outgoing:
         """A position of every record whose bytes the effect will show."""
         if isinstance(effect, e.Hand):
             needed = [first for first, _ in effect.runs]
-            shown = [p for first, count in effect.runs for p in range(first, first + count)]
         elif isinstance(effect, e.Tell):
             return [effect.entry.record] if effect.entry.record else []
         elif isinstance(effect, e.Peeked):
-            shown = [row[0] for row in effect.rows]
-            needed = shown + [row[7] for row in effect.rows if row[7]]
+            needed = [row[0] for row in effect.rows]
+            needed += [row[7] for row in effect.rows if row[7]]
         else:
             return []
-        for position in shown if self._continued else ():
-            needed += self._continued.get(position, ())
+        for parts in effect.continued.values():
+            needed += parts
         return needed
 
     def _deliver(self, hand: e.Hand) -> list[bytes]:
-        chunks = [chunk for run in hand.runs for chunk in self._chunks(*run)]
+        chunks = [chunk for run in hand.runs for chunk in self._chunks(*run, hand.continued)]
         total = sum(len(chunk.raw) for chunk in chunks)
         fixed = wire.RUN.size * len(chunks) + wire.TOUCHED.size * len(hand.touched)
         if total + fixed <= _DELIVER_ROOM:
             return [encode(deliver_frame(hand, chunks, hand.touched))]
         return self._deliver_in_frames(hand, chunks)
 
-    def _chunks(self, first: int, count: int) -> list[Chunk]:
+    def _chunks(self, first: int, count: int, continued: e.Continued) -> list[Chunk]:
         """The messages of a position run, one chunk a record they are in."""
         out = []
         while count:
@@ -82,8 +80,8 @@ class Outgoing:
             last = index + taken == body.count
             end = len(body.raw) if last else starts[index + taken]
             raw = body.raw[starts[index] : end]
-            if last and self._continued:
-                raw += self._bodies.ends(self._continued.get(first + taken - 1))
+            if last and continued:
+                raw += self._bodies.ends(continued.get(first + taken - 1))
             out.append(Chunk(first, taken, raw))
             first += taken
             count -= taken
@@ -141,7 +139,7 @@ class Outgoing:
     def _peeked(self, peeked: e.Peeked) -> list[bytes]:
         out = []
         for position, due, deliveries, failures, crashes, state, reason, error in peeked.rows:
-            raw = self._bodies.message(position, self._continued.get(position))
+            raw = self._bodies.message(position, peeked.continued.get(position))
             failure = self._bodies.head(error) if error else b""
             why = reason.encode()
             out.append(

@@ -103,6 +103,27 @@ def test_a_stall_before_anybody_was_heard_of_changes_nothing(machine: Machine) -
     assert session.alive_until_ms == 0
 
 
+def test_a_delivery_on_its_way_keeps_the_parts_of_a_message_that_is_cancelled(
+    machine: Machine,
+) -> None:
+    """It was decided before, so it is sent whole; the Revoke comes behind it."""
+    peer = greeted(machine)
+    machine.submit(peer, f.Consume(correlation=2, subscription=1, queues=["q"], credit=5))
+    machine.settle()
+    peer.received.clear()
+    raw = Message("q", b"a long body", id="x").pack()
+    machine.submit(peer, f.Part(correlation=3, index=0, of=f.Publish.TYPE, raw=raw[:40]))
+    end = f.Publish(correlation=3, producer=0, sequence=0, count=1, raw=raw[40:])
+    machine.submit(peer, end)
+    machine.turn()
+    machine.submit(peer, f.Peek(correlation=4, queue="q"))
+    machine.submit(peer, f.Cancel(correlation=5, id="x"))
+    machine.settle()
+    kinds = [type(frame) for frame in peer.received]
+    assert kinds == [f.Published, f.Deliver, f.Peeked, f.Revoke, f.Result]
+    assert peer.received[1].raw.endswith(raw)
+
+
 SLOW_MACHINE = 10
 """Tests run beside others on shared machines: bounds are this many times what is wanted."""
 
@@ -184,13 +205,15 @@ def test_timers_tell_what_they_hold_before_and_after_they_are_opened() -> None:
 
 def test_timers_of_some_runs_are_dropped_and_the_others_stay() -> None:
     timers = Timers()
-    for position, (due_ms, run) in enumerate([(1, 7), (9_000, 7), (9_001, 8), (99_000, 8)]):
+    entries = [(1, 7), (9_000, 7), (9_001, 8), (99_000, 8), (200_000, 7)]
+    for position, (due_ms, run) in enumerate(entries):
         timers.push(due_ms, position, run)
     assert timers.due(1, 9) == 1
-    assert timers.drop({7}) == {0, 1}
+    assert timers.drop({7}) == {0, 1, 4}
     assert timers.size == 2
     assert timers.due(99_000, 9) == 2
     assert [position for _, position, _ in timers.pop(99_000, 2)] == [2, 3]
+    assert timers.due(300_000, 9) == 0
     assert timers.next_ms() == 0
 
 

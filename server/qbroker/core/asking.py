@@ -221,4 +221,5 @@ def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> 
             status = State.FAILURE if known_as.reason else State.QUEUED
             counters = known_as.deliveries, known_as.failures, known_as.crashes
             rows.append((position, 0, *counters, int(status), known_as.reason, known_as.error))
-    return Decision(effects=[Peeked(connection, frame.correlation, rows)])
+    continued = state.parts_of(row[0] for row in rows)
+    return Decision(effects=[Peeked(connection, frame.correlation, rows, continued=continued)])

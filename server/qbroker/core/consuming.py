@@ -154,7 +154,16 @@ def hand(
     append(record)
     touched = lease(state, number, consumer.member, entries, consumer)
     runs = merged(entries)
-    return Hand(consumer.connection, consumer.number, number, runs, touched, synced=queue.synced)
+    positions = (p for first, count in runs for p in range(first, first + count))
+    return Hand(
+        consumer.connection,
+        consumer.number,
+        number,
+        runs,
+        touched,
+        continued=state.parts_of(positions),
+        synced=queue.synced,
+    )
 
 
 def merged(entries: list[tuple[Run, int, int]]) -> list[tuple[int, int]]:

@@ -15,6 +15,13 @@ from qprotocol.message import Delivery
 __all__ = ["Close", "Delivery", "Effect", "Hand", "Lookup", "Peeked", "Send", "Tell"]
 
 
+Continued = dict[int, list[int]]
+"""Messages that came in parts, to the positions of the parts in which they go on.
+
+An effect takes this along: when it leaves, its message may be over and forgotten.
+"""
+
+
 @dataclass(slots=True)
 class Effect:
     """Something for one connection."""
@@ -39,6 +46,7 @@ class Hand(Effect):
     runs: list[tuple[int, int]]
     touched: list[tuple[int, int, int, int]]
     """(index, deliveries, failures, crashes)"""
+    continued: Continued = field(kw_only=True, default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -58,6 +66,7 @@ class Peeked(Effect):
     correlation: int
     rows: list[tuple[int, int, int, int, int, int, str, int]]
     """(position, due_ms, deliveries, failures, crashes, state, reason, error record)"""
+    continued: Continued = field(kw_only=True, default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ Volatile state is about connections and is gone after a crash.
 """
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qbroker.core.effects import Effect, Tell
@@ -221,6 +222,12 @@ class BrokerState:
         if found is None:
             found = self.attempts[position] = Attempts()
         return found
+
+    def parts_of(self, positions: Iterable[int]) -> dict[int, list[int]]:
+        """Those of the messages that go on in later parts, to the positions of these."""
+        if not self.continued:
+            return {}
+        return {p: self.continued[p] for p in positions if p in self.continued}
 
     def forget(self, position: int) -> None:
         """The message is over: drop what is kept beside the runs."""

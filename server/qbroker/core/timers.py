@@ -95,6 +95,10 @@ class Timers:
         for number, bucket in list(self._buckets.items()):
             if runs.isdisjoint(bucket.runs):
                 continue
+            if runs.issuperset(bucket.runs):
+                positions.update(bucket.positions)
+                self._buckets[number] = Bucket()
+                continue
             entries = bucket.entries()
             positions.update(position for _, position, run in entries if run in runs)
             kept = Bucket()
