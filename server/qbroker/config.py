@@ -211,6 +211,8 @@ class Config:
         "How often a silent session must show that it lives.")
     session_timeout_ms: int = setting(30 * SECOND, DURATION, (20, DAY),
         "Silence after which a session is lost and what it held goes to others.")
+    claims_ms: int = setting(2 * SECOND, DURATION, (0, MINUTE),
+        "After a crash, how long nothing is handed out, so that workers keep what they run.")
     grace_ms: int = setting(30 * SECOND, DURATION, (0, DAY),
         "After a start, how long granted messages stay held for workers still running them.")
     subscriptions_max: int = setting(64, COUNT, (1, 10_000),
@@ -384,11 +386,9 @@ class Row:
 
 def describe(config: Config) -> list[Row]:
     """Every setting as it is in force, in the order of the table. There are no secrets in it."""
-    rows = []
-    for name, row in SETTINGS.items():
-        value, source = row.kind.show(getattr(config, name)), config.sources.get(name, "default")
-        rows.append(Row(name, value, source, row.kind.unit, row.why))
-    return rows
+    shown = {name: row.kind.show(getattr(config, name)) for name, row in SETTINGS.items()}
+    source, rows = config.sources.get, SETTINGS.items()
+    return [Row(n, shown[n], source(n, "default"), r.kind.unit, r.why) for n, r in rows]
 
 
 def markdown() -> str:

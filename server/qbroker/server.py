@@ -27,7 +27,7 @@ from qbroker.ages import Ages
 from qbroker.config import Config, is_loopback
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
-from qbroker.engine import Engine, Timings, wall_ms
+from qbroker.engine import Engine, wall_ms
 from qbroker.log.disk import FileDisk
 from qbroker.log.errors import (
     CorruptError,
@@ -47,6 +47,7 @@ from qbroker.ops.health import Counted, Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
 from qbroker.replaying import replay
+from qbroker.timings import Timings
 from qprotocol import __version__
 from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
 

@@ -52,7 +52,7 @@ class Daemon:
         self.data = folder / "data"
         self.output = folder / "broker.log"
         self.faults = folder / "faults"
-        self.settings = settings
+        self.settings = {"claims_ms": 300, **settings}
         self.port = 0
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None

@@ -15,10 +15,11 @@ from qbroker.ages import Ages
 from qbroker.config import Config
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
-from qbroker.engine import Engine, Timings
+from qbroker.engine import Engine
 from qbroker.log.disk import File, FileDisk, OsFile
 from qbroker.log.log import Log
 from qbroker.replaying import replay
+from qbroker.timings import Timings
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Assembler, Decoder
@@ -168,8 +169,8 @@ class Place:
         self._peers = 0
 
     @asynccontextmanager
-    async def engine(self, **settings: Any) -> AsyncIterator[Engine]:
-        """A running engine; stopped cleanly at the end unless it failed."""
+    async def engine(self, *, killed: bool = False, **settings: Any) -> AsyncIterator[Engine]:
+        """A running engine; stopped cleanly at the end unless it failed or is ``killed``."""
         self.disk = SlowDisk(str(self.folder))
         self.log = Log.open(self.disk)
         config = Config(**settings)
@@ -188,7 +189,10 @@ class Place:
             await engine.stop()
             if engine.failure is None:
                 await running
-            self.log.close()
+            if killed:
+                self.disk.unlock()
+            else:
+                self.log.close()
 
     def peer(self, engine: Engine) -> Peer:
         self._peers += 1

@@ -264,6 +264,46 @@ def test_a_grant_that_was_never_logged_can_still_be_claimed(place: Place) -> Non
     run(story())
 
 
+def test_after_a_crash_claims_come_before_the_hand_out(place: Place) -> None:
+    """Who runs a message keeps it, though others asked first and the log has no grant of it."""
+
+    async def story() -> None:
+        async with place.engine(killed=True) as engine:
+            worker = place.peer(engine)
+            confirmed = await worker.publish(Message("q", b"x"), Message("q", b"y"), sequence=1)
+        grant = (place.core.state.epoch << wire.EPOCH_SHIFT) + 1
+        async with place.engine(claims_ms=300) as engine:
+            sibling, worker = place.peer(engine), place.peer(engine)
+            await sibling.hello("member", SESSION, member=2)
+            await sibling.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            await turns()
+            assert not sibling.frames
+            token = wire.TOKEN.pack(confirmed.first, grant)
+            assert (await worker.hello("member", SESSION, member=1, raw=token)).raw == b""
+            # Once the time for claims is over the sibling gets the other one, and only that
+            delivery = await sibling.get(f.Deliver)
+            assert [unpack_message(raw).body for raw in bodies(delivery)] == [b"y"]
+            ack = f.Ack(raw=wire.ACK_RUN.pack(grant, confirmed.first, 1))
+            assert (await worker.ask(ack)).lost == 0
+
+    run(story())
+
+
+def test_after_a_clean_stop_nobody_waits_for_claims(place: Place) -> None:
+    """The log of a clean stop knows every grant."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            await place.peer(engine).publish(Message("q", b"x"), sequence=1)
+        async with place.engine(claims_ms=60_000) as engine:
+            consumer = place.peer(engine)
+            await consumer.hello("consumer")
+            await consumer.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+            await consumer.get(f.Deliver)
+
+    run(story())
+
+
 def test_when_the_disk_fails_nobody_is_answered_any_more(place: Place) -> None:
     """A failed sync ends the engine with LogFailed; the confirm never leaves."""
 

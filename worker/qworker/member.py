@@ -34,6 +34,8 @@ from qworker.terms import Terms
 
 SUBSCRIPTION = 1
 CONNECT_S = 5.0
+RECONNECT_MAX_S = 1.0
+"""Between attempts: within the time that a broker which crashed waits for claims (claims_ms)."""
 LEAVE_S = 5.0
 """How long a leaving member waits for the broker's word on its last settlements."""
 
@@ -55,7 +57,7 @@ class Member:
         self.closing = False
         self._poll = select.poll()
         self._poll.register(stop_fd, select.POLLIN)
-        self._backoff = Backoff()
+        self._backoff = Backoff(max_s=RECONNECT_MAX_S)
         self._retry_at = 0.0
         self._heard, self._silence_s = 0.0, 30.0
         self._correlation = 10

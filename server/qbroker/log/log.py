@@ -86,6 +86,7 @@ class Log:
 
     `written` is the highest batch handed to the kernel, `durable` the highest on stable
     storage; 0 while there is none. `oldest` is the lowest batch kept. All only grow.
+    `clean`: the last stop was a clean one, or there was none.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class Log:
         "_settings",
         "_spare",
         "_torn_bytes",
+        "clean",
         "durable",
         "oldest",
         "written",
@@ -116,6 +118,7 @@ class Log:
         self._spare: File | None = None
         self._failure: LogFailed | None = None
         self._torn_bytes = found.torn_bytes
+        self.clean = found.clean
         self._last_sync_s = 0.0
         self.oldest = found.meta.oldest
         self.written = active.segment.last

@@ -62,6 +62,8 @@ class Recovered:
     sealed: list[Segment]
     active: SegmentWriter
     torn_bytes: int
+    clean: bool
+    """The stop before was a clean one, or there was none."""
 
 
 def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Recovered:
@@ -83,12 +85,13 @@ def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Reco
     segments = [_opened(disk, name, meta, name == names[-1]) for name in names]
     _check_order(segments)
     last = segments[-1]
-    torn_bytes = 0 if last.sealed else _settle_tail(disk, last)
+    clean = last.sealed
+    torn_bytes = 0 if clean else _settle_tail(disk, last)
     if last.empty:
         active = _taken_again(disk, segments.pop())
     else:
         active = next_segment(disk, meta, last, (SEGMENT_BYTES_MIN, segment_bytes), spare)
-    return Recovered(meta, segments, active, torn_bytes)
+    return Recovered(meta, segments, active, torn_bytes, clean)
 
 
 def next_segment(
@@ -146,7 +149,7 @@ def _create(
     header = SegmentHeader(cluster, meta.log, 1, 1, bytes(16), salt, segment_bytes)
     active = create_segment(disk, header, SEGMENT_BYTES_MIN, spare)
     write_meta(disk, meta)
-    return Recovered(meta, [], active, 0)
+    return Recovered(meta, [], active, 0, clean=True)
 
 
 def _kept(disk: Disk, names: list[str], meta: Meta) -> list[str]:
