@@ -82,6 +82,8 @@ class Story(RuleBasedStateMachine):
         self.sequence = 0
         self.chunks: dict[int, tuple[list[bytes], list[str]]] = {}
         """Sequences that are not confirmed, to packed messages and their bodies."""
+        self.sendings: list[int] = []
+        """Sequences as often as they were sent: one that is refused may be taken the next time."""
         self.sent: set[str] = set()
         self.promised: set[str] = set()
         self.over: set[str] = set()
@@ -263,6 +265,7 @@ class Story(RuleBasedStateMachine):
         if sequence not in self.chunks:
             return
         raws, bodies = self.chunks[sequence]
+        self.sendings.append(sequence)
         client = self.connected(self.clients[0])
         raw = b"".join(raws)
         client.correlation += 1
@@ -282,7 +285,7 @@ class Story(RuleBasedStateMachine):
         else:
             assert isinstance(frame, f.Error), frame
             assert frame.code == "DUPLICATE_ID", frame
-            if sequence in self.chunks:
+            if self.sendings.count(sequence) == 1:
                 self.sent.difference_update(bodies)
         self.chunks.pop(sequence, None)
 
