@@ -256,6 +256,28 @@ def test_the_spare_is_made_ahead_and_used(story) -> None:
     assert story.log.free_bytes() >= 0
 
 
+def test_whether_a_commit_would_roll_can_be_asked(story) -> None:
+    """has_room tells a plain write from one that makes a segment; spare_ready if one waits."""
+    small, large = story.log.begin(), story.log.begin()
+    small.add(1, b"x")
+    assert story.log.has_room(small)
+    large.add(1, b"x" * (20 << 10))
+    assert not story.log.has_room(large)
+    assert not story.log.spare_ready
+    story.log.prepare_next()
+    assert story.log.spare_ready
+
+
+def test_a_clean_stop_is_told_from_a_kill(story) -> None:
+    """The log knows at its start how it ended."""
+    story.put(b"x")
+    assert story.log.clean
+    assert not story.killed().clean
+    story.put(b"y")
+    story.log.close()
+    assert story.reopen().clean
+
+
 def test_a_full_disk_fences_when_room_is_needed(story) -> None:
     """Without a spare and without room the log stops, with the reason; what was durable stays."""
     story.disk.capacity = 20 << 10
