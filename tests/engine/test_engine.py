@@ -116,6 +116,7 @@ def test_an_interval_syncs_by_itself(place: Place) -> None:
             async with asyncio.timeout(20):
                 while place.log.durable < written:
                     await peer.ask(f.Peek(queue="q"))
+            assert place.log.durable >= written
 
     run(story())
 
@@ -299,7 +300,7 @@ def test_after_a_clean_stop_nobody_waits_for_claims(place: Place) -> None:
             consumer = place.peer(engine)
             await consumer.hello("consumer")
             await consumer.ask(f.Consume(subscription=1, queues=["q"], credit=1))
-            await consumer.get(f.Deliver)
+            assert (await consumer.get(f.Deliver)).count == 1
 
     run(story())
 
