@@ -135,7 +135,11 @@ def run(folder: Path, cycles: int, seed: int, names: list[str]) -> Totals:
         for side in sides:
             side.heal()
         watcher = broker.connect("admin")
-        until(lambda: is_drained(watcher, sides), "the drain", DRAIN_S)
+        try:
+            until(lambda: is_drained(watcher, sides), "the drain", DRAIN_S)
+        except AssertionError as error:
+            told = [side.fleet.told() for side in sides if isinstance(side, Workers)]
+            raise AssertionError("\n".join([str(error), *told])) from error
         for side in sides:
             side.finish()
         totals = merged([side.books.totals() for side in sides])

@@ -63,6 +63,12 @@ class Fleet:
     def last_words(self) -> str:
         return self._said()[-2000:]
 
+    def told(self) -> str:
+        """What broker and worker have to say, for who must find out why nothing moves."""
+        tables = [self.broker.command(name, "--json") for name in ("queues", "stats")]
+        alive = "runs" if self.runs else "has ended"
+        return f"queues and stats {tables}\nthe worker {alive}:\n{self.last_words()}"
+
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The lines of its log about these events."""
         lines = (json.loads(line) for line in self._said().splitlines() if line.startswith("{"))

@@ -8,6 +8,7 @@ import pytest
 
 from e2e.daemon import Daemon, until
 from e2e.fleet import Fleet, load_tasks
+from qclient import ResultTimeout
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +30,10 @@ def outlive(broker: Daemon, fleet: Fleet, *, beyond_s: float) -> None:
         # When the broker dies, comes back, and the time is over in which leases could be lost
         broker.restart()
         late = tasks.echo.apply_async(args=("late",), countdown=beyond_s)
-        assert late.get(timeout=beyond_s + 30) == "late"
+        try:
+            assert late.get(timeout=beyond_s + 30) == "late"
+        except ResultTimeout as error:
+            raise AssertionError(fleet.told()) from error
         # Then the task still runs, ends once, and its result is known
         assert fleet.marks()["the-end"] == 0
         fleet.release("the-end")
