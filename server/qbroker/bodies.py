@@ -59,6 +59,17 @@ class Body:
                 at += 4 + int.from_bytes(self.raw[at : at + 4], "little")
         return self.offsets
 
+    def message(self, position: int) -> bytes:
+        """The packed message at ``position``, as far as this record holds it.
+
+        Raises IndexError if none begins there.
+        """
+        index, starts = position - self.first, self.starts()
+        if not 0 <= index < self.count:
+            raise IndexError(f"position {position} is that of no message")
+        end = starts[index + 1] if index + 1 < self.count else len(self.raw)
+        return self.raw[starts[index] : end]
+
 
 _position = attrgetter("position")
 Loaded = dict[int, list[Body]]
@@ -138,13 +149,7 @@ class Bodies:
 
     def message(self, position: int, continued: list[int] | None = None) -> bytes:
         """The packed message at ``position``; ``continued`` names the parts it goes on in."""
-        body = self.body(position)
-        index, starts = position - body.first, body.starts()
-        if not 0 <= index < body.count:
-            raise IndexError(f"position {position} is that of no message")
-        end = starts[index + 1] if index + 1 < body.count else len(body.raw)
-        raw = body.raw[starts[index] : end]
-        return raw + self.ends(continued)
+        return self.body(position).message(position) + self.ends(continued)
 
     def ends(self, continued: list[int] | None) -> bytes:
         """What these parts hold of a message that began before them."""

@@ -159,7 +159,5 @@ def read_message(bodies: Bodies, position: int) -> bytes:
         return b""
     for body in loaded.get(batch_of(position), ()):
         if body.first <= position < body.first + body.count:
-            index, starts = position - body.first, body.starts()
-            end = starts[index + 1] if index + 1 < body.count else len(body.raw)
-            return body.raw[starts[index] : end]
+            return body.message(position)
     return b""
