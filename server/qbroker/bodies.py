@@ -27,11 +27,7 @@ _ENTRY_BYTES = 200
 
 
 class Cold(Exception):  # noqa: N818  # a state, not a mistake
-    """The record that covers ``position`` is not in memory."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
+    """The record that covers a position, the argument, is not in memory."""
 
 
 @dataclass(slots=True)

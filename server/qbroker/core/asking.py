@@ -85,8 +85,7 @@ def decide_watch(
     position, entry = known(state, now, frame, found)
     if entry is None:
         return lookup(state, connection, frame)
-    unfinished = entry.state is not State.UNKNOWN and not entry.state.finished
-    if unfinished and frame.wait_ms:
+    if entry.unfinished and frame.wait_ms:
         until = now.mono_ms + min(frame.wait_ms, WATCH_MS_MAX)
         state.results.wait(Waiter(connection, frame.correlation, frame.id, position, until))
         return Decision()
@@ -101,7 +100,7 @@ def decide_cancel(
     if entry is None:
         return lookup(state, connection, frame)
     records: list[r.Record] = []
-    if entry.state is not State.UNKNOWN and not entry.state.finished:
+    if entry.unfinished:
         run = run_known(state, position, found)
         assert run is not None, f"{position} is {entry.state.name} and nowhere"
         until = now.wall_ms + state.settings.result_ttl_ms

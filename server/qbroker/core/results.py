@@ -16,7 +16,7 @@ DEADLINES_SPARE = 1_000
 
 @dataclass(slots=True)
 class Finished:
-    """One finished task."""
+    """What became of a task; in answers also how far an unfinished one is."""
 
     state: State
     record: int
@@ -29,6 +29,11 @@ class Finished:
     reason: str = ""
     name: bytes = b""
     """The id, if its caller chose it: the log has no index of those."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the task is known and something will still become of it."""
+        return self.state is not State.UNKNOWN and not self.state.finished
 
 
 @dataclass(slots=True, eq=False)
