@@ -31,7 +31,7 @@ from harness.processes import (
 )
 from harness.report import CALM_PERCENT, remarks, table, write
 from harness.results import Record, Results, load_or_new
-from harness.targets import OURS, SCENARIOS, THEIRS
+from harness.targets import OURS, SCENARIOS, THEIRS, of_group
 from probe import probe
 
 BENCH = Path(__file__).resolve().parent
@@ -45,6 +45,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", action="append", choices=SCENARIOS, help="this scenario; may be given again"
+    )
+    parser.add_argument(
+        "--group",
+        choices=sorted({scenario.group for scenario in SCENARIOS.values()}),
+        default="core",
+        help="which questions, if not --only some (default core)",
     )
     parser.add_argument("--side", choices=(OURS, THEIRS), help="one side only; gives no ratios")
     parser.add_argument("--runs", type=int, default=3, help="runs of each side (default 3)")
@@ -69,13 +75,15 @@ def main() -> int:
     options = arguments()
     names = [
         name
-        for name in options.only or SCENARIOS
+        for name in options.only or of_group(options.group)
         if options.side is None or options.side in SCENARIOS[name].sides
     ]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     adopt_orphans()
     try:
-        prepare(celery=options.side != OURS)
+        prepare(
+            celery=any(THEIRS in SCENARIOS[name].sides for name in names) and options.side != OURS
+        )
         if file_system(options.dir) == "tmpfs":
             raise BenchError(f"{options.dir} is in memory, a sync costs nothing there: give --dir")
         path = BENCH / "results.json"

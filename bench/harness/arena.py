@@ -19,6 +19,7 @@ from typing import Protocol, cast
 from harness.processes import (
     BROKER_CPU,
     CLIENT_CPU,
+    STOP_S,
     accepts,
     free_port,
     start,
@@ -98,11 +99,10 @@ class Arena:
 
     def start_broker(self) -> float:
         """The broker accepts connections; answers with the seconds that took."""
-        data = self._directory / "data"
-        data.mkdir(exist_ok=True)
+        self.data.mkdir(exist_ok=True)
         began = time.monotonic()
         self._broker = start(
-            self.side.broker_command(self.port, data),
+            self.side.broker_command(self.port, self.data),
             cpus={BROKER_CPU},
             env=self._env,
             log=self._broker_log,
@@ -116,11 +116,23 @@ class Arena:
         )
         return time.monotonic() - began
 
-    def stop_broker(self) -> None:
-        """The broker has ended."""
+    def stop_broker(self, *, within_s: float = STOP_S) -> None:
+        """The broker has ended: asked first, killed when the time is over."""
         if self._broker is not None:
-            stop(self._broker)
+            stop(self._broker, within_s)
             self._broker = None
+
+    def kill_broker(self) -> None:
+        """The broker has ended without a chance to say anything (kill -9)."""
+        if self._broker is not None:
+            self._broker.kill()
+            self._broker.wait()
+            self._broker = None
+
+    @property
+    def data(self) -> Path:
+        """Where the broker keeps its files."""
+        return self._directory / "data"
 
     # Workers
 

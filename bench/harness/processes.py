@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
-_STOP_S = 8.0
+STOP_S = 8.0
 _TAIL_CHARACTERS = 1500
 
 
@@ -97,11 +97,11 @@ def start(
         )
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """The process has ended: asked first, killed after eight seconds."""
+def stop(process: subprocess.Popen[bytes], within_s: float = STOP_S) -> None:
+    """The process has ended: asked first, killed when the time is over."""
     process.terminate()
     try:
-        process.wait(_STOP_S)
+        process.wait(within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

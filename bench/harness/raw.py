@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from harness.processes import BenchError
 from qprotocol import wire
@@ -38,6 +39,7 @@ from qprotocol.frames import (
 )
 from qprotocol.message import Message
 
+F = TypeVar("F", bound=Frame)
 _RECEIVE_BYTES = 1 << 18
 _DEADLINE_S = 120.0
 
@@ -102,6 +104,16 @@ class Connection:
         self.send(Inspect(what="queues", correlation=4))
         report = json.loads(self._await(Report.TYPE))
         return sum(int(row["ready"]) for row in report if row["name"] == queue)
+
+    def next(self, frame: type[F]) -> F:
+        """The next frame of this type, whole; what arrives with it is dropped."""
+        while True:
+            for kind, header, raw in list(self.receive()):
+                if kind == frame.TYPE:
+                    found = decode_header(header)
+                    assert isinstance(found, frame)
+                    found.raw = raw
+                    return found
 
     def _await(self, kind: int) -> bytes:
         """The raw section of the next frame of this kind; what comes before it is dropped."""

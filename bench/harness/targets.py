@@ -33,7 +33,7 @@ class Figure:
         if self.times is not None:
             return f"{sign} {self.times:g} ×"
         if self.absolute is not None:
-            return f"{sign} {self.absolute:,.0f} {self.unit}"
+            return f"{sign} {self.absolute:,g} {self.unit}"
         return ""
 
     def verdict(self, ours: float | None, theirs: float | None) -> str:
@@ -57,6 +57,7 @@ class Scenario:
     figures: tuple[Figure, ...]
     sides: tuple[str, ...] = (THEIRS, OURS)
     durable: bool = True  # our figure contains a sync, so the disk's own is measured beside it
+    group: str = "core"  # which of the bench's tables it belongs to
 
 
 def _raw(verb: str) -> tuple[Figure, ...]:
@@ -125,4 +126,56 @@ SCENARIOS: dict[str, Scenario] = {
             Figure("slower_percent", "cost of `-l INFO` on the drain", "%", "lower"),
         )
     ),
+    "storage_start": Scenario(
+        (
+            Figure("start_empty_s", "start with nothing queued", "s", "lower"),
+            Figure("start_killed_s", "start with 1 M after kill -9", "s", "lower", absolute=1.5),
+            Figure(
+                "start_clean_s", "start with 1 M after a clean stop", "s", "lower", absolute=0.5
+            ),
+        ),
+        sides=(OURS,),
+        group="storage",
+    ),
+    "storage_backlog": Scenario(
+        (
+            Figure("bytes_a_message", "RAM a queued message at 10 M", "B", "lower", absolute=16),
+            Figure("all_bytes_a_message", "the same, the broker's children too", "B", "lower"),
+            Figure("peak_mb", "most memory in use, page cache too, of 512 MiB", "MB", "lower"),
+            Figure("publish_percent", "publishing with 10 M behind, of empty", "%", absolute=90),
+            Figure("hot_take_percent", "taking what is new, of empty", "%", absolute=90),
+            Figure("cold_take_percent", "taking the cold backlog, of empty", "%", absolute=70),
+            Figure(
+                "others_p99_times", "p99 of others while it drains", "times", "lower", absolute=2
+            ),
+            Figure("lookup_p99_ms", "look-up by id at 10 M, p99", "ms", "lower", absolute=5),
+            Figure("start_killed_s", "start with 10 M after kill -9", "s", "lower", absolute=10),
+            Figure("start_clean_s", "start with 10 M after a clean stop", "s", "lower", absolute=3),
+        ),
+        sides=(OURS,),
+        group="storage",
+    ),
+    "storage_churn": Scenario(
+        (
+            Figure("disk_times", "log on disk for each live byte", "times", "lower", absolute=2.5),
+            Figure("disk_times_peak", "the same, at most", "times", "lower"),
+        ),
+        sides=(OURS,),
+        group="storage",
+    ),
+    "storage_delayed": Scenario(
+        (
+            Figure("bytes_a_message", "RAM a delayed message at 1 M", "B", "lower", absolute=24),
+            Figure("lateness_p99_ms", "lateness under load, p99", "ms", "lower", absolute=20),
+            Figure("earliest_ms", "earliest", "ms", absolute=0),
+        ),
+        sides=(OURS,),
+        group="storage",
+    ),
 }
+"""In the order in which they run."""
+
+
+def of_group(group: str) -> list[str]:
+    """The names of a group's scenarios."""
+    return [name for name, scenario in SCENARIOS.items() if scenario.group == group]

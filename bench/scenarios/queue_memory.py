@@ -7,9 +7,9 @@ task with a 200-byte argument, which is how a Celery user fills a queue; Redis h
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from harness.arena import Arena
+from harness.memory import resident_bytes
 from harness.processes import BenchError
 from harness.raw import Connection, Load, publish
 from harness.targets import THEIRS
@@ -23,9 +23,9 @@ def measure(arena: Arena) -> dict[str, float]:
         return _of_redis(arena)
     count = arena.many(ours=1_000_000, theirs=0)
     publish(arena.port, Load("warm", 1, 100, BODY_BYTES, 1000))
-    before = _resident_bytes(arena.broker_pid)
+    before = resident_bytes(arena.broker_pid)
     publish(arena.port, Load("full", 1, 100, BODY_BYTES, count))
-    grown = _resident_bytes(arena.broker_pid) - before
+    grown = resident_bytes(arena.broker_pid) - before
     arena.stop_broker()
     began = time.monotonic()
     arena.start_broker()
@@ -40,13 +40,6 @@ def measure(arena: Arena) -> dict[str, float]:
 def _of_redis(arena: Arena) -> dict[str, float]:
     count = arena.many(ours=0, theirs=20_000)
     arena.tasks.send_many("noop", ["x" * BODY_BYTES] * 100)
-    before = _resident_bytes(arena.broker_pid)
+    before = resident_bytes(arena.broker_pid)
     arena.tasks.send_many("noop", ["x" * BODY_BYTES] * count)
-    return {"bytes_a_message": (_resident_bytes(arena.broker_pid) - before) / count}
-
-
-def _resident_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"no VmRSS line for {pid}")
+    return {"bytes_a_message": (resident_bytes(arena.broker_pid) - before) / count}
