@@ -14,10 +14,10 @@ TYPING   := $(wildcard tests/typing/*.py)
 PURE     := tests/wire tests/core tests/scenarios tests/log
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types coverage generated bench crash rewrite docs clean
+.PHONY: help demo test check format lint types coverage generated bench bench-storage crash rewrite docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: export QDEMO_DIR = $(DIR)
 demo: export QDEMO_CHAOS = $(CHAOS)
@@ -31,6 +31,9 @@ check: format lint types coverage generated ## what CI asks besides the tests
 
 bench: .venv/installed ## the figures, compared; see bench/README.md; ARGS="--quick" to try it
 	@$(RUN) bench/run.py $(ARGS)
+
+bench-storage: .venv/installed ## the figures of storage: deep queues, starts, disk; ARGS as for bench
+	@$(RUN) bench/run.py --group storage $(ARGS)
 
 crash: .venv/installed ## kill the broker N=200 times under load, and count messages
 	@$(RUN) tests/e2e/crash.py --cycles $(N) $(ARGS)
