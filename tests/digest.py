@@ -8,6 +8,7 @@ from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
 from qbroker.core.settings import PRODUCER_IDLE_MS
 from qbroker.core.state import BrokerState
+from qbroker.core.timers import Timers
 
 
 def digest(state: BrokerState, now: Now) -> dict[str, Any]:
@@ -42,6 +43,29 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
     }
 
 
+def exact(state: BrokerState) -> dict[str, Any]:
+    """All durable state, void or not: what two replays of one log must agree on."""
+    grants = {id(grant): grant for grant in state.leases.values()}.values()
+    return digest(state, Now(0, 0)) | {
+        "epochs": (state.epoch, state.boots, state.granted),
+        "expiries": entries(state.expiries),
+        "timers": entries(state.timers),
+        "sizes": (state.timers.size, state.expiries.size),
+        "delayed": state.delayed,
+        "late": state.late,
+        "cancelled": state.cancelled,
+        "grants": sorted(
+            (g.number, g.remaining, [(run.number, *where) for run, *where in g.entries])
+            for g in grants
+        ),
+        "seen": {number: p.seen_ms for number, p in state.producers.items()},
+        "results": list(state.results.finished.items()),
+        "named results": state.results.names,
+        "runs": {run.number: list(run) for x in state.lanes for run in x.runs.values() if run.size},
+        "uploads": state.uploads,
+    }
+
+
 def holder(grant: Grant, position: int) -> tuple[Any, ...]:
     """Who holds the message, and whether it has begun."""
     session = grant.member.session
@@ -53,10 +77,13 @@ def holder(grant: Grant, position: int) -> tuple[Any, ...]:
 
 def scheduled(state: BrokerState) -> list[tuple[int, int, int]]:
     """(due_ms, position, run number) of messages that wait for their time."""
-    timers = state.timers
-    entries = [each for bucket in timers._buckets.values() for each in bucket.entries()]
-    entries += timers._current[timers._head :]
-    return sorted(each for each in entries if each[1] not in state.cancelled)
+    return [each for each in entries(state.timers) if each[1] not in state.cancelled]
+
+
+def entries(timers: Timers) -> list[tuple[int, int, int]]:
+    """(due_ms, position, run number) of all entries, in their order."""
+    found = [each for bucket in timers._buckets.values() for each in bucket.entries()]
+    return sorted([*found, *timers._current[timers._head :]])
 
 
 def check_places(state: BrokerState) -> dict[int, str]:

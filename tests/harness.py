@@ -19,6 +19,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 from typing import Any
 
 from qbroker.ages import Ages
@@ -28,10 +29,11 @@ from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.core.settings import Settings
+from qbroker.core.snapshot import decode, encode, tidy
 from qbroker.delivery import Delivery
 from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.log.log import Log, LogSettings
-from qbroker.replaying import replay
+from qbroker.replaying import follow
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Assembler, Decoder
@@ -107,6 +109,8 @@ class Machine:
         self.connections = 0
         self.noted: list[tuple[int, r.Record]] = []
         """Records appended since somebody looked."""
+        self.snapshot: tuple[int, dict[str, bytes]] | None = None
+        """A batch and the durable state behind it: starts go on from there."""
         self.start()
 
     @property
@@ -119,9 +123,8 @@ class Machine:
         """The log is opened and replayed, a new epoch is durable."""
         settings = self.settings
         self.log = Log.open(self.disk, self.log_settings or LogSettings(segment_bytes=1 << 20))
-        self.core = Broker(settings)
         self.ages = Ages()
-        replay(self.log, self.core, self.ages, lambda done, last: None)
+        self.core = self.rebuilt(self.log)
         self.bodies = Bodies(self.log, self.window_bytes)
         self.peers: dict[int, Peer] = {}
         self.delivery = PatientDelivery(self.bodies, self.peers, None)  # type: ignore[arg-type]
@@ -134,6 +137,23 @@ class Machine:
         self.core.boot(self.now, "test", self.append)
         self.writing = self.group.take(sync=True)
         self.write()
+
+    def rebuilt(self, log: Log, upto: int = 1 << 44) -> Broker:
+        """What the log says up to a batch, by the snapshot if there is one."""
+        last, sections = self.snapshot or (0, {})
+        state = decode(self.settings, sections) if last else None
+        core = Broker(self.settings, state)
+        behind = takewhile(lambda batch: batch[0].number <= upto, log.replay(last + 1))
+        follow(behind, core, self.ages, lambda done: None)
+        return core
+
+    def save(self) -> None:
+        """A snapshot of what is durable, as one makes it who has only the log."""
+        twin = self.disk.copy()
+        twin.kill()
+        core = self.rebuilt(Log.open(twin, self.log_settings), self.log.durable)
+        tidy(core.state, self.wall_ms)
+        self.snapshot = self.log.durable, dict(encode(core.state))
 
     def crash(self, choose: Choose = lose_all) -> None:
         """Power is cut, as SimDisk.crash says, and the broker starts again."""

@@ -1,24 +1,37 @@
-"""Start-up: the log's records through the same ``apply`` that live traffic uses."""
+"""The log's records through the same ``apply`` as live traffic: at a start, and beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from qbroker.ages import Ages
 from qbroker.core import records
 from qbroker.core.broker import Broker
+from qbroker.log.format import BatchInfo, StoredRecord
 from qbroker.log.log import Log
 
+Batches = Iterable[tuple[BatchInfo, list[StoredRecord]]]
 
-def replay(log: Log, core: Broker, ages: Ages, progress: Callable[[int, int], None]) -> None:
-    """The core knows what the log says. ``progress`` gets batch and last batch now and then.
 
-    Raises CorruptError where the log disagrees with itself. Costs some microseconds a
-    record, not a message: a chunk of a thousand messages is one record.
+def replay(
+    log: Log, core: Broker, ages: Ages, progress: Callable[[int, int], None], first: int = 0
+) -> None:
+    """The core knows what the log says from batch ``first`` on; 0 is its beginning.
+
+    ``progress`` gets batch and last batch now and then. Raises CorruptError where the
+    log disagrees with itself.
+    """
+    last = log.written
+    follow(log.replay(first), core, ages, lambda batch: progress(batch, last))
+
+
+def follow(batches: Batches, core: Broker, ages: Ages, progress: Callable[[int], None]) -> None:
+    """The core knows what these batches say; ``progress`` gets every thousandth.
+
+    Costs some microseconds a record, not a message: a chunk of a thousand is one record.
     """
     unpack, apply = records.unpack, core.replay
-    last = log.written
-    for count, (info, stored) in enumerate(log.replay()):
+    for count, (info, stored) in enumerate(batches):
         ages.note(info.number, info.wall_ms)
         for each in stored:
             apply(each.position, unpack(each.type, each.body))
         if not count & 0x3FF:
-            progress(info.number, last)
+            progress(info.number)

@@ -519,6 +519,11 @@ class Story(RuleBasedStateMachine):
         self.doubtful -= alive
 
     @rule()
+    def save(self) -> None:
+        """From now on a start reads the snapshot, and the log behind it."""
+        self.machine.save()
+
+    @rule()
     def rebuild(self) -> None:
         """A broker that replays the log knows what the one knows that wrote it."""
         machine = self.machine
@@ -533,6 +538,10 @@ class Story(RuleBasedStateMachine):
         now = machine.now
         assert digest(core.state, now) == digest(machine.core.state, now)
         check_places(core.state)
+        twin.kill()
+        shadow = machine.rebuilt(Log.open(twin, LOG))
+        assert digest(shadow.state, now) == digest(core.state, now)
+        check_places(shadow.state)
 
     def teardown(self) -> None:
         """In the end everything can be worked off, and nothing is left."""

@@ -42,8 +42,8 @@ AppendRaw = Callable[[r.Record], int]
 class Broker:
     """The core. ``append`` puts a record into the engine's batch and gives its position."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.state = BrokerState(settings)
+    def __init__(self, settings: Settings, state: BrokerState | None = None) -> None:
+        self.state = state or BrokerState(settings)
 
     # Start-up.
 

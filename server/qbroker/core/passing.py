@@ -37,13 +37,10 @@ def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     """The record for messages whose time is over while they wait; running ones go on."""
     over = []
     for _, position, number in state.expiries.pop(now.wall_ms, count):
-        run = state.run_numbered(number)
-        attempts = state.attempts.get(position)
         if position in state.leases:
             state.late.add(position)
-            continue
-        delayed = attempts.waits if attempts else position in state.delayed
-        if delayed or (attempts.run is run if attempts else position in run):
+        elif state.waits_in(number, position):
+            run = state.run_numbered(number)
             over.append([position, run.lane.number, run.priority])
     if not over:
         return []

@@ -157,6 +157,21 @@ class Run:
         self.skipped.clear()
         self.head = self.size = 0
 
+    def saved(self) -> "tuple[list[int], list[int], list[array[int]]]":
+        """What was given back, what is skipped, and the chunks without what has been taken."""
+        chunks = list(self.chunks)
+        if self.head:
+            chunks[0] = chunks[0][self.head :]
+        return sorted(self.given), sorted(self.skipped), chunks
+
+    def restore(self, given: list[int], skipped: list[int], chunks: "list[array[int]]") -> None:
+        """Into a new run: what ``saved`` gave. Chunks are taken over, not copied."""
+        self.chunks.extend(chunks)
+        self.given.update(given)
+        self.returned = given
+        self.skipped.update(skipped)
+        self.size = sum(map(len, chunks)) + len(given) - len(skipped)
+
     def __contains__(self, position: int) -> bool:
         if position in self.given:
             return True

@@ -4,9 +4,11 @@ An entry is an index: the bytes are in the log, at ``record``. Entries live unti
 time is over, they are forgotten on demand, or the limit drops the oldest.
 """
 
+from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from qprotocol.states import State
 
@@ -34,6 +36,10 @@ class Finished:
     def unfinished(self) -> bool:
         """Whether the task is known and something will still become of it."""
         return self.state is not State.UNKNOWN and not self.state.finished
+
+
+_NUMBERS = ("state", "record", "content", "finished_ms", "run_ms", "keep_until_ms", "failures")
+"""Fields of Finished that are columns of a snapshot, in their order."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +105,27 @@ class Results:
         for position in over:
             self.drop(position)
         return over
+
+    def saved(self) -> "tuple[list[Any], list[array[int]]]":
+        """A column a number of the entries, oldest first; their texts by row; chosen ids."""
+        entries = self.finished.values()
+        reasons = {row: each.reason for row, each in enumerate(entries) if each.reason}
+        names = {row: each.name for row, each in enumerate(entries) if each.name}
+        columns = [
+            array("Q", self.finished),
+            *(array("Q", [getattr(each, name) for each in entries]) for name in _NUMBERS),
+        ]
+        return [reasons, names, self.names], columns
+
+    @classmethod
+    def restored(cls, limit: int, values: list[Any], columns: "list[array[int]]") -> "Results":
+        """The same entries; nobody waits."""
+        reasons, names, positions = values
+        results = cls(limit, names=positions)
+        for row, (position, state, *numbers) in enumerate(zip(*columns, strict=True)):
+            entry = results.finished[position] = Finished(State(state), *numbers)
+            entry.reason, entry.name = reasons.get(row, ""), names.get(row, b"")
+        return results
 
     def wait(self, waiter: Waiter) -> None:
         """Tell ``waiter`` when its message is finished or its time is over."""

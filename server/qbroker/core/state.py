@@ -209,6 +209,13 @@ class BrokerState:
             run.remove(position, 1)
             run.lane.queue.ready -= 1
 
+    def waits_in(self, run_number: int, position: int) -> bool:
+        """Whether the message waits, ready or for its time, in that run."""
+        attempts = self.attempts.get(position)
+        if attempts:
+            return attempts.waits or attempts.run is self.run_numbered(run_number)
+        return position in self.delayed or position in self.run_numbered(run_number)
+
     def listen_again(self, consumer: Consumer) -> None:
         """The consumer may have room: look at its queues."""
         for number in consumer.queues:

@@ -112,6 +112,31 @@ class Timers:
         self.size = len(self._current) + sum(len(b.dues) for b in self._buckets.values())
         return positions
 
+    def saved(self) -> "tuple[list[int], list[array[int]]]":
+        """The number of each bucket, and three columns of each: dues, positions, runs.
+
+        What is left of opened buckets comes last, without a number.
+        """
+        columns = []
+        for bucket in self._buckets.values():
+            columns += [bucket.dues, bucket.positions, bucket.runs]
+        rest = self._current[self._head :]
+        columns += [array("Q", each) for each in zip(*rest, strict=True)]
+        return list(self._buckets), columns
+
+    @classmethod
+    def restored(cls, numbers: list[int], columns: "list[array[int]]") -> "Timers":
+        """The same entries. Costs a step a bucket, and one for each that was in an opened one."""
+        timers = cls()
+        for index, number in enumerate(numbers):
+            bucket = timers._buckets[number] = Bucket()
+            bucket.dues, bucket.positions, bucket.runs = columns[3 * index : 3 * index + 3]
+            timers.size += len(bucket.dues)
+        timers._order = sorted(numbers)
+        for entry in zip(*columns[3 * len(numbers) :], strict=True):
+            timers.push(*entry)
+        return timers
+
     def _open_until(self, wall_ms: int) -> None:
         last = wall_ms >> BUCKET_BITS
         opened = False

@@ -1,0 +1,200 @@
+"""A snapshot holds all durable state: by name, in every scenario, at every batch."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from digest import exact
+from harness import Harness
+from qbroker.core import records as r
+from qbroker.core.broker import Broker
+from qbroker.core.columns import column, pack_columns, unpack_columns
+from qbroker.core.leases import Attempts, Grant, Member, Session
+from qbroker.core.queues import Lane, Queue, Run
+from qbroker.core.results import Finished, Results
+from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
+from qbroker.core.snapshot import SECTIONS, VOLATILE, SnapshotError, decode, encode, tidy
+from qbroker.core.state import BrokerState, Producer, Upload
+from qbroker.core.timers import Timers
+from qbroker.log.log import Log
+from qprotocol.options import QueueOptions
+from qprotocol.states import State
+
+SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.txt"))
+
+
+def again(state: BrokerState) -> BrokerState:
+    return decode(state.settings, dict(encode(state)))
+
+
+# --- By name
+
+
+def test_every_field_of_the_state_is_saved_or_volatile() -> None:
+    saved = [name for section in SECTIONS.values() for name in section.fields]
+    assert len(saved) == len(set(saved))
+    mine = {each.name for each in fields(BrokerState)}
+    assert mine - set(saved) - VOLATILE == set(), "in no section, and not named volatile"
+    assert set(saved) & VOLATILE == set()
+    assert (set(saved) | VOLATILE) - mine == set(), "no such field"
+
+
+KNOWN: dict[type, tuple[set[str], set[str]]] = {
+    # What is saved of each, and what is volatile or follows from the rest.
+    Queue: (
+        {"name", "number", "options", "ready", "scheduled", "leased", "lanes"},
+        {"synced", "levels", "priorities", "counts"},
+    ),
+    Lane: ({"queue", "task", "keys", "runs"}, {"number", "place"}),
+    Run: (
+        {"number", "chunks", "head", "given", "skipped"},
+        {"lane", "priority", "returned", "size", "key"},
+    ),
+    Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
+    Member: ({"session", "number", "grants"}, {"connection"}),
+    Session: ({"id", "members"}, {"alive_until_ms"}),
+    Attempts: ({"deliveries", "failures", "crashes", "error", "reason", "run", "waits"}, set()),
+    Producer: ({"highest", "window", "seen_ms"}, set()),
+    Upload: (
+        {"staged", "delayed", "expiring", "named", "continued", "last", "count", "parts"},
+        set(),
+    ),
+    Finished: ({each.name for each in fields(Finished)}, set()),
+    Results: (
+        {"finished", "names"},
+        {"limit", "dropped", "waiters", "_deadlines", "_count", "_waiting"},
+    ),
+}
+
+
+@pytest.mark.parametrize("cls", KNOWN, ids=lambda cls: cls.__name__)
+def test_what_is_in_the_state_has_no_field_unheard_of(cls: type) -> None:
+    saved, volatile = KNOWN[cls]
+    assert set(cls.__slots__) == saved | volatile, "save it, or name it volatile, here as well"
+
+
+# --- In every scenario
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_scenario(path: Path) -> None:
+    """The state comes back after any line, and at any batch the log behind it leads on."""
+    harness = Harness()
+    for block in path.read_text(encoding="utf-8").split("\n\n"):
+        for line in block.split("\n----", 1)[0].strip("\n").split("\n"):
+            if not line.startswith("#"):
+                harness.run(line)
+                state = harness.machine.core.state
+                assert exact(again(state)) == exact(state), line
+    replayed_in_pieces(harness.machine.settings, Log.open(harness.machine.disk.copy()))
+
+
+def replayed_in_pieces(settings: Settings, log: Log) -> None:
+    """Each batch is applied to a state that was a snapshot a moment before."""
+    whole, pieces = Broker(settings), Broker(settings)
+    for _, stored in log.replay():
+        pieces = Broker(settings, again(pieces.state))
+        for each in stored:
+            whole.replay(each.position, r.unpack(each.type, each.body))
+            pieces.replay(each.position, r.unpack(each.type, each.body))
+        assert exact(pieces.state) == exact(whole.state)
+
+
+# --- What no scenario shows
+
+
+def queue_of(count: int) -> tuple[BrokerState, Run]:
+    """A queue in which ``count`` messages wait, from position 1 << 20 on."""
+    state = BrokerState(Settings())
+    run = state.open_lane(0, state.open_queue(0, "q", QueueOptions()), "t", b"").run(0)
+    for batch in range(1, count // 1_000 + 1):
+        state.ready(run, batch << 20, 1_000)
+    return state, run
+
+
+def test_a_run_in_disorder_comes_back_as_it_is() -> None:
+    state, run = queue_of(10_000)
+    run.take(1_500)
+    run.remove((4 << 20) + 10, 5)
+    run.remove(9 << 20, 1)
+    run.give_back(1 << 20)
+    run.give_back((1 << 20) + 7)
+    found = again(state).run_numbered(run.number)
+    assert list(found) == list(run)
+    assert found.size == run.size
+    assert [found.take(3) for _ in range(5)] == [run.take(3) for _ in range(5)]
+
+
+def test_timers_in_opened_buckets_come_back_in_order() -> None:
+    timers = Timers()
+    for due in (9_000, 4_100, 4_096, 70_000, 4_200, 1 << 40):
+        timers.push(due, due << 20, due % 7)
+    timers.pop(4_096, 1)
+    assert timers._current, "there is a bucket that was opened"
+    found = Timers.restored(*unpack_columns(pack_columns(*timers.saved())))
+    assert found.size == timers.size
+    assert found.pop(1 << 41, 5) == timers.pop(1 << 41, 5)
+
+
+def test_time_makes_void_what_no_record_tells_of() -> None:
+    state, run = queue_of(1_000)
+    now = 10 * PRODUCER_IDLE_MS
+    state.producers = {1: Producer(5, 1, now), 2: Producer(5, 1, now - PRODUCER_IDLE_MS - 1)}
+    state.results.store(7, Finished(State.SUCCESS, 7, 0, now - 20, 1, now - 10))
+    state.results.store(8, Finished(State.SUCCESS, 8, 0, now - 20, 1, now + 10))
+    state.moved, state.origin = {3: 7, 4: 8}, {7: 3, 8: 4}
+    waits, gone, later = 1 << 20, 99 << 20, (1 << 20) + 1
+    for due, position in ((now - 1, waits), (now - 2, gone), (now + 1, later)):
+        state.expiries.push(due, position, run.number)
+    tidy(state, now)
+    assert list(state.producers) == [1]
+    assert list(state.results.finished) == [8]
+    assert (state.moved, state.origin) == ({4: 8}, {8: 4})
+    left = state.expiries.pop(now + 5_000, 2)
+    assert [position for _, position, _ in left] == [waits, later]
+    assert state.expiries.size == 0
+
+
+def test_a_queue_follows_the_fsync_that_is_set_now() -> None:
+    state, _ = queue_of(0)
+    assert state.numbered[0].synced
+    found = decode(Settings(fsync="never"), dict(encode(state)))
+    assert not found.numbered[0].synced
+
+
+# --- What is no snapshot
+
+
+def test_a_section_that_is_missing_is_named() -> None:
+    sections = dict(encode(BrokerState(Settings())))
+    del sections["leases"]
+    with pytest.raises(SnapshotError, match="section 'leases' is missing"):
+        decode(Settings(), sections)
+
+
+def test_a_newer_version_is_refused() -> None:
+    sections = dict(encode(BrokerState(Settings())))
+    sections["broker"] = pack_columns([2, 1, {}, {}, "news"])
+    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 2.*reads 1"):
+        decode(Settings(), sections)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_that_is_cut_short_is_refused(name: str) -> None:
+    state, _ = queue_of(2_000)
+    sections = dict(encode(state))
+    sections[name] = sections[name][:-1]
+    with pytest.raises(SnapshotError, match=f"section '{name}' cannot be read"):
+        decode(Settings(), sections)
+
+
+def test_columns_come_back_whole_or_not_at_all() -> None:
+    packed = pack_columns({"a": 1}, [column([1, 2**64 - 1]), column([])])
+    values, columns = unpack_columns(packed)
+    assert values == {"a": 1}
+    assert [list(each) for each in columns] == [[1, 2**64 - 1], []]
+    with pytest.raises(ValueError, match="columns end at byte"):
+        unpack_columns(packed + b"\0")
