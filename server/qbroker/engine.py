@@ -18,10 +18,8 @@ Rule 4. When the disk fails nothing is answered any more: held effects are dropp
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,8 +35,8 @@ from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
 from qbroker.log.log import Log
+from qbroker.machine import Machine
 from qbroker.timings import Timings
-from qbroker.writer import Writer
 from qprotocol import frames as f
 
 logger = logging.getLogger("qbroker.engine")
@@ -56,21 +54,18 @@ class Identity:
     epoch: int
 
 
-def wall_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
-def mono_ms() -> int:
-    """Milliseconds of a clock that never goes back."""
-    return time.monotonic_ns() // 1_000_000
-
-
 class Engine:
     """The running broker. Belongs to one event loop; started by ``boot``."""
 
     def __init__(
-        self, config: Config, log: Log, core: Broker, ages: Ages, timings: Timings
+        self,
+        config: Config,
+        log: Log,
+        core: Broker,
+        ages: Ages,
+        timings: Timings,
+        *,
+        machine: Machine | None = None,
     ) -> None:
         self._config = config
         self._log = log
@@ -78,8 +73,8 @@ class Engine:
         self._ages = ages
         self._timings = timings
         self._bodies = Bodies(log, config.window_bytes_max)
-        self._readers = ThreadPoolExecutor(1, "qbroker-read")
-        self._writer = Writer()
+        self._clock = machine = machine or Machine()
+        self._readers, self._writer = machine.readers(), machine.writer()
         self._connections: dict[int, Connection] = {}
         self._delivery = Delivery(self._bodies, self._connections, self._readers)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
@@ -94,7 +89,7 @@ class Engine:
         self._committing = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._last_turn_ms = mono_ms()
+        self._last_turn_ms = self._clock.mono_ms()
         self._due_ms = 0
         """Monotonic: before it, time makes nothing due."""
         self._claims_until_ms = 0
@@ -128,7 +123,7 @@ class Engine:
         self._over = self._loop.create_future()
         self._writer.attach(self._loop, self._written)
         if not self._log.clean:
-            self._claims_until_ms = mono_ms() + self._config.claims_ms
+            self._claims_until_ms = self._clock.mono_ms() + self._config.claims_ms
         self._schedule()
         await self._over
 
@@ -155,7 +150,7 @@ class Engine:
         self.inbox_bytes += len(frame.raw) + 64
         if self.inbox_bytes > self._config.inbox_bytes_max:
             self._crowded = True
-        self._core.heard(connection.number, mono_ms())
+        self._core.heard(connection.number, self._clock.mono_ms())
 
     def arrived(self) -> None:
         """A connection has submitted all that was there. See that a turn comes.
@@ -183,7 +178,7 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """What may be looked at. Costs a step a queue."""
-        found, now = self._core.statistics(), wall_ms()
+        found, now = self._core.statistics(), self._clock.wall_ms()
         queues = tuple(
             replace(queue, oldest_ready_ms=self._ages.age_ms(queue.oldest_ready, now))
             for queue in found.queues
@@ -198,13 +193,13 @@ class Engine:
             self._loop.call_soon(self._turn)
 
     def _now(self) -> Now:
-        return Now(wall_ms(), mono_ms())
+        return Now(self._clock.wall_ms(), self._clock.mono_ms())
 
     def _turn(self) -> None:
         self._scheduled = False
         if self.failure is not None or self._closed:
             return
-        began = time.perf_counter()
+        began = self._clock.seconds()
         now = self._now()
         self._note_stall(now)
         self._group.hold(self._drain(now, began))
@@ -222,7 +217,7 @@ class Engine:
         if (self._inbox and not self._group.full) or (self._core.has_more and not claims):
             self._schedule()
         self._set_timer(now)
-        self._timings.turn.observe(time.perf_counter() - began)
+        self._timings.turn.observe(self._clock.seconds() - began)
 
     def _note_stall(self, now: Now) -> None:
         """If the process itself stood still, no worker is late."""
@@ -251,7 +246,7 @@ class Engine:
                     out.append(self._inspected(connection.number, frame))
                 else:
                     out += self._core.execute(connection.number, frame, now, self._group.append)
-            if time.perf_counter() > end:
+            if self._clock.seconds() > end:
                 break
         if self._crowded and self.inbox_bytes < self._config.inbox_bytes_max // 2:
             self._crowded = False
@@ -297,17 +292,17 @@ class Engine:
 
     def _write(self, commit: Commit, *, sync: bool) -> float:
         """Write the batch; the seconds that took. Here or in the thread. Raises LogFailed."""
-        now, epoch = wall_ms(), self._core.state.epoch
-        began = time.perf_counter()
+        now, epoch = self._clock.wall_ms(), self._core.state.epoch
+        began = self._clock.seconds()
         self._log.commit(commit.batch, sync=sync, wall_ms=now, epoch=epoch, keys=commit.keys)
         self._ages.note(commit.batch.number, now)
-        return time.perf_counter() - began
+        return self._clock.seconds() - began
 
     def _sync(self) -> float:
         """What is written is durable; the seconds that took. In the thread. Raises LogFailed."""
-        began = time.perf_counter()
+        began = self._clock.seconds()
         self._log.sync()
-        return time.perf_counter() - began
+        return self._clock.seconds() - began
 
     def _written(self, result: float | BaseException) -> None:
         """The writer is done with a batch: seconds, or what stopped it."""
@@ -315,7 +310,7 @@ class Engine:
         if isinstance(result, BaseException):
             self._fail(result)
             return
-        self._group.committed(mono_ms())
+        self._group.committed(self._clock.mono_ms())
         self._timings.sync.observe(result)
         self._release()
         if not self._preparing and not self._log.spare_ready:

@@ -27,7 +27,7 @@ from qbroker.ages import Ages
 from qbroker.config import Config, is_loopback
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
-from qbroker.engine import Engine, wall_ms
+from qbroker.engine import Engine
 from qbroker.log.disk import FileDisk
 from qbroker.log.errors import (
     CorruptError,
@@ -39,6 +39,7 @@ from qbroker.log.errors import (
     OwnerError,
 )
 from qbroker.log.log import Log, LogSettings
+from qbroker.machine import wall_ms
 from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
 from qbroker.net.session import Terms

@@ -42,7 +42,8 @@ class Listener:
         self.connections: dict[int, Connection] = {}
         self._handshakes: dict[int, Connection] = {}
         self.watch = Watch(self.connections, self._handshakes, limits, terms.wall_ms, self._relieve)
-        self._blocked: set[Connection] = set()
+        self._blocked: dict[Connection, None] = {}
+        """In the order they were blocked: they are read again in it."""
         self._accepted = 0
         self._server: asyncio.Server | None = None
         self._emptied: asyncio.Event | None = None
@@ -160,12 +161,12 @@ class Listener:
                     "%d bytes wait for a turn, %d are allowed: publishers are not read",
                     *(self.engine.inbox_bytes, self.limits.inbox_bytes_max),
                 )
-            self._blocked.add(connection)
+            self._blocked[connection] = None
             connection.block()
 
     def drained(self) -> None:
         """The inbox has room again: everybody is read."""
-        blocked, self._blocked = self._blocked, set()
+        blocked, self._blocked = self._blocked, {}
         for connection in blocked:
             connection.unblock()
 
@@ -173,7 +174,7 @@ class Listener:
         """It is gone."""
         del self.connections[connection.number]
         self._handshakes.pop(connection.number, None)
-        self._blocked.discard(connection)
+        self._blocked.pop(connection, None)
         if self._emptied is not None and not self.connections:
             self._emptied.set()
 
