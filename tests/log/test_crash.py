@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qbroker.log import recovery, segment
+from qbroker.log.active import SegmentWriter
 from qbroker.log.errors import CorruptError, LogError, LogFailed, UnreadableError
 from qbroker.log.log import Log, LogSettings
-from qbroker.log.segment import SegmentWriter
 from simdisk import Choose, SimDisk, SimFile, keep_all, lose_all, random_choice
 
 TROUBLE = (LogFailed, UnreadableError)

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from qbroker.log.disk import write_whole
 from qbroker.log.errors import (
     CorruptError,
     ForeignError,
@@ -23,7 +24,6 @@ from qbroker.log.format import (
 )
 from qbroker.log.log import Log, LogSettings
 from qbroker.log.meta import read_meta, write_meta
-from qbroker.log.segment import write_whole
 from simdisk import SimDisk, lose_all
 
 FIRST = "00000000000000000001.qlog"

@@ -5,8 +5,11 @@ package is the specification; `format` has the same diagrams in code.
 
     log.py       the verbs: begin, commit, sync, read, replay, trim, close
     recovery.py  a directory becomes a log, or a sentence why not
+    reader.py    a log as another process sees it
     meta.py      what the directory says of itself
-    segment.py   one file of it
+    manifest.py  which files make up a log
+    active.py    the segment that is written to
+    segment.py   one file, and how it is walked and read
     window.py    files as readers see them: buffered, kept open for a while
     batch.py     what is being collected, and how it becomes bytes
     index.py     which batch is where, 24 bytes for every 16 KiB

@@ -254,3 +254,10 @@ def _this_process() -> str:
     except OSError:  # pragma: no cover  # not Linux
         boot = "unknown"
     return f"pid {os.getpid()} host {os.uname().nodename} boot {boot}\n"
+
+
+def write_whole(file: File, offset: int, data: bytes | bytearray) -> None:
+    """All of it is with the kernel. A short write is an error: never retried, never continued."""
+    taken = file.write_at(offset, data)
+    if taken != len(data):
+        raise OSError(errno.EIO, f"short write, {taken} of {len(data)} bytes at {offset}")

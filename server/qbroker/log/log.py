@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
+from qbroker.log.active import SEGMENT_BYTES_MIN, prepare_spare, size_for
 from qbroker.log.batch import BatchBuilder, Stamp
 from qbroker.log.disk import Disk, File
 from qbroker.log.errors import LogError, LogFailed, NoSuchPosition, TrimmedError
@@ -34,12 +35,7 @@ from qbroker.log.format import (
 )
 from qbroker.log.meta import NO_CLUSTER, write_meta
 from qbroker.log.recovery import Recovered, next_segment, recover
-from qbroker.log.segment import (
-    SEGMENT_BYTES_MIN,
-    Segment,
-    prepare_spare,
-    size_for,
-)
+from qbroker.log.segment import Segment
 from qbroker.log.window import Handles
 
 SEGMENT_BYTES = 64 << 20

@@ -17,10 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zlib import crc32
 
-from qbroker.log.disk import Disk
+from qbroker.log.disk import Disk, write_whole
 from qbroker.log.errors import CorruptError, FormatError
 from qbroker.log.format import FORMAT
-from qbroker.log.segment import write_whole
 
 META_NAME = "META"
 META_TITLE = "qbroker log"

@@ -20,37 +20,30 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from itertools import pairwise
 
-from qbroker.log.disk import READ_ONLY, READ_WRITE, Disk, File
-from qbroker.log.errors import CorruptError, ForeignError, FormatError
+from qbroker.log.active import (
+    SEGMENT_BYTES_MIN,
+    SPARE_NAME,
+    SegmentWriter,
+    allocated,
+    create_segment,
+)
+from qbroker.log.disk import READ_ONLY, READ_WRITE, Disk, File, write_whole
+from qbroker.log.errors import CorruptError, ForeignError
 from qbroker.log.format import (
     BATCH_MAGIC,
     FOOTER_BYTES,
     FOOTER_MAGIC,
-    FORMAT,
     SECTOR_BYTES,
     SEGMENT_HEADER_BYTES,
     Malformed,
     SegmentHeader,
-    segment_format,
     unpack_batch_header,
     unpack_footer,
-    unpack_segment_header,
 )
+from qbroker.log.manifest import check_order, open_segment
 from qbroker.log.meta import META_NAME, NO_CLUSTER, Meta, read_meta, write_meta
-from qbroker.log.segment import (
-    REPLAY_BYTES,
-    SEGMENT_BYTES_MIN,
-    SPARE_NAME,
-    SUFFIX,
-    Segment,
-    SegmentWriter,
-    allocated,
-    create_segment,
-    segment_name,
-    write_whole,
-)
+from qbroker.log.segment import REPLAY_BYTES, SUFFIX, Segment, segment_name
 from qbroker.log.window import Window
 
 
@@ -83,7 +76,7 @@ def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Reco
         raise ForeignError(META_NAME, f"cluster {meta.cluster.hex()}, not {cluster.hex()}")
     names = _kept(disk, names, meta)
     segments = [_opened(disk, name, meta, name == names[-1]) for name in names]
-    _check_order(segments)
+    check_order(segments)
     last = segments[-1]
     clean = last.sealed
     torn_bytes = 0 if clean else _settle_tail(disk, last)
@@ -174,41 +167,14 @@ def _opened(disk: Disk, name: str, meta: Meta, is_last: bool) -> Segment:
     if is_last:
         file.sync()
         file.forget_cache()
-    first = int(name.removesuffix(SUFFIX))
-    size = file.size()
-    try:
-        block = file.read_at(0, SEGMENT_HEADER_BYTES)
-        found = segment_format(block)
-        if found > FORMAT:
-            raise FormatError(name, found, FORMAT)
-        header = unpack_segment_header(block)
-        if header.first != first:
-            raise Malformed(f"its header says it begins at batch {header.first}")
-        if header.log != meta.log:
-            raise ForeignError(name, f"log {header.log.hex()}, not {meta.log.hex()}")
-        segment = Segment(header)
-    except Malformed as error:
-        raise CorruptError(name, 0, first, first, str(error)) from error
-    try:
-        footer = unpack_footer(file.read_at(size - FOOTER_BYTES, FOOTER_BYTES), 0, segment.seed)
-        segment.adopt(footer)
-    except Malformed as error:
-        # Read-only means sealed: the mode is set only once the footer is durable.
-        if not is_last or file.mode() == READ_ONLY:
-            raise CorruptError(name, size, first, first, f"it was sealed, but {error}") from error
-    else:
+    segment = open_segment(file, name, meta.log)
+    if segment.sealed:
         disk.protect(name, READ_ONLY)
+    elif not is_last or file.mode() == READ_ONLY:
+        # Read-only means sealed: the mode is set only once the footer is durable.
+        why = "it was sealed, but no footer ends it"
+        raise CorruptError(name, file.size(), segment.first, segment.first, why)
     return segment
-
-
-def _check_order(segments: list[Segment]) -> None:
-    """Each segment continues the one before: by number, by batch and by digest."""
-    for before, after in pairwise(segments):
-        header = after.header
-        expected = (before.header.number + 1, before.last + 1, before.chain)
-        if (header.number, header.first, header.previous) != expected:
-            why = f"it does not continue {before.name}, which ends at batch {before.last}"
-            raise CorruptError(after.name, 0, header.first, header.first, why)
 
 
 def _settle_tail(disk: Disk, segment: Segment) -> int:

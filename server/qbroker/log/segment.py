@@ -1,27 +1,18 @@
-"""One file of the log: made under a temporary name, appended to, sealed, read.
-
-    roll.tmp or spare.tmp  --header synced, renamed-->  <first batch>.qlog  (0600, active)
-                           --footer synced, chmod--->   the same, sealed    (0400)
-
-A segment has its name only once its header is durable, and its successor is made only
-once it is sealed. So a directory with two segments proves that the first is complete.
-"""
+"""One file of the log: what is known of it, and how it is walked and read."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 
-from qbroker.log.batch import BatchBuilder, Stamp, pack_batch
-from qbroker.log.disk import READ_ONLY, Disk, File
+from qbroker.log.disk import File
 from qbroker.log.errors import CorruptError, NoSuchPosition, UnreadableError
 from qbroker.log.format import (
     BATCH_HEADER_BYTES,
     CHAIN_BYTES,
     FOOTER_BYTES,
+    FOOTER_MAGIC,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
-    SECTOR_BYTES,
     SEGMENT_HEADER_BYTES,
     SLOT_BITS,
     SLOTS_MAX,
@@ -32,23 +23,21 @@ from qbroker.log.format import (
     StoredRecord,
     check_batch,
     first_chain,
-    pack_footer,
     pack_segment_header,
+    unpack_footer,
     unpack_record,
     unpack_records,
 )
 from qbroker.log.index import BatchIndex
 from qbroker.log.window import Window
 
-SEGMENT_BYTES_MIN = SEGMENT_HEADER_BYTES + SECTOR_BYTES + FOOTER_BYTES
-"""Room for one batch."""
 SUFFIX = ".qlog"
-ROLL_NAME = "roll.tmp"
-SPARE_NAME = "spare.tmp"
 LOOKUP_BYTES = 16 << 10
 """Read at once when one record is looked up: about the distance of two index entries."""
 REPLAY_BYTES = 4 << 20
 """Read at once when all is read."""
+FOLLOW_BYTES = 256 << 10
+"""Read at once behind a writer: what comes at a time is little."""
 
 
 def segment_name(first: int) -> str:
@@ -115,10 +104,10 @@ class Segment:
         self.extend(info, chain)
 
     def replay(self, file: File, first: int) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
-        """All its batches, in order; yields those from `first` on.
+        """Its batches from `first` on, in order, with their records.
 
-        Verifies digests, chain and record checksums of every batch, yielded or not,
-        and builds the index on the way. CorruptError at the first bad byte.
+        Verifies digests and chain of every batch, yielded or not, and builds the index
+        on the way. CorruptError at the first bad byte.
         """
         window = Window(file, REPLAY_BYTES)
         offset, chain, end = SEGMENT_HEADER_BYTES, first_chain(self._header_block()), self.end
@@ -126,17 +115,37 @@ class Segment:
         for number in range(self.first, self.last + 1):
             try:
                 info, at, chain = self._intact(window, offset, number, chain, end)
-                records = unpack_records(window.data, at, info, self.seed)
+                wanted = number >= first
+                records = unpack_records(window.data, at, info, self.seed) if wanted else []
             except (Malformed, OSError) as error:
                 raise self._damaged(offset, number, error) from error
             index.add(info, offset)
             offset += info.length
-            if number >= first:
+            if wanted:
                 yield info, records
         if chain != self.chain:
             raise self._damaged(offset, self.last, Malformed("the footer's digest disagrees"))
         if self.index is None:
             self.index = index
+
+    def follow(self, file: File, upto: int) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
+        """The batches behind the last one known, up to `upto`: they belong to it now.
+
+        For a file that another process appends to; `upto` is what that one says is
+        durable. Ends early, `sealed`, at a footer: batch last + 1 begins the next file.
+        CorruptError if a batch at or below `upto` does not verify.
+        """
+        window, number = Window(file, FOLLOW_BYTES), self.last + 1
+        try:
+            size = file.size()
+            while number <= upto and not self._ended(window):
+                info, at, chain = self._intact(window, self.end, number, self.chain, size)
+                records = unpack_records(window.data, at, info, self.seed)
+                self.extend(info, chain)
+                yield info, records
+                number += 1
+        except (Malformed, OSError) as error:
+            raise self._damaged(self.end, number, error) from error
 
     def read(self, file: File, position: int) -> StoredRecord:
         """The record that covers `position`, checked. Batches it does not hold are the caller's.
@@ -195,6 +204,17 @@ class Segment:
             self.index = index
         return self.index
 
+    def _ended(self, window: Window) -> bool:
+        """Whether the footer stands behind the last batch known; then it is sealed."""
+        at = window.at(self.end, FOOTER_BYTES)
+        if not window.data.startswith(FOOTER_MAGIC, at):
+            return False
+        footer = unpack_footer(window.data, at, self.seed)
+        if (footer.last, footer.end, footer.chain) != (self.last, self.end, self.chain):
+            raise Malformed("the footer is that of other batches")
+        self.sealed = True
+        return True
+
     def _intact(
         self, window: Window, offset: int, number: int, chain: bytes, end: int
     ) -> tuple[BatchInfo, int, bytes]:
@@ -246,123 +266,3 @@ class Segment:
     def _damaged(self, offset: int, number: int, error: Exception) -> CorruptError:
         kind = UnreadableError if isinstance(error, OSError) else CorruptError
         return kind(self.name, offset, number, number, str(error))
-
-
-class SegmentWriter:
-    """The active segment: the only one with an open file to write to. One thread.
-
-    Raises OSError as the disk does; Log fences then.
-    """
-
-    __slots__ = ("file", "segment", "size")
-
-    def __init__(self, file: File, segment: Segment, size: int) -> None:
-        self.file = file
-        self.segment = segment
-        self.size = size
-
-    def has_room(self, length: int) -> bool:
-        """Whether a batch of this length fits, and the footer behind it."""
-        return self.segment.end + length + FOOTER_BYTES <= self.size
-
-    def enlarge(self, length: int) -> None:
-        """There is room for this one batch, larger than segments usually are."""
-        self.size = self.segment.end + length + FOOTER_BYTES
-        self.file.allocate(self.size)
-
-    def append(self, batch: BatchBuilder, stamp: Stamp) -> None:
-        """The batch is with the kernel, and readers can find it. One write."""
-        segment = self.segment
-        data, chain = pack_batch(batch, stamp, segment.header.salt, segment.seed, segment.chain)
-        write_whole(self.file, segment.end, data)
-        info = BatchInfo(
-            batch.number,
-            len(data),
-            len(batch.records),
-            batch.slots,
-            stamp.durable_upto,
-            stamp.epoch,
-            stamp.wall_ms,
-            stamp.key_min,
-            stamp.key_max,
-        )
-        segment.extend(info, chain)
-
-    def seal(self, disk: Disk) -> None:
-        """The segment is complete, durable and read-only. All batches must be durable already."""
-        segment = self.segment
-        index = segment.index
-        assert index is not None
-        footer = Footer(
-            segment.first,
-            segment.last,
-            segment.records,
-            segment.end,
-            index.key_min,
-            index.key_max,
-            segment.chain,
-        )
-        write_whole(self.file, segment.end, pack_footer(footer, segment.seed))
-        self.file.truncate(segment.end + FOOTER_BYTES)
-        self.file.sync()
-        disk.protect(segment.name, READ_ONLY)
-        segment.sealed = True
-
-
-def write_whole(file: File, offset: int, data: bytes | bytearray) -> None:
-    """All of it is with the kernel. A short write is an error: never retried, never continued."""
-    taken = file.write_at(offset, data)
-    if taken != len(data):
-        raise OSError(errno.EIO, f"short write, {taken} of {len(data)} bytes at {offset}")
-
-
-def prepare_spare(disk: Disk, size: int) -> File:
-    """A file of `size` reserved bytes waits under SPARE_NAME; without room, OSError and no file."""
-    file = disk.create(SPARE_NAME)
-    try:
-        file.allocate(size)
-        file.sync()
-    except OSError:
-        disk.remove(SPARE_NAME)
-        raise
-    return file
-
-
-def create_segment(
-    disk: Disk, header: SegmentHeader, least: int, spare: File | None
-) -> SegmentWriter:
-    """The segment exists under its name, empty and durable; one never used is replaced.
-
-    Takes the spare if there is one: then nothing is allocated, so it works on a full
-    disk. Without one, on a disk too full for header.size, it is smaller, but not below
-    `least`. A file sync, a rename, a directory sync.
-    """
-    file = disk.create(ROLL_NAME) if spare is None else spare
-    header.size = allocated(file, 0, least, header.size)
-    write_whole(file, 0, pack_segment_header(header))
-    file.sync()
-    disk.rename(ROLL_NAME if spare is None else SPARE_NAME, segment_name(header.first))
-    disk.sync_directory()
-    return SegmentWriter(file, Segment(header), header.size)
-
-
-def allocated(file: File, used: int, least: int, size: int) -> int:
-    """Reserves `size` bytes, or what of it the disk has room for; returns how much.
-
-    `used` are in the file already and stay.
-    """
-    while True:
-        try:
-            file.allocate(size)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or size <= least:
-                raise
-            file.truncate(used)
-            size = max(size // 2 // SECTOR_BYTES * SECTOR_BYTES, least)
-        else:
-            return size
-
-
-def size_for(length: int) -> int:
-    """The least size of a segment that takes a batch of this length."""
-    return SEGMENT_HEADER_BYTES + length + FOOTER_BYTES

@@ -56,10 +56,11 @@ class Handles:
     stays open until its last reader is done with it.
     """
 
-    __slots__ = ("disk", "files", "lock")
+    __slots__ = ("disk", "files", "files_max", "lock")
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, files_max: int = HANDLES_MAX) -> None:
         self.disk = disk
+        self.files_max = files_max
         self.files: dict[str, File] = {}
         self.lock = threading.Lock()
 
@@ -69,7 +70,7 @@ class Handles:
             file = self.files.get(name)
             if file is None:
                 file = self.files[name] = self.disk.open(name)
-                if len(self.files) > HANDLES_MAX:
+                if len(self.files) > self.files_max:
                     del self.files[next(iter(self.files))]
             return file
 
