@@ -39,6 +39,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             for p, entry in sorted(state.results.finished.items())
             if entry.keep_until_ms > now.wall_ms
         },
+        "forgotten": sorted(state.results.forgotten.items()),
         "granted": {epoch: count for epoch, count in state.granted.items() if count},
     }
 

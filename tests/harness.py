@@ -22,12 +22,14 @@ from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from typing import Any
 
+from archives import Archive
 from qbroker.ages import Ages
 from qbroker.bodies import Bodies
 from qbroker.core import effects as e
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
+from qbroker.core.results import Found
 from qbroker.core.settings import Settings
 from qbroker.core.snapshot import decode, encode, tidy
 from qbroker.delivery import Delivery
@@ -104,6 +106,7 @@ class Machine:
         self.settings = settings or Settings()
         self.log_settings = log_settings
         self.window_bytes = window_bytes
+        self.archive: Archive | None = None
         self.wall_ms = START_MS
         self.mono_ms = 1_000
         self.connections = 0
@@ -123,16 +126,23 @@ class Machine:
         """The log is opened and replayed, a new epoch is durable."""
         settings = self.settings
         self.log = Log.open(self.disk, self.log_settings or LogSettings(segment_bytes=1 << 20))
+        if self.archive:
+            self.archive.kill()
         self.ages = Ages()
         self.core = self.rebuilt(self.log)
         self.bodies = Bodies(self.log, self.window_bytes)
         self.peers: dict[int, Peer] = {}
-        self.delivery = PatientDelivery(self.bodies, self.peers, None)  # type: ignore[arg-type]
+        self.delivery = PatientDelivery(
+            self.bodies,
+            self.peers,
+            None,  # type: ignore[arg-type]
+            self.archive.questions if self.archive else None,
+        )
         self.group = GroupCommit(
             self.log, self.bodies, fsync=settings.fsync, interval_ms=1_000, batch_bytes_max=8 << 20
         )
         self.inbox: deque[tuple[int, f.Frame | None]] = deque()
-        self.found: deque[tuple[int, f.Frame, dict[int, bytes]]] = deque()
+        self.found: deque[tuple[int, f.Frame, Found]] = deque()
         self.writing: Commit | None = None
         self.core.boot(self.now, "test", self.append)
         self.writing = self.group.take(sync=True)
@@ -175,6 +185,14 @@ class Machine:
     def submit(self, peer: Peer, frame: f.Frame) -> None:
         self.inbox.append((peer.number, frame))
         self.core.heard(peer.number, self.mono_ms)
+
+    def archive_all(self) -> None:
+        """The archive, made if there is none, tells of all that is durable."""
+        if self.archive is None:
+            self.archive = Archive(self.disk)
+            self.delivery._archive = self.archive.questions
+        self.archive.wall_ms = self.wall_ms
+        self.core.archived(self.archive.advance(self.log.durable))
 
     def disconnect(self, peer: Peer) -> None:
         peer.close()
@@ -228,7 +246,7 @@ class Machine:
         for effect in effects:
             if isinstance(effect, e.Lookup):
                 here = self.delivery.find_here(effect)
-                if not here or len(here) < len(effect.positions):
+                if not here.messages or len(here.messages) < len(effect.positions):
                     here = self.delivery.finder(effect, here)()
                 self.found.append((effect.connection, effect.frame, here))
         self.delivery.send(effects)
@@ -345,7 +363,9 @@ class Harness:
         if isinstance(frame, f.Peeked):
             return f"Peeked {', '.join(peeked(frame.raw)) or '(nothing)'}"
         if isinstance(frame, f.Error):
-            return f"Error {frame.code}: {frame.message}"
+            archive = self.machine.archive
+            folder = str(archive.path.parent) if archive else "(no folder)"
+            return f"Error {frame.code}: {frame.message}".replace(folder, "...")
         raw = frame.raw
         if isinstance(frame, f.Settled):
             lost = [shown_position(at) for (at,) in wire.POSITION.iter_unpack(raw)]
@@ -477,6 +497,16 @@ class Harness:
         self.named.clear()
         self.machine.noted.clear()
         return ["recovered " + self.figures()]
+
+    def archive(self, words: Words) -> list[str]:
+        """The archive goes on to the end of the log; its rows. `damaged`: cannot be read."""
+        machine = self.machine
+        if "damaged" in words.plain:
+            assert machine.archive
+            machine.archive.damage()
+            return []
+        machine.archive_all()
+        return [f"row   {shown_archived(row)}" for row in machine.archive.rows()]  # type: ignore[union-attr]
 
     def stats(self, words: Words) -> list[str]:
         """What statistics() tells of the queues, and the books of one."""
@@ -655,6 +685,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "broker": Harness.broker,
     "wait": Harness.wait,
     "crash": Harness.crash,
+    "archive": Harness.archive,
     "stats": Harness.stats,
     "hello": Harness.hello,
     "disconnect": Harness.disconnect,
@@ -801,6 +832,13 @@ def shown_record(record: r.Record) -> str:
         extra = " ".join(f"{k}={v}" for k, v in given.items())
         return f"{kind} number={record.number} name={record.name} {extra}".rstrip()
     return f"{kind} {shown_fields(record, ('finished_ms', 'keep_until_ms', 'wall_ms'))}"
+
+
+def shown_archived(row: dict[str, Any]) -> str:
+    """Position, state and names; then what else there is, less what a test cannot foresee."""
+    left_out = ("position", "state", "published_ms", "started_ms", "finished_ms")
+    rest = [f"{name}={row[name]}" for name in row if name not in left_out and row[name]]
+    return " ".join([shown_position(row["position"]), row["state"], *rest])
 
 
 def shown_result(frame: f.Result) -> str:

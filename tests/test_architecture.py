@@ -41,8 +41,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "qbroker.log": (set(), {"asyncio", "socket"}),
     # A session cannot touch a queue: it submits commands and is sent effects.
     "qbroker.net": ({"qprotocol"}, set()),
-    # Settled tasks, in SQLite: fed with values, asked for rows.
-    "qbroker.archive": ({"qprotocol"}, {"asyncio", "socket"}),
+    # Settled tasks, in SQLite: follows the log by itself, and is asked for rows.
+    "qbroker.archive": (
+        {"qprotocol", "qbroker.core", "qbroker.log", "qbroker.bodies"},
+        {"asyncio", "socket"},
+    ),
     # Looking must not change.
     "qbroker.ops": (
         {"qprotocol", "qbroker.core.statistics", "prometheus_client", "aiohttp"},

@@ -8,6 +8,9 @@ from typing import Any, Self
 from qprotocol import wire
 
 FSYNC_MODES = ("always", "interval", "never")
+HISTORY = ("all", "failures", "none")
+CHOICES = {"fsync": FSYNC_MODES, "history": HISTORY}
+"""Options that are words: these, or empty for the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,9 @@ class QueueOptions:
     """The longest wait between two retries, in milliseconds."""
     poison_max: int = 0
     """Crashes after which a message is dead; 0 takes the broker's poison_max (3)."""
+    history: str = ""
+    """Of which settled messages the archive keeps a row: all, failures or none. Empty is all for
+    tasks and none for plain messages. Results and failures are kept for result_ttl_ms anyway."""
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> Self:
@@ -103,9 +109,9 @@ class QueueOptions:
                 near = get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                 raise ValueError(f"unknown queue option {name!r}: {hint}")
-            if name == "fsync":
-                if value not in ("", *FSYNC_MODES):
-                    raise ValueError(f"fsync is {value!r}: one of {', '.join(FSYNC_MODES)}")
+            if name in CHOICES:
+                if value not in ("", *CHOICES[name]):
+                    raise ValueError(f"{name} is {value!r}: one of {', '.join(CHOICES[name])}")
             elif type(value) is not int or not 0 <= value < 2**32:
                 raise ValueError(f"{name} is {value!r}: an integer from 0 to 4294967295")
         if given.get("retries_max", 0) > RETRIES_FOREVER:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Protocol
 
+from qbroker.archive.errors import ArchiveError
 from qbroker.bodies import Bodies, Cold, Loaded, find_minted
 from qbroker.core import effects as e
+from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
 from qbroker.log.errors import LogError
 from qbroker.outgoing import Outgoing
@@ -33,12 +35,24 @@ class Connection(Protocol):
     def refused(self) -> None: ...
 
 
+class Archive(Protocol):
+    """Settled tasks that are not in memory any more."""
+
+    def find(self, name: bytes, *, minted: bool) -> Remembered | None:
+        """What is known of the task with that id. For a thread. Raises ArchiveError."""
+
+
 class Delivery:
     """Sends effects. Belongs to the engine's loop."""
 
     def __init__(
-        self, bodies: Bodies, connections: Mapping[int, Connection], readers: Executor
+        self,
+        bodies: Bodies,
+        connections: Mapping[int, Connection],
+        readers: Executor,
+        archive: Archive | None = None,
     ) -> None:
+        self._archive = archive
         self._bodies = bodies
         self._connections = connections
         self._readers = readers
@@ -114,7 +128,7 @@ class Delivery:
         """The connection is gone."""
         self._waiting.pop(number, None)
 
-    def find_here(self, lookup: e.Lookup) -> dict[int, bytes]:
+    def find_here(self, lookup: e.Lookup) -> Found:
         """Those of the messages that ``lookup`` names by position which are in memory.
 
         A message at a position that bears another id than was asked for is none of them.
@@ -123,24 +137,37 @@ class Delivery:
         for position in lookup.positions:
             with contextlib.suppress(Cold, IndexError):
                 found[position] = self._bodies.message(position)
-        return wanted(found, lookup.id)
+        return Found(wanted(found, lookup.id))
 
-    def finder(self, lookup: e.Lookup, found: dict[int, bytes]) -> Callable[[], dict[int, bytes]]:
-        """What reads the rest of what ``lookup`` asks for, in a thread."""
-        cold = [position for position in lookup.positions if position not in found]
+    def finder(self, lookup: e.Lookup, found: Found) -> Callable[[], Found]:
+        """What reads the rest of what ``lookup`` asks for, in a thread.
+
+        Where the log knows nothing of an id the archive is asked at once.
+        """
+        cold = [position for position in lookup.positions if position not in found.messages]
         unwritten = list(self._bodies.unwritten()) if lookup.id else []
         bodies = self._bodies
 
-        def find() -> dict[int, bytes]:
+        def find() -> Found:
             read = {position: read_message(bodies, position) for position in cold}
-            out = found | wanted(read, lookup.id)
-            if lookup.id and not out:
+            out = Found(found.messages | wanted(read, lookup.id))
+            if lookup.id and not out.messages:
                 name, minted = pack_id(lookup.id)
-                if minted:
-                    out |= find_minted(bodies.log, minted_ms(name), name, unwritten)
+                if minted and not lookup.archive:
+                    out.messages |= find_minted(bodies.log, minted_ms(name), name, unwritten)
+                if not out.messages:
+                    self._remember(out, name, minted=minted)
             return out
 
         return find
+
+    def _remember(self, found: Found, name: bytes, *, minted: bool) -> None:
+        """Put in what the archive says of the task."""
+        found.asked = True
+        try:
+            found.remembered = self._archive.find(name, minted=minted) if self._archive else None
+        except ArchiveError as error:
+            found.trouble = str(error)
 
 
 def wanted(found: dict[int, bytes], task_id: str) -> dict[int, bytes]:

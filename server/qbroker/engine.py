@@ -29,6 +29,7 @@ from qbroker.config import Config
 from qbroker.core import effects as e
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
+from qbroker.core.results import Found
 from qbroker.core.statistics import Statistics
 from qbroker.delivery import Connection, Delivery
 from qbroker.groupcommit import Commit, GroupCommit
@@ -78,7 +79,7 @@ class Engine:
         self._connections: dict[int, Connection] = {}
         self._delivery = Delivery(self._bodies, self._connections, self._readers)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
-        self._found: deque[tuple[int, f.Frame, dict[int, bytes]]] = deque()
+        self._found: deque[tuple[int, f.Frame, Found]] = deque()
         self._group = GroupCommit(
             log,
             self._bodies,
@@ -342,14 +343,14 @@ class Engine:
         """Find what the core asked for; the frame is decided again with it."""
         assert self._loop is not None
         found = self._delivery.find_here(lookup)
-        if found and len(found) == len(lookup.positions):
+        if found.messages and len(found.messages) == len(lookup.positions):
             self._found.append((lookup.connection, lookup.frame, found))
             self._schedule()
             return
         finder = self._delivery.finder(lookup, found)
         future = self._loop.run_in_executor(self._readers, finder)
 
-        def done(future: asyncio.Future[dict[int, bytes]]) -> None:
+        def done(future: asyncio.Future[Found]) -> None:
             if future.cancelled() or self.failure is not None:
                 return
             if failure := future.exception():

@@ -51,7 +51,7 @@ class Outgoing:
         if isinstance(effect, e.Hand):
             needed = [first for first, _ in effect.runs]
         elif isinstance(effect, e.Tell):
-            return [effect.entry.record] if effect.entry.record else []
+            return [effect.entry.record] if effect.entry.record and effect.kept is None else []
         elif isinstance(effect, e.Peeked):
             needed = [row[0] for row in effect.rows]
             needed += [row[7] for row in effect.rows if row[7]]
@@ -119,7 +119,9 @@ class Outgoing:
 
     def _tell(self, tell: e.Tell) -> list[bytes]:
         entry = tell.entry
-        raw = self._bodies.head(entry.record) if entry.record else b""
+        raw = tell.kept or b""
+        if entry.record and tell.kept is None:
+            raw = self._bodies.head(entry.record)
         if not raw and entry.reason:
             raw = Failure("Revoked", entry.reason).pack()
         result = Result(

@@ -64,8 +64,8 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Finished: ({each.name for each in fields(Finished)}, set()),
     Results: (
-        {"finished", "names"},
-        {"limit", "dropped", "waiters", "_deadlines", "_count", "_waiting"},
+        {"finished", "names", "forgotten"},
+        {"limit", "dropped", "waiters", "archived", "_deadlines", "_count", "_waiting"},
     ),
 }
 

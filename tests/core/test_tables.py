@@ -102,6 +102,7 @@ EXAMPLES: dict[str, r.Record] = {
     "purged": r.Purged(0),
     "came_due": r.CameDue(1_700_000_000_500, 2),
     "forgotten": r.Forgotten([2 << 20]),
+    "archived": r.Archived(2 << 20 | 1),
 }
 
 

@@ -2,7 +2,8 @@
 
 A task is known by its id. One that its caller chose is in a table. For others the core
 asks for a Lookup first: the message at the position that came as a hint, if it bears
-that id, else a search of the log by the id's time. No answer trusts a bare position.
+that id, else a search of the log by the id's time. No answer trusts a bare position. Of what
+is not in memory any more the archive is asked, last.
 """
 
 from collections.abc import Collection
@@ -13,8 +14,8 @@ from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
 from qbroker.core.queues import CHUNK_POSITIONS, Queue, Run
-from qbroker.core.results import Finished, Waiter
-from qbroker.core.sessions import Found, run_of
+from qbroker.core.results import Finished, Found, Waiter
+from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, id_of, limit, place_of
@@ -33,17 +34,28 @@ def known(
 ) -> tuple[int, Finished | None]:
     """The task's position and what is known of it; None if a Lookup must tell first."""
     name = name_of(frame)
-    named = named_position(state, name)
+    named, read = named_position(state, name), found or Found()
     if named:
-        candidates = {named: (found or {}).get(named, b"")}
+        candidates = {named: read.messages.get(named, b"")}
     else:
-        candidates = {p: raw for p, raw in (found or {}).items() if raw and id_of(raw) == name}
+        candidates = {p: raw for p, raw in read.messages.items() if raw and id_of(raw) == name}
     for position, raw in candidates.items():
         at = state.current(position)
         entry = state.results.get(at, now.wall_ms) or state.pending(at) or waiting(state, at, raw)
         if entry is not None:
             return at, entry
-    return 0, UNKNOWN if found is not None else None
+    row = read.remembered
+    if (
+        row
+        and row.entry.keep_until_ms > now.wall_ms
+        and row.position not in state.results.forgotten
+    ):
+        return row.position, row.entry
+    if read.trouble:
+        raise RefusedError(
+            "RESOURCE_EXHAUSTED", f"nobody can tell what became of {frame.id!r}: {read.trouble}"
+        )
+    return 0, UNKNOWN if read.asked else None
 
 
 def name_of(frame: Watch | Cancel | Forget) -> bytes:
@@ -71,8 +83,12 @@ def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
     return Finished(State.SCHEDULED, 0, 0, 0, 0, 0) if held else None
 
 
-def lookup(state: BrokerState, connection: int, frame: Watch | Cancel | Forget) -> Decision:
-    """Ask the engine which message the id means."""
+def lookup(
+    state: BrokerState, connection: int, frame: Watch | Cancel | Forget, found: Found | None
+) -> Decision:
+    """Ask the engine which message the id means; if the log was asked before, the archive."""
+    if found is not None:
+        return Decision(effects=[Lookup(connection, frame, id=frame.id, archive=True)])
     hint = named_position(state, name_of(frame)) or frame.position
     positions = (hint,) if hint else ()
     return Decision(effects=[Lookup(connection, frame, id=frame.id, positions=positions)])
@@ -84,12 +100,26 @@ def decide_watch(
     """Answer at once if the task is finished or nobody wants to wait; else when it is."""
     position, entry = known(state, now, frame, found)
     if entry is None:
-        return lookup(state, connection, frame)
+        return lookup(state, connection, frame, found)
     if entry.unfinished and frame.wait_ms:
         until = now.mono_ms + min(frame.wait_ms, WATCH_MS_MAX)
         state.results.wait(Waiter(connection, frame.correlation, frame.id, position, until))
         return Decision()
-    return Decision(effects=[Tell(connection, frame.correlation, frame.id, position, entry)])
+    return Decision(effects=[told(connection, frame, position, entry, found)])
+
+
+def told(
+    connection: int, frame: Watch | Cancel, position: int, entry: Finished, found: Found | None
+) -> Tell:
+    """The answer; with the bytes, if the archive gave them."""
+    row = found.remembered if found and is_remembered(entry, found) else None
+    return Tell(connection, frame.correlation, frame.id, position, entry, row.kept if row else None)
+
+
+def is_remembered(entry: Finished, found: Found | None) -> bool:
+    """Whether that is the archive's answer."""
+    row = found.remembered if found else None
+    return row is not None and row.entry is entry
 
 
 def decide_cancel(
@@ -98,7 +128,7 @@ def decide_cancel(
     """Over at once, unless it is finished already."""
     position, entry = known(state, now, frame, found)
     if entry is None:
-        return lookup(state, connection, frame)
+        return lookup(state, connection, frame, found)
     records: list[r.Record] = []
     if entry.unfinished:
         run = run_known(state, position, found)
@@ -107,8 +137,7 @@ def decide_cancel(
         where = [[position, run.lane.number, run.priority]]
         records.append(r.Removed(where, "cancelled", now.wall_ms, until, frame.terminate))
         entry = Finished(State.REVOKED, 0, 0, now.wall_ms, 0, until, 0, "cancelled")
-    tell = Tell(connection, frame.correlation, frame.id, position, entry)
-    return Decision(records, effects=[tell])
+    return Decision(records, effects=[told(connection, frame, position, entry, found)])
 
 
 def run_known(state: BrokerState, position: int, found: Found | None) -> Run | None:
@@ -119,7 +148,7 @@ def run_known(state: BrokerState, position: int, found: Found | None) -> Run | N
     attempts = state.attempts.get(position)
     if attempts and attempts.run:
         return attempts.run
-    return run_of(state, (found or {}).get(position, b""))
+    return run_of(state, (found or Found()).messages.get(position, b""))
 
 
 def decide_forget(
@@ -128,16 +157,25 @@ def decide_forget(
     """The result is gone; count says whether there was one."""
     position, entry = known(state, now, frame, found)
     if entry is None:
-        return lookup(state, connection, frame)
-    kept = position in state.results.finished
+        return lookup(state, connection, frame, found)
+    kept = position in state.results.finished or is_remembered(entry, found)
     records: list[r.Record] = [r.Forgotten([position])] if kept else []
     return Decision(records, Ok(count=int(kept)))
 
 
-def apply_forgotten(state: BrokerState, _position: int, record: r.Forgotten) -> None:
-    """These results are gone."""
+def apply_forgotten(state: BrokerState, at: int, record: r.Forgotten) -> None:
+    """These results are gone; the archive learns of it later, and is not believed until then."""
     for position in record.positions:
         state.results.drop(position)
+        state.drop_move(position)
+        if state.settings.archive:
+            state.results.forgotten.pop(position, None)
+            state.results.forgotten[position] = at
+
+
+def apply_archived(state: BrokerState, _position: int, record: r.Archived) -> None:
+    """The archive is asked from now on for what was settled up to there."""
+    for position in state.results.release(record.upto):
         state.drop_move(position)
 
 

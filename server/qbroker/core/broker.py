@@ -28,6 +28,7 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
 from qbroker.core.moment import Now
+from qbroker.core.results import Found
 from qbroker.core.settings import Settings
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import QueueStatistics, Statistics
@@ -35,7 +36,6 @@ from qbroker.core.survey import RefusedError
 from qprotocol import frames as f
 from qprotocol.errors import ERRORS, Refused
 
-Found = sessions.Found
 AppendRaw = Callable[[r.Record], int]
 
 
@@ -125,6 +125,14 @@ class Broker:
         for session in self.state.sessions.values():
             if session.alive_until_ms:
                 session.alive_until_ms += missed_ms
+
+    def archived(self, upto: int) -> None:
+        """The archive holds what was settled up to that position: ``due`` says so in records."""
+        self.state.results.archived = upto
+
+    def is_forgotten(self, position: int) -> bool:
+        """Whether the archive may still have a row that somebody asked to be forgotten."""
+        return position in self.state.results.forgotten
 
     def writable(self, connection: int, *, is_writable: bool) -> None:
         """The connection can take more, or no more for the moment."""
@@ -264,4 +272,5 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Purged: asking.apply_purged,
     r.CameDue: passing.apply_came_due,
     r.Forgotten: asking.apply_forgotten,
+    r.Archived: asking.apply_archived,
 }

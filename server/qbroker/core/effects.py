@@ -57,6 +57,8 @@ class Tell(Effect):
     id: str
     position: int
     entry: Finished
+    kept: bytes | None = None
+    """The result, if it came from the archive."""
 
 
 @dataclass(slots=True)
@@ -74,12 +76,14 @@ class Lookup(Effect):
     """The core needs to know which message an id or a token means; ask again with ``found``.
 
     The engine finds each id (by its time in the log's index) or reads each position, and
-    calls ``execute`` again with the same frame. Nothing was decided yet.
+    calls ``execute`` again with the same frame. Nothing was decided yet. With ``archive`` the
+    log knew nothing that is still alive: what does the archive say of the id?
     """
 
     frame: Frame
     id: str = ""
     positions: tuple[int, ...] = ()
+    archive: bool = False
 
 
 @dataclass(slots=True)

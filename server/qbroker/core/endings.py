@@ -87,6 +87,7 @@ def finished(record: r.Settled, position: int, failures: int) -> Finished:
         record.keep_until_ms,
         failures,
         record.reason,
+        settled=position,
     )
 
 
@@ -177,7 +178,7 @@ def apply_started(state: BrokerState, _position: int, record: r.Started) -> None
             grant.early.add(position)
 
 
-def apply_removed(state: BrokerState, _position: int, record: r.Removed) -> None:
+def apply_removed(state: BrokerState, settled: int, record: r.Removed) -> None:
     """These messages are over, wherever they were."""
     for position, number, priority in record.positions:
         run = state.lanes[number].run(priority)
@@ -192,6 +193,7 @@ def apply_removed(state: BrokerState, _position: int, record: r.Removed) -> None
         entry = Finished(
             State.REVOKED, 0, 0, record.finished_ms, 0, record.keep_until_ms, 0, record.reason
         )
+        entry.settled = settled
         state.finish(position, entry, keep=True, synced=queue.synced)
         state.forget(position)
 

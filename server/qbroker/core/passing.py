@@ -9,6 +9,7 @@ from qbroker.core.effects import Close, Lookup
 from qbroker.core.moment import Now
 from qbroker.core.sessions import leave
 from qbroker.core.settings import (
+    ARCHIVED_MAX,
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
     LOST_MESSAGES_MAX,
@@ -30,6 +31,9 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
     count = state.expiries.due(now.wall_ms, EXPIRE_MESSAGES_MAX)
     if count:
         records += expired(state, now, count)
+    upto = state.results.releasable(ARCHIVED_MAX)
+    if upto:
+        records.append(r.Archived(upto))
     return records
 
 
@@ -110,7 +114,7 @@ def answer_late(state: BrokerState, now: Now) -> None:
 
 def next_due(state: BrokerState, now: Now) -> int:
     """Milliseconds until something may be due, at most a second."""
-    waits = [1_000]
+    waits = [0 if state.results.holds(state.results.archived) else 1_000]
     for wall in (state.timers.next_ms(), state.expiries.next_ms()):
         if wall:
             waits.append(wall - now.wall_ms)

@@ -6,7 +6,8 @@ Rule 2. To change a record: give the new form a new type number, keep reading th
 Rule 3. Type numbers are never reused; 0 is invalid.
 
 A body is one msgpack array of the fields in order. Records that hold messages or a
-result have ``u32 length`` of that array before it and the raw bytes behind it.
+result have ``u32 length`` of that array before it and the raw bytes behind it. Over 400
+lines because every record stands here, and a reader looks for it in one place.
 """
 
 from array import array
@@ -349,6 +350,19 @@ class Forgotten(Record):
 
     TYPE: ClassVar[int] = 15
     positions: list[int]
+
+
+@dataclass(slots=True)
+class Archived(Record):
+    """The archive holds what was settled up to the record at ``upto``: memory need not."""
+
+    TYPE: ClassVar[int] = 16
+    upto: int
+
+    @property
+    def lazy(self) -> bool:
+        """Lost, it is said once more."""
+        return True
 
 
 RECORDS: dict[int, type[Record]] = {cls.TYPE: cls for cls in Record.__subclasses__()}

@@ -1,14 +1,16 @@
 """What became of finished tasks, by the position of their message, and who waits for it.
 
-An entry is an index: the bytes are in the log, at ``record``. Entries live until their
-time is over, they are forgotten on demand, or the limit drops the oldest.
+An entry is an index: the bytes are in the log, at ``record``. Entries live until the archive
+has them, their time is over, they are forgotten on demand, or the limit drops the oldest.
 """
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Any
+from itertools import islice, takewhile
+from typing import Any, TypeVar
 
 from qprotocol.states import State
 
@@ -31,6 +33,8 @@ class Finished:
     reason: str = ""
     name: bytes = b""
     """The id, if its caller chose it: the log has no index of those."""
+    settled: int = 0
+    """The record that finished it; 0 while it is under way."""
 
     @property
     def unfinished(self) -> bool:
@@ -38,8 +42,35 @@ class Finished:
         return self.state is not State.UNKNOWN and not self.state.finished
 
 
-_NUMBERS = ("state", "record", "content", "finished_ms", "run_ms", "keep_until_ms", "failures")
+_NUMBERS = (
+    *("state", "record", "content", "finished_ms", "run_ms", "keep_until_ms", "failures"),
+    "settled",
+)
 """Fields of Finished that are columns of a snapshot, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the archive says of a task."""
+
+    position: int
+    entry: Finished
+    kept: bytes
+    """Its result or packed failure."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What the engine read for a Lookup."""
+
+    messages: dict[int, bytes] = field(default_factory=dict)
+    """Positions to packed messages; empty bytes if gone."""
+    asked: bool = False
+    """Whether the archive was asked, too."""
+    remembered: Remembered | None = None
+    """What it said; None if it knows nothing."""
+    trouble: str = ""
+    """Why it could not answer, in a sentence."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +96,10 @@ class Results:
     """Entries the limit cost since the start."""
     names: dict[bytes, int] = field(default_factory=dict)
     """Chosen ids of entries, to their positions."""
+    forgotten: dict[int, int] = field(default_factory=dict)
+    """Forgotten on demand, to the record that says so: the archive may not know yet."""
+    archived: int = 0
+    """Volatile: what was settled up to this position is in the archive."""
     waiters: dict[int, list[Waiter]] = field(default_factory=dict)
     _deadlines: list[tuple[int, int, Waiter]] = field(default_factory=list)
     """A heap of (until, count, waiter); those that are done are passed over."""
@@ -107,7 +142,7 @@ class Results:
         return over
 
     def saved(self) -> "tuple[list[Any], list[array[int]]]":
-        """A column a number of the entries, oldest first; their texts by row; chosen ids."""
+        """A column a number of the entries, oldest first; their texts by row; what has no row."""
         entries = self.finished.values()
         reasons = {row: each.reason for row, each in enumerate(entries) if each.reason}
         names = {row: each.name for row, each in enumerate(entries) if each.name}
@@ -115,17 +150,41 @@ class Results:
             array("Q", self.finished),
             *(array("Q", [getattr(each, name) for each in entries]) for name in _NUMBERS),
         ]
-        return [reasons, names, self.names], columns
+        return [reasons, names, self.names, self.forgotten], columns
 
     @classmethod
     def restored(cls, limit: int, values: list[Any], columns: "list[array[int]]") -> "Results":
         """The same entries; nobody waits."""
-        reasons, names, positions = values
-        results = cls(limit, names=positions)
-        for row, (position, state, *numbers) in enumerate(zip(*columns, strict=True)):
+        reasons, names, positions, forgotten = values
+        results = cls(limit, names=positions, forgotten=forgotten)
+        for row, (position, state, *numbers, settled) in enumerate(zip(*columns, strict=True)):
             entry = results.finished[position] = Finished(State(state), *numbers)
             entry.reason, entry.name = reasons.get(row, ""), names.get(row, b"")
+            entry.settled = settled
         return results
+
+    def releasable(self, limit: int) -> int:
+        """The record up to which entries may go, about ``limit`` at most; 0 if none may."""
+        upto = self.archived
+        settled = (entry.settled for entry in self.finished.values())
+        for records in (settled, iter(self.forgotten.values())):
+            upto = min(upto, next(islice(records, limit - 1, None), upto))
+        return upto if self.holds(upto) else 0
+
+    def holds(self, upto: int) -> bool:
+        """Whether there is anything that the archive knows up to the record ``upto``."""
+        first = next(iter(self.finished.values()), None)
+        gone = next(iter(self.forgotten.values()), upto + 1)
+        return gone <= upto or (first is not None and first.settled <= upto)
+
+    def release(self, upto: int) -> list[int]:
+        """The archive is asked from now on for what was settled up to ``upto``; the positions."""
+        over = first_ones(self.finished.items(), lambda entry: entry.settled <= upto)
+        for position in over:
+            self.drop(position)
+        for position in first_ones(self.forgotten.items(), lambda record: record <= upto):
+            del self.forgotten[position]
+        return over
 
     def wait(self, waiter: Waiter) -> None:
         """Tell ``waiter`` when its message is finished or its time is over."""
@@ -179,3 +238,11 @@ class Results:
         left.remove(waiter)
         if not left:
             del self.waiters[waiter.position]
+
+
+T = TypeVar("T")
+
+
+def first_ones(items: Iterable[tuple[int, T]], fits: Callable[[T], bool]) -> list[int]:
+    """The keys of the items up to the first that does not fit."""
+    return [key for key, _ in takewhile(lambda item: fits(item[1]), items)]

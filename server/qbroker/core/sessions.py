@@ -15,6 +15,7 @@ from qbroker.core.effects import Close, Effect, Lookup
 from qbroker.core.leases import Consumer, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
 from qbroker.core.queues import Run
+from qbroker.core.results import Found
 from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey, place_of
@@ -22,8 +23,6 @@ from qprotocol import wire
 from qprotocol.frames import Bye, Hello, Ok, Welcome
 
 ROLES = ("producer", "worker", "member", "consumer", "admin")
-Found = dict[int, bytes]
-"""Positions to packed messages: what the engine read for a Lookup; empty bytes if gone."""
 
 
 def decide_hello(
@@ -47,7 +46,7 @@ def decide_hello(
     state.members[connection], state.roles[connection] = member, frame.role
     if session and (not frame.member or not session.alive_until_ms):
         session.alive_until_ms = now.mono_ms + state.settings.session_timeout_ms
-    lost = reclaim(state, decision, member, tokens, found or {})
+    lost = reclaim(state, decision, member, tokens, found.messages if found else {})
     decision.reply = Welcome(
         protocol=frame.protocol,
         heartbeat_ms=min(
@@ -83,7 +82,7 @@ def reclaim(
     decision: Decision,
     member: Member,
     tokens: list[tuple[int, int]],
-    found: Found,
+    found: dict[int, bytes],
 ) -> list[tuple[int, int]]:
     """Records that keep the member's tokens and give back its others; the lost tokens."""
     lost: list[tuple[int, int]] = []

@@ -12,6 +12,7 @@ class Settings:
     result_bytes_max: int = 1024 * 1024
     result_ttl_ms: int = 86_400_000
     results_max: int = 1_000_000
+    archive: bool = True
     named_ids_max: int = 1_000_000
     upload_messages_max: int = 50_000
     upload_bytes_max: int = 64 * 1024 * 1024
@@ -43,6 +44,8 @@ LOST_MESSAGES_MAX = 1_000
 """Messages of lost workers given back in one turn, but never less than a whole worker's."""
 PRUNE_MAX = 5_000
 """Results dropped in one turn because their time is over."""
+ARCHIVED_MAX = 2_000
+"""Results that leave memory in one turn because the archive has them."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
 REASON_BYTES_MAX = 1_000

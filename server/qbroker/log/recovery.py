@@ -44,7 +44,7 @@ from qbroker.log.format import (
 from qbroker.log.manifest import check_order, open_segment
 from qbroker.log.meta import META_NAME, NO_CLUSTER, Meta, read_meta, write_meta
 from qbroker.log.segment import REPLAY_BYTES, SUFFIX, Segment, segment_name
-from qbroker.log.walk import Walk
+from qbroker.log.window import Window
 
 
 @dataclass(slots=True)
@@ -218,14 +218,12 @@ def _taken_again(disk: Disk, segment: Segment) -> SegmentWriter:
 
 def _walked(file: File, segment: Segment, size: int) -> str:
     """The segment holds all batches up to the first that is not intact; returns why it is not."""
-    walk = Walk(segment, file, REPLAY_BYTES)
+    window = Window(file, REPLAY_BYTES)
     while True:
         try:
-            info = walk.step(size)
+            segment.extend_from(window, size)
         except Malformed as error:
             return str(error)
-        walk.on(info)
-        segment.extend(info, walk.chain)
 
 
 def _is_footer(file: File, segment: Segment) -> bool:

@@ -1,0 +1,350 @@
+"""Records of the log to rows of the archive: what a message's end says of it.
+
+    Granted ------> who has it, and since when          Acked -----> SUCCESS, nothing to keep
+    Settled ------> SUCCESS, FAILURE, or another try    Removed ---> REVOKED
+    Returned -----> nobody has it any more              Purged ----> no row: they never ran
+    Forgotten ----> its row goes
+
+No I/O here: records come in, changes to the archive's tables come out. What is needed
+of a message itself (id, task, queue) is read through ``messages``, in runs of neighbours.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from qbroker.archive.known import Grant, Known, Lane, Queue
+from qbroker.archive.messages import Messages
+from qbroker.core import records as r
+from qbroker.log.format import StoredRecord
+from qprotocol import wire
+from qprotocol.failure import Failure
+from qprotocol.message import unpack_meta, unpack_route
+from qprotocol.states import State
+
+MESSAGE_CHARS_MAX = 500
+"""What a row says of an error's message; the whole failure is in the results."""
+ROUTES_MAX = 100_000
+"""Packed routes remembered; beyond it they are worked out again."""
+_FIXED = wire.MESSAGE.size
+_SUCCESS, _REVOKED = int(State.SUCCESS), int(State.REVOKED)
+
+Row = tuple[Any, ...]
+"""The columns of the table of tasks, in its order."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a transaction has to do to tasks and results, in this order."""
+
+    forgotten: set[int] = field(default_factory=set)
+    settled: dict[int, Row] = field(default_factory=dict)
+    """By position; they replace what is there: a dead letter may be settled again."""
+    acked: list[Row] = field(default_factory=list)
+    """They replace nothing: a dead letter that was acked stays a failure."""
+    results: dict[int, bytes] = field(default_factory=dict)
+    result_bytes: int = 0
+    shed: int = 0
+    """Rows that were not made, because the archive was too far behind."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.settled) + len(self.acked)
+
+    def keep(self, position: int, row: Row, result: bytes) -> None:
+        """The task is settled, with something to keep."""
+        self.settled[position] = row
+        self.results[position] = result
+        self.result_bytes += len(result)
+
+    def forget(self, positions: Iterable[int]) -> None:
+        """Rows of these are not there, however they came."""
+        gone = set(positions)
+        self.forgotten |= gone
+        for position in gone:
+            self.settled.pop(position, None)
+            self.results.pop(position, None)
+        self.acked = [row for row in self.acked if row[0] not in gone]
+
+
+class Follower:
+    """Follows the log, batch by batch. ``known`` and ``changes`` are saved together."""
+
+    def __init__(self, known: Known, messages: Messages) -> None:
+        self.known = known
+        self.changes = Changes()
+        self.is_shedding = False
+        """Successes without a result get no row for now."""
+        self._messages = messages
+        self._routes: dict[bytes, tuple[int | None, int]] = {}
+
+    def start_anew(self) -> None:
+        """What changed until now is saved."""
+        self.changes = Changes()
+        self.known.saved()
+
+    def take(self, stored: Iterable[StoredRecord]) -> None:
+        """Go on by a batch."""
+        for each in stored:
+            rule = RULES.get(each.type)
+            if rule is not None:
+                rule(self, each)
+        self._messages.shrink()
+
+    # Queues and lanes.
+
+    def queue_opened(self, stored: StoredRecord) -> None:
+        record = unpacked(stored, r.QueueOpened)
+        history = str(record.options.get("history", ""))
+        self.known.queues[record.number] = Queue(record.name, history)
+        self.known.new_queues.add(record.number)
+
+    def lane_opened(self, stored: StoredRecord) -> None:
+        record = unpacked(stored, r.LaneOpened)
+        self.known.lanes[record.number] = Lane(record.queue, record.task)
+        self.known.new_lanes.add(record.number)
+
+    def history(self, lane: int) -> str:
+        """Of what in that lane the archive keeps a row: all, failures or none."""
+        found = self.known.lanes.get(lane)
+        if found is None:
+            return "all"
+        queue = self.known.queues.get(found.queue)
+        return (queue.history if queue else "") or ("all" if found.task else "none")
+
+    # Who has what.
+
+    def passes(self, stored: StoredRecord) -> None:
+        """Messages, which will be asked for when they are settled."""
+        self._messages.note(stored)
+
+    def granted(self, stored: StoredRecord) -> None:
+        record = unpacked(stored, r.Granted)
+        entries = [(lane, first, count) for lane, _, first, count in record.entries]
+        if record.adopted:
+            claimed = [p for _, first, count in entries for p in range(first, first + count)]
+            for position, number in list(self.known.holders(claimed)):
+                self.known.end(number, 1, back=position)
+        name = f"{record.session.hex()}/{record.member}" if record.session else ""
+        worker = self.known.number(name) if name else None
+        left = sum(count for _, _, count in entries)
+        self.known.open_grant(record.grant, Grant(worker, stored.wall_ms, left, entries))
+
+    def returned(self, stored: StoredRecord) -> None:
+        record = unpacked(stored, r.Returned)
+        for position, number in list(self.known.holders(record.positions)):
+            self.known.end(number, 1, back=position)
+
+    # Ends.
+
+    def acked(self, stored: StoredRecord) -> None:
+        for number, first, count in unpacked(stored, r.Acked).runs:
+            grant = self.known.end(number, count)
+            for lane, start, length in overlaps(grant, first, count):
+                if self.history(lane) != "all":
+                    self._drop_tries(start, length)
+                elif self.is_shedding:
+                    self.changes.shed += length
+                    self._drop_tries(start, length)
+                else:
+                    self._rows_of(start, length, grant, stored.wall_ms)
+
+    def _drop_tries(self, first: int, count: int) -> None:
+        if self.known.tries:
+            for position in range(first, first + count):
+                self.known.forget(position)
+
+    def _rows_of(self, first: int, count: int, grant: Grant | None, finished_ms: int) -> None:
+        """Rows of acked neighbours."""
+        worker, started = (grant.worker, grant.granted_ms) if grant else (None, None)
+        rest = (worker, _SUCCESS, 0, started, finished_ms, *_NOTHING_KEPT)
+        rows = [head + rest for head in self._heads(first, count)]
+        if self.known.tries:
+            rows = [self._with_tries(row) for row in rows]
+        self.changes.acked += rows
+
+    def _heads(self, first: int, count: int) -> Iterator[Row]:
+        """The first columns of each message's row, from its own bytes.
+
+        Every task comes through this loop once.
+        """
+        unpack, routes = wire.MESSAGE.unpack_from, self._routes
+        for passed, index, taken in self._messages.runs(first, count):
+            if passed is None:
+                for position in range(index, index + taken):
+                    yield position, None, None, None, None, None, None
+                continue
+            raw, published = passed.body.raw, passed.wall_ms
+            position = passed.body.first + index
+            for at in passed.body.starts()[index : index + taken]:
+                _, _, _, _, flags, _, _, n_route, n_id, _, n_meta, _ = unpack(raw, at)
+                start = at + _FIXED
+                middle = start + n_route
+                end = middle + n_id
+                route = raw[start:middle]
+                task, queue = routes.get(route) or self._route(route)
+                name = raw[middle:end]
+                root, parent = meta_of(raw[end : end + n_meta]) if n_meta else (None, None)
+                chosen = name if flags & wire.ID_MINTED else name.decode() or None
+                yield position, chosen, task, queue, root, parent, published
+                position += 1
+
+    def _route(self, route: bytes) -> tuple[int | None, int]:
+        """Task and queue of a packed route, by number."""
+        _, queue, task, _ = unpack_route(route)
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        number = self.known.number
+        found = self._routes[route] = number(task) if task else None, number(queue)
+        return found
+
+    def _with_tries(self, row: Row) -> Row:
+        """The row with what is known of earlier tries, which are over."""
+        tries = self.known.forget(row[0])
+        if tries is None:
+            return row
+        patched = list(row)
+        patched[_PUBLISHED] = tries.published_ms or row[_PUBLISHED]
+        patched[_FAILURES] = tries.failures
+        return tuple(patched)
+
+    def settled(self, stored: StoredRecord) -> None:
+        record = unpacked(stored, r.Settled)
+        self._messages.note(stored)
+        over = record.change == r.SUCCEEDED
+        grant = self.known.end(record.grant, 1, back=0 if over else record.position)
+        lane = grant.lane_of(record.position) if grant else -1
+        if over:
+            self._succeeded(record, grant, lane)
+        elif record.change in DEAD:
+            self._failed(record, grant, lane)
+        else:
+            self._goes_on(record, stored.position, lane)
+
+    def _succeeded(self, record: r.Settled, grant: Grant | None, lane: int) -> None:
+        is_brief = self.history(lane) != "all"
+        if not record.keep_until_ms and (is_brief or self.is_shedding):
+            self.changes.shed += not is_brief
+            self.known.forget(record.position)
+            return
+        if record.keep_until_ms:
+            about = (None, None, None, record.content)
+            row = self._row(record, grant, is_brief, about)
+            self.changes.keep(record.position, row, record.result)
+        else:
+            self.changes.acked.append(self._row(record, grant, is_brief, (None,) * 4))
+        self.known.forget(record.position)
+
+    def _failed(self, record: r.Settled, grant: Grant | None, lane: int) -> None:
+        """A dead letter: a row, and the message lives on under its counters."""
+        tries = self.known.tried(record.position, record.lane)
+        tries.failures += record.change == r.FAILED
+        about = (record.reason or None, *failure_of(record.result), record.content)
+        is_brief = self.history(lane) == "none"
+        row = self._row(record, grant, is_brief, about)
+        self.changes.keep(record.position, row, record.result)
+
+    def _row(self, record: r.Settled, grant: Grant | None, is_brief: bool, about: Row) -> Row:
+        """The row of a settled message; ``about``: reason, error, message, content."""
+        head = next(self._heads(record.position, 1))
+        tries = self.known.tries.get(record.position)
+        started = record.finished_ms - record.run_ms if record.run_ms else None
+        if started is None and grant:
+            started = grant.granted_ms
+        return (
+            *(*head[:_PUBLISHED], (tries.published_ms if tries else 0) or head[_PUBLISHED]),
+            *(grant.worker if grant else None, record.state, tries.failures if tries else 0),
+            *(started, record.finished_ms, record.run_ms, record.keep_until_ms, int(is_brief)),
+            *about,
+        )
+
+    def _goes_on(self, record: r.Settled, at: int, lane: int) -> None:
+        """It waits for another try, it or what takes its place."""
+        failed = record.change == r.RETRIED
+        if not (failed or record.replaced or record.position in self.known.tries):
+            return
+        tries = self.known.tried(record.position, lane)
+        tries.failures += failed
+        if record.replaced:
+            first_ms = tries.published_ms or next(self._heads(record.position, 1))[_PUBLISHED]
+            self.known.forget(record.position)
+            after = self.known.tried(at + 1, record.follow_on.runs[0][0])
+            after.failures, after.published_ms = tries.failures, first_ms or 0
+
+    def removed(self, stored: StoredRecord) -> None:
+        """Cancelled or expired, wherever they were."""
+        record = unpacked(stored, r.Removed)
+        lanes = {position: lane for position, lane, _ in record.positions}
+        holders = dict(self.known.holders(lanes))
+        for position, lane in lanes.items():
+            number = holders.get(position)
+            grant = self.known.end(number, 1) if number else None
+            worker, started = (grant.worker, grant.granted_ms) if grant else (None, None)
+            brief = int(self.history(lane) == "none")
+            row: Row = (
+                *next(self._heads(position, 1)),
+                *(worker, _REVOKED, 0, started, record.finished_ms, None),
+                *(record.keep_until_ms, brief, record.reason, None, None, None),
+            )
+            self.changes.settled[position] = self._with_tries(row)
+
+    def purged(self, stored: StoredRecord) -> None:
+        self.known.purge(unpacked(stored, r.Purged).queue)
+
+    def forgotten(self, stored: StoredRecord) -> None:
+        self.changes.forget(unpacked(stored, r.Forgotten).positions)
+
+
+_PUBLISHED, _FAILURES = 6, 9
+"""Columns of a row."""
+_NOTHING_KEPT = (None, 0, 0, None, None, None, None)
+"""run_ms, keep_until_ms, brief, reason, error, message, content of an acked message."""
+DEAD = (r.FAILED, r.REJECTED, r.POISONED)
+
+RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
+    r.QueueOpened.TYPE: Follower.queue_opened,
+    r.LaneOpened.TYPE: Follower.lane_opened,
+    r.Published.TYPE: Follower.passes,
+    r.PartStored.TYPE: Follower.passes,
+    r.Granted.TYPE: Follower.granted,
+    r.Acked.TYPE: Follower.acked,
+    r.Settled.TYPE: Follower.settled,
+    r.Returned.TYPE: Follower.returned,
+    r.Removed.TYPE: Follower.removed,
+    r.Purged.TYPE: Follower.purged,
+    r.Forgotten.TYPE: Follower.forgotten,
+}
+"""Records that say nothing here are left out: the log has more of them than these."""
+
+R = TypeVar("R", bound=r.Record)
+
+
+def unpacked(stored: StoredRecord, _kind: type[R]) -> R:
+    """The record, which is of that kind."""
+    return cast("R", r.unpack(stored.type, stored.body))
+
+
+def overlaps(grant: Grant | None, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """The run by lanes: lane, first position, how many. Lane -1 where the grant is not known."""
+    if grant is None:
+        yield -1, first, count
+        return
+    for lane, start, length in grant.entries:
+        begin, end = max(first, start), min(first + count, start + length)
+        if begin < end:
+            yield lane, begin, end - begin
+
+
+def meta_of(meta: bytes) -> tuple[str | None, str | None]:
+    """Root and parent of a message's meta section."""
+    root, parent, _, _ = unpack_meta(meta)
+    return root or None, parent or None
+
+
+def failure_of(raw: bytes) -> tuple[str | None, str | None]:
+    """A packed failure's kind and how its message begins; text that is none, as it is."""
+    try:
+        failure = Failure.unpack(raw)
+    except ValueError:
+        return None, raw.decode("utf-8", "replace")[:MESSAGE_CHARS_MAX] or None
+    return failure.kind, failure.message[:MESSAGE_CHARS_MAX]
