@@ -363,9 +363,10 @@ class Harness:
         if isinstance(frame, f.Peeked):
             return f"Peeked {', '.join(peeked(frame.raw)) or '(nothing)'}"
         if isinstance(frame, f.Error):
+            again = f" (again in {frame.retry_after_ms} ms)" if frame.retry_after_ms else ""
             archive = self.machine.archive
             folder = str(archive.path.parent) if archive else "(no folder)"
-            return f"Error {frame.code}: {frame.message}".replace(folder, "...")
+            return f"Error {frame.code}: {frame.message}{again}".replace(folder, "...")
         raw = frame.raw
         if isinstance(frame, f.Settled):
             lost = [shown_position(at) for (at,) in wire.POSITION.iter_unpack(raw)]
@@ -507,6 +508,10 @@ class Harness:
             return []
         machine.archive_all()
         return [f"row   {shown_archived(row)}" for row in machine.archive.rows()]  # type: ignore[union-attr]
+
+    def closed(self, words: Words) -> None:
+        """Nothing new is taken in for this reason; without one, it is again."""
+        self.machine.core.close_to_publishes(" ".join(words.plain))
 
     def stats(self, words: Words) -> list[str]:
         """What statistics() tells of the queues, and the books of one."""
@@ -686,6 +691,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "wait": Harness.wait,
     "crash": Harness.crash,
     "archive": Harness.archive,
+    "closed": Harness.closed,
     "stats": Harness.stats,
     "hello": Harness.hello,
     "disconnect": Harness.disconnect,

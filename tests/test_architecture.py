@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "qworker.pools": ({"qprotocol", "qworker", "gevent", "eventlet", "greenlet"}, {"socket"}),
     # cli, server and engine: they build things and hand them over. The broker knows no tasks.
     "qbroker": ({"qprotocol", "click", "uvloop", "prometheus_client"}, set()),
-    "qbroker.config": (set(), IO),
+    "qbroker.config": ({"qbroker.kinds"}, IO),
+    "qbroker.kinds": (set(), IO),
     # Determinism: commands and the time come in, records and effects go out.
     "qbroker.core": ({"qprotocol", "msgpack"}, IO),
     # It stores bytes. It has never heard of a queue.

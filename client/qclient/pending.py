@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from qclient.dialogue import HANDSHAKE_REQUESTS, refused
-from qclient.exceptions import NotDone, OutcomeUnknown, QBrokerError, RefusedError
+from qclient.exceptions import NotDone, OutcomeUnknown, QBrokerError, RefusedError, refusal
 from qprotocol.errors import ERRORS
 from qprotocol.frames import (
     Blocked,
@@ -98,8 +98,8 @@ class Pending:
         """How many requests wait to be sent: zero saves looking for them."""
         self.why = ""
         """The latest trouble with the connection, in words."""
-        self.blocked = ""
-        """Why the broker takes no publishes; empty if it does."""
+        self.blocked: Blocked | None = None
+        """What the broker said when it stopped taking publishes; None if it takes them."""
         self.leaving = False
         """The broker said goodbye on this connection: ask nothing more of it."""
         self.attempts = Attempts()
@@ -159,7 +159,7 @@ class Pending:
 
     def lost(self, why: str) -> None:
         """The connection ended. What was sent on it will be sent again, but for ONCE."""
-        self.why, self.blocked, self.leaving = why, "", False
+        self.why, self.blocked, self.leaving = why, None, False
         for correlation, request in list(self.requests.items()):
             if request.wired:
                 request.wired = False
@@ -176,9 +176,9 @@ class Pending:
             if frame.correlation:
                 self._answer(frame, now)
             elif type(frame) is Blocked:
-                self.blocked = frame.reason or "no reason given"
+                self.blocked = frame
             elif type(frame) is Unblocked:
-                self.blocked = ""
+                self.blocked = None
             elif type(frame) is Goaway:
                 self.leaving, self.why = True, f"the broker is going away: {frame.reason}"
             elif type(frame) is Error:
@@ -228,10 +228,13 @@ class Pending:
             return
         self._pop(request.correlation)
         after = f"{name_of(request)} within {request.timeout_s:g} s"
-        why = f"the broker takes no publishes: {self.blocked}" if self.blocked else self.why
-        why = why or "the broker does not answer"
+        why = self.why or "the broker does not answer"
         if not request.sent and request.refusal is not None:
             request.finish(None, request.refusal)
+        elif not request.sent and self.blocked and type(request.frame) is Publish:
+            reason = self.blocked.reason or "no reason given"
+            what = f"{after}: the broker takes no publishes: {reason}; nothing was sent"
+            request.finish(None, refusal(self.blocked.code, what, retryable=True))
         elif not request.sent:
             request.finish(None, NotDone(f"{after}: {why}; nothing was sent"))
         elif type(request.frame) in READING:

@@ -412,14 +412,15 @@ class Goaway(Frame):
 
 @frame(0x61, SERVER)
 class Blocked(Frame):
-    """Publishes are not read for the moment; settlements are."""
+    """Publishes are not taken for the moment; settlements are. ``code`` is what they would get."""
 
     reason: "str"
+    code: "str" = "BLOCKED"
 
 
 @frame(0x62, SERVER)
 class Unblocked(Frame):
-    """Publishes are read again."""
+    """Publishes are taken again."""
 
 
 @frame(0x63, SERVER)

@@ -21,16 +21,35 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
-SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
+from qbroker.kinds import (
+    ADDRESS,
+    ADDRESS_OR_NONE,
+    BOOL,
+    COUNT,
+    DAY,
+    DURATION,
+    GIB,
+    HOUR,
+    KIB,
+    MIB,
+    MINUTE,
+    PATH,
+    ROOM,
+    SECOND,
+    SIZE,
+    Amount,
+    Kind,
+    Value,
+    one_of,
+    split_address,
+)
 
-Value = str | int | Path  # a bool is an int
 T = TypeVar("T", str, int, bool, Path)
 
 
@@ -40,82 +59,6 @@ class ConfigError(Exception):
     def __init__(self, what: str, means: str, do: str) -> None:
         super().__init__(f"{what}: {means}; {do}")
         self.what, self.means, self.do = what, means, do
-
-
-# --- Kinds of values: text in, value out, and back ------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a person writes a value. ``parse`` refuses by raising; ``show`` gives text it accepts."""
-
-    noun: str
-    example: str
-    parse: Callable[[str], Value]
-    show: Callable[[Any], str] = str
-    unit: str = ""
-
-
-def quantity(noun: str, example: str, units: dict[str, int]) -> Kind:
-    """Whole numbers in the first of ``units``, written with any of them."""
-    bare = next(iter(units))
-
-    def parse(text: str) -> int:
-        matched = re.fullmatch(r"([0-9][0-9_]*) ?([A-Za-z]*)", text.strip())
-        if matched is None or (matched[2] or bare) not in units:
-            raise ValueError(text)
-        return int(matched[1]) * units[matched[2] or bare]
-
-    def show(value: int) -> str:
-        unit = [unit for unit, size in units.items() if value % size == 0][-1] if value else bare
-        return f"{value // units[unit]}{unit}"
-
-    return Kind(noun, example, parse, show, "bytes" if bare == "B" else bare)
-
-
-def parse_bool(text: str) -> bool:
-    return (YES | NO)[text.lower()]
-
-
-def parse_path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise ValueError(text)
-    return Path(text)
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """``host:port`` as a pair; IPv6 is written ``[::1]:7717``. Raises ValueError."""
-    matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
-    if matched is None or int(matched[3]) > 65_535:
-        raise ValueError(text)
-    return (str(ipaddress.IPv6Address(matched[1])) if matched[1] else matched[2]), int(matched[3])
-
-
-def parse_address(text: str) -> str:
-    split_address(text)
-    return text
-
-
-def parse_address_or_none(text: str) -> str:
-    return parse_address(text) if text else ""
-
-
-def one_of(*choices: str) -> Kind:
-    return Kind("a choice", " or ".join(choices), lambda text: choices[choices.index(text)])
-
-
-SIZES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
-DURATIONS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
-YES = {"true": True, "yes": True, "on": True, "1": True}
-NO = {"false": False, "no": False, "off": False, "0": False}
-
-COUNT = quantity("a whole number of 0 or more", "10000 or 10_000", {"": 1})
-SIZE = quantity("a size", "64MiB, 512KiB or a number of bytes", SIZES)
-DURATION = quantity("a duration", "500ms, 10s, 5m, 1h, 7d or a number of ms", DURATIONS)
-BOOL = Kind("a yes or no", "true or false", parse_bool, lambda yes: str(yes).lower())
-PATH = Kind("a path", "/var/lib/qbroker", parse_path)
-ADDRESS = Kind("an address", "127.0.0.1:7717 or [::1]:7717", parse_address)
-ADDRESS_OR_NONE = Kind("an address", '127.0.0.1:7718 or "" for none', parse_address_or_none)
 
 
 @dataclass(frozen=True)
@@ -175,6 +118,10 @@ class Config:
         "Most that is written and synced together: bounds how long one sync can take.")
     window_bytes_max: int = setting(16 * MIB, SIZE, (0, 64 * GIB),
         "Bodies kept in memory near the heads of queues; the rest is read from disk.")
+    disk_low_bytes: str = setting("5%,2GiB", ROOM, None,
+        "Room on the disk below which publishes are refused; all that makes room goes on.")
+    disk_critical_bytes: str = setting("1%,256MiB", ROOM, None,
+        "Room below which checkpoints and the archive wait, too.")
 
     # Messages and results
     body_bytes_max: int = setting(MIB, SIZE, (KIB, 64 * MIB),
@@ -247,6 +194,14 @@ class Config:
     @property
     def listen_address(self) -> tuple[str, int]:
         return split_address(self.listen)
+
+    @property
+    def disk_low(self) -> Amount:
+        return Amount.parse(self.disk_low_bytes)
+
+    @property
+    def disk_critical(self) -> Amount:
+        return Amount.parse(self.disk_critical_bytes)
 
     @property
     def http_address(self) -> tuple[str, int] | None:

@@ -177,6 +177,10 @@ class Engine:
         if is_writable:
             self._schedule()
 
+    def close_to_publishes(self, why: str) -> None:
+        """Nothing new is taken in, for this reason; empty: it is again."""
+        self._core.close_to_publishes(why)
+
     def statistics(self) -> Statistics:
         """What may be looked at. Costs a step a queue."""
         found, now = self._core.statistics(), self._clock.wall_ms()

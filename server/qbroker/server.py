@@ -21,6 +21,8 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from qbroker.ages import Ages
@@ -28,7 +30,7 @@ from qbroker.config import Config, is_loopback
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
 from qbroker.engine import Engine
-from qbroker.log.disk import FileDisk
+from qbroker.log.disk import FULL, FileDisk
 from qbroker.log.errors import (
     CorruptError,
     ForeignError,
@@ -36,10 +38,11 @@ from qbroker.log.errors import (
     LockedError,
     LogError,
     LogFailed,
+    NoRoom,
     OwnerError,
 )
 from qbroker.log.log import Log, LogSettings
-from qbroker.machine import wall_ms
+from qbroker.machine import Machine, wall_ms
 from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
 from qbroker.net.session import Terms
@@ -48,7 +51,9 @@ from qbroker.ops.health import Counted, Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
 from qbroker.replaying import replay
+from qbroker.space import Room, Space
 from qbroker.timings import Timings
+from qbroker.writer import Writer
 from qprotocol import __version__
 from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
 
@@ -71,6 +76,7 @@ LOG_EXITS: dict[type[LogError], Exit] = {
     LockedError: Exit.LOCKED,
     OwnerError: Exit.LOCKED,
     LogFailed: Exit.DISK,
+    NoRoom: Exit.DISK,
 }
 
 
@@ -81,6 +87,7 @@ class Stores:
     log: Log
     core: Broker
     ages: Ages
+    space: Space
 
 
 def open_stores(config: Config, say: Say) -> Stores:
@@ -91,7 +98,9 @@ def open_stores(config: Config, say: Say) -> Stores:
         raise Trouble(str(error), Exit.USAGE) from error
     try:
         config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = Log.open(FileDisk(str(config.data / LOG_FOLDER)), settings)
+        low, critical = config.disk_low, config.disk_critical
+        space = Space(config.data, low, critical, config.segment_bytes)
+        log = open_log(config.data, settings, space)
     except OSError as error:
         raise Trouble(
             f"{config.data} cannot be used: {error.strerror or error}; "
@@ -109,7 +118,18 @@ def open_stores(config: Config, say: Say) -> Stores:
         raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
     # What was just built stays: the collector need not walk it again and again.
     gc.freeze()
-    return Stores(log, core, ages)
+    return Stores(log, core, ages, space)
+
+
+def open_log(data: Path, settings: LogSettings, space: Space) -> Log:
+    """The log, opened; on a full disk it may take the reserve's room. Raises LogError, OSError."""
+    folder = str(data / LOG_FOLDER)
+    try:
+        return Log.open(FileDisk(folder), settings)
+    except LogFailed as failure:
+        if failure.cause.errno not in FULL or not space.give_up_reserve():
+            raise
+        return Log.open(FileDisk(folder), settings)
 
 
 class Progress:
@@ -133,18 +153,23 @@ class Server:
     def __init__(self, config: Config, stores: Stores, say: Say) -> None:
         self._config = config
         self._log = stores.log
+        self._space = stores.space
         self._say = say
         self._version = __version__
         self._started_s = time.time()
         self._metrics = Metrics(self._snapshot)
         begun, done = Counted(self._metrics.batch_records), Counted(self._metrics.sync_seconds)
         timings = Timings(turn=self._metrics.turn_seconds, sync=done, batch_records=begun)
-        self._engine = Engine(config, stores.log, stores.core, stores.ages, timings)
+        machine = Machine(writer=partial(Writer, stores.space.patiently))
+        self._engine = Engine(
+            config, stores.log, stores.core, stores.ages, timings, machine=machine
+        )
         self._engine.boot(self._version, socket.gethostname())
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
         self._http = Http(self._metrics, self._report)
         self._listener = Listener(self._engine, self._terms(), limits(config))
         self._listener.watch.on_tick = self._health.tick
+        self._space.on_change = self._room_changed
         self._told_to_stop: asyncio.Event
         self._bug: BaseException | None = None
 
@@ -156,6 +181,7 @@ class Server:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._told_to_stop.set)
         turning = loop.create_task(self._engine.run(), name="engine")
+        watching = loop.create_task(self._space.watch(), name="space")
         try:
             await self._listen()
             await first_of(turning, self._told_to_stop.wait())
@@ -166,6 +192,7 @@ class Server:
             await self._engine.stop()
             raise
         finally:
+            watching.cancel()
             self._listener.abort()
             await self._http.close()
 
@@ -260,8 +287,15 @@ class Server:
             wall_ms=wall_ms,
         )
 
+    def _room_changed(self, room: Room) -> None:
+        """Publishes are refused, or taken again; who waits is told."""
+        self._engine.close_to_publishes(room.refusal)
+        self._listener.close_to_publishes(room.refusal)
+
     def _report(self) -> dict[str, object]:
-        return self._health.report(self._log.written, self._log.durable)
+        room = self._space.room
+        report = self._health.report(self._log.written, self._log.durable)
+        return report | {"disk": room.level.name.lower(), "disk_free_bytes": room.free_bytes}
 
     def _snapshot(self) -> Snapshot:
         log = self._log.statistics()
@@ -272,6 +306,8 @@ class Server:
             inbox_bytes=self._engine.inbox_bytes,
             log_bytes=log.bytes,
             log_segments=log.segments,
+            disk_free_bytes=self._space.room.free_bytes,
+            disk_level=int(self._space.room.level),
             loop_lag_s=self._listener.watch.take_lag(),
             started_s=self._started_s,
             version=self._version,

@@ -22,10 +22,15 @@ Job = Callable[[], float]
 Done = Callable[[float | BaseException], None]
 
 
+def do(job: Job) -> float:
+    return job()
+
+
 class Writer:
     """One thread, one job at a time. Belongs to one loop once ``attach``ed."""
 
-    def __init__(self) -> None:
+    def __init__(self, patiently: Callable[[Job], float] = do) -> None:
+        """``patiently`` does a job, again if need be: see Space."""
         self._job: Job | None = None
         self._result: float | BaseException = 0.0
         self._go, self._begun = threading.Lock(), threading.Lock()
@@ -34,6 +39,7 @@ class Writer:
         self._done, self._doing = os.pipe()
         self._thread = threading.Thread(target=self._work, name="qbroker-write", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._patiently = patiently
 
     def attach(self, loop: asyncio.AbstractEventLoop, done: Done) -> None:
         """Begin; ``done`` is called in ``loop`` with what each job returned or raised."""
@@ -68,7 +74,7 @@ class Writer:
                 return
             self._begun.release()
             try:
-                self._result = job()
+                self._result = self._patiently(job)
             except BaseException as error:  # noqa: BLE001  # the loop is told, and ends the broker
                 self._result = error
             os.write(self._doing, b"d")

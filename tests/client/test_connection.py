@@ -198,8 +198,14 @@ def test_publishes_wait_while_the_broker_is_blocked(app: App, peer: Peer) -> Non
     answer(peer, State.QUEUED)
     assert app.AsyncResult("x").state == "QUEUED"  # the push was read with the answer
     app.conf.broker_timeout_s = 0.2
-    with pytest.raises(NotDone, match="takes no publishes: the disk hangs; nothing was sent"):
+    with pytest.raises(e.Blocked, match="takes no publishes: the disk hangs; nothing was sent"):
         app.send_task("t")
+    line.say(f.Blocked(reason="the disk is full", code="RESOURCE_EXHAUSTED"))
+    assert app.AsyncResult("x").state == "QUEUED"
+    with pytest.raises(e.ResourceExhausted, match="no publishes: the disk is full") as caught:
+        app.send_task("t")
+    assert isinstance(caught.value, NotDone)
+    assert caught.value.retryable
     app.conf.broker_timeout_s = WAIT_S
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(app.send_task, "t")

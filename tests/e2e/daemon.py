@@ -52,7 +52,8 @@ class Daemon:
         self.data = folder / "data"
         self.output = folder / "broker.log"
         self.faults = folder / "faults"
-        self.settings = {"claims_ms": 300, **settings}
+        room = {"disk_low_bytes": "64MiB", "disk_critical_bytes": "16MiB"}  # of any machine's disk
+        self.settings = {"claims_ms": 300, **room, **settings}
         self.port = 0
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qbroker.log import recovery, segment
 from qbroker.log.active import SegmentWriter
-from qbroker.log.errors import CorruptError, LogError, LogFailed, UnreadableError
+from qbroker.log.errors import CorruptError, LogError, LogFailed, NoRoom, UnreadableError
 from qbroker.log.log import Log, LogSettings
 from simdisk import Choose, SimDisk, SimFile, keep_all, lose_all, random_choice
 
@@ -56,7 +56,11 @@ class Witness:
         assert self.log is not None
         batch = self.log.begin()
         self.wrote[batch.number] = [(batch.add(1, body), body) for body in bodies]
-        self.log.commit(batch, sync=sync, wall_ms=0, epoch=1)
+        try:
+            self.log.commit(batch, sync=sync, wall_ms=0, epoch=1)
+        except NoRoom:  # somebody frees some, and the same batch is committed again
+            self.disk.capacity = None
+            self.log.commit(batch, sync=sync, wall_ms=0, epoch=1)
         self.confirmed = self.log.durable
 
     def live(self) -> None:

@@ -134,6 +134,24 @@ def test_a_lock_that_is_not_supported_is_not_called_held(place, monkeypatch) -> 
         Log.open(FileDisk(str(place)))
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_has_no_room_for_the_holder_s_name(place, monkeypatch, number) -> None:
+    """The lock is held nevertheless; any other error is one."""
+
+    def refuse(fd: int, data: bytes, at: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    disk = FileDisk(str(place))
+    monkeypatch.setattr(os, "pwrite", refuse)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.lock()
+        return
+    disk.lock()
+    with pytest.raises(LockedError):
+        FileDisk(str(place)).lock()
+
+
 WRITER = """
 import sys, os, signal
 from qbroker.log.disk import FileDisk

@@ -9,9 +9,11 @@ from itertools import pairwise
 
 import pytest
 
+from qbroker.log.batch import BatchBuilder
 from qbroker.log.errors import (
     CorruptError,
     LogFailed,
+    NoRoom,
     NoSuchPosition,
     TooLargeError,
     TrimmedError,
@@ -278,17 +280,71 @@ def test_a_clean_stop_is_told_from_a_kill(story) -> None:
     assert story.reopen().clean
 
 
-def test_a_full_disk_fences_when_room_is_needed(story) -> None:
-    """Without a spare and without room the log stops, with the reason; what was durable stays."""
+def filled_up(story) -> BatchBuilder:
+    """There is no room for another segment: the batch that waits for one."""
     story.disk.capacity = 20 << 10
-    with pytest.raises(LogFailed, match="No space left") as failed:
+    with pytest.raises(NoRoom, match=r"No space left.*goes on by itself") as refused:
         story.fill(100)
-    assert failed.value.cause.errno == errno.ENOSPC
-    durable = story.log.durable
-    assert durable > 10
+    assert refused.value.cause.errno == errno.ENOSPC
+    assert story.log.durable == story.log.written > 10
+    waiting = BatchBuilder(story.log.written + 1, 1 << 16)
+    waiting.add(1, b"waited")
+    return waiting
+
+
+def test_a_full_disk_makes_a_batch_wait_for_room(story) -> None:
+    """Nothing of it is written, nothing is fenced, all can be read; with room it goes on."""
+    waiting = filled_up(story)
+    assert not story.log.has_room(waiting)
+    for _ in range(2):
+        with pytest.raises(NoRoom):
+            story.log.commit(waiting, sync=True, wall_ms=0, epoch=1)
+    assert story.log.read(5 << 20).body == story.given[5][0]
+    assert not any(name.endswith(".tmp") for name in story.disk.files)
     story.disk.capacity = None
+    story.log.commit(waiting, sync=True, wall_ms=0, epoch=1)
+    assert story.log.durable == waiting.number
     story.killed()
-    assert list(story.contents()) == list(range(1, durable + 1))
+    assert story.contents()[waiting.number] == [b"waited"]
+
+
+@pytest.mark.parametrize("end", ["close", "killed"])
+def test_a_log_that_waits_for_room_can_end(story, end) -> None:
+    """What was durable stays, whether it stops or is killed; the batch that waited is gone."""
+    waiting = filled_up(story)
+    if end == "close":
+        story.log.close()
+    story.disk.capacity = None
+    story.disk.kill()
+    story.reopen()
+    assert list(story.contents()) == list(range(1, waiting.number))
+
+
+def test_a_batch_larger_than_the_disk_waits_too(story) -> None:
+    """One that needs a segment of its own size; the spare is kept for it, as it is."""
+    story.log.prepare_next()
+    story.disk.fill_up(1024)
+    large = bytes(40 << 10)
+    for _ in range(2):
+        with pytest.raises(NoRoom):
+            story.put(large)
+        story.log._begun = story.log.written
+    story.fill(1)
+    with pytest.raises(NoRoom):
+        story.put(large)
+    assert story.log.spare_ready
+    story.disk.capacity = None
+    story.log._begun = story.log.written
+    story.put(large)
+    story.killed()
+    assert story.contents()[story.log.written] == [large]
+
+
+def test_what_else_fails_there_still_fences(story) -> None:
+    """Only a full disk may be waited for."""
+    story.disk.fail(1)
+    with pytest.raises(LogFailed, match="writing batch 1 failed"):
+        story.put(bytes(40 << 10))
 
 
 def test_a_start_on_a_full_disk_uses_the_spare(story) -> None:

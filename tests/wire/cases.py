@@ -16,7 +16,7 @@ from qprotocol.options import RetryPolicy
 TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
 TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
-DECODED_ONLY: set[str] = set()
+DECODED_ONLY: set[str] = {"blocked"}
 
 MESSAGES: dict[str, Message] = {
     "plain": Message("emails", b"hello"),
@@ -190,6 +190,7 @@ FRAMES: dict[str, f.Frame] = {
     "bye": f.Bye(correlation=16),
     "error_shortest": f.Error(code="BAD_FRAME", message="", details={}),
     "consume_nothing": f.Consume(subscription=0, queues=[], credit=0, correlation=1),
+    "blocked_with_code": f.Blocked(reason="disk", code="RESOURCE_EXHAUSTED"),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -141,6 +141,10 @@ class Broker:
                 consumer.writable = is_writable
                 self.state.listen_again(consumer)
 
+    def close_to_publishes(self, why: str) -> None:
+        """Nothing new is taken in, for this reason; empty: it is again."""
+        self.state.closed_to_publishes = why
+
     def statistics(self) -> Statistics:
         """What may be looked at. Costs a step a queue."""
         state = self.state

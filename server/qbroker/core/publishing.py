@@ -10,6 +10,7 @@ from dataclasses import replace
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
+from qbroker.core.settings import RETRY_AFTER_MS
 from qbroker.core.state import Arrival, BrokerState, Producer, Upload
 from qbroker.core.survey import RefusedError, Survey, check_named, duplicate, too_large
 from qprotocol import wire
@@ -38,6 +39,18 @@ def seen_before(state: BrokerState, producer: int, sequence: int) -> bool:
     return bool(known.window >> (known.highest - sequence) & 1)
 
 
+def check_open(state: BrokerState) -> None:
+    """Raise RefusedError if nothing new is taken in.
+
+    Messages that follow on a completion are: they are part of it, and each takes the place
+    of one that is over.
+    """
+    if state.closed_to_publishes:
+        raise RefusedError(
+            "RESOURCE_EXHAUSTED", state.closed_to_publishes, retry_after_ms=RETRY_AFTER_MS
+        )
+
+
 def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish) -> Decision:
     """Records that make the chunk true, or the answer that it is so already."""
     key = connection, frame.correlation
@@ -49,6 +62,7 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
         return Decision(
             reply=Published(first=0, count=frame.count, durability=durability, duplicate=True)
         )
+    check_open(state)
     survey = Survey(state, now)
     if arrival:
         count, records = last_part(survey, arrival, key, frame)
@@ -93,6 +107,7 @@ def decide_part(state: BrokerState, now: Now, connection: int, frame: Part) -> D
             )
         arrival.parts += 1
         if frame.of == Publish.TYPE:
+            check_open(state)
             return Decision(stage(Survey(state, now), arrival, key, frame.raw))
         keep_part(state, arrival, frame)
     except RefusedError as error:

@@ -48,6 +48,8 @@ ARCHIVED_MAX = 2_000
 """Results that leave memory in one turn because the archive has them."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
+RETRY_AFTER_MS = 1_000
+"""When a publish that found no room may be tried again: as often as the disk is looked at."""
 REASON_BYTES_MAX = 1_000
 """A reject's reason is cut to this."""
 DEAD_SUFFIX = ".dead"

@@ -33,7 +33,7 @@ VOLATILE = frozenset(
         # Found again when they are needed.
         *("routes", "dirty", "effects", "next_sweep_ms"),
         # Counted since the start.
-        *("lease_lost", "duplicates"),
+        *("closed_to_publishes", "lease_lost", "duplicates"),
     }
 )
 """Fields of BrokerState that no snapshot holds."""

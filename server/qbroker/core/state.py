@@ -124,6 +124,8 @@ class BrokerState:
     """Queues that may have something to hand out."""
     effects: list[Effect] = field(default_factory=list)
     """What apply wants sent; the engine takes it after each command."""
+    closed_to_publishes: str = ""
+    """Why nothing new is taken in; empty if it is."""
     lease_lost: int = 0
     duplicates: int = 0
     next_sweep_ms: int = 0

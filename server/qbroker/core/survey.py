@@ -28,9 +28,11 @@ _DELAY_MARGIN_MS = 50
 class RefusedError(Exception):
     """Raised inside the walk; ``decide`` turns it into an answer."""
 
-    def __init__(self, code: str, message: str, **details: object) -> None:
+    def __init__(
+        self, code: str, message: str, *, retry_after_ms: int = 0, **details: object
+    ) -> None:
         super().__init__(message)
-        self.refused = Refused(code, message, details=details)
+        self.refused = Refused(code, message, retry_after_ms, details)
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ package is the specification; `format` has the same diagrams in code.
     manifest.py  which files make up a log
     active.py    the segment that is written to
     segment.py   one file, and how it is walked and read
+    statistics.py  what may be looked at of a log
     window.py    files as readers see them: buffered, kept open for a while
     batch.py     what is being collected, and how it becomes bytes
     index.py     which batch is where, 24 bytes for every 16 KiB

@@ -9,10 +9,9 @@ once it is sealed. So a directory with two segments proves that the first is com
 
 from __future__ import annotations
 
-import errno
-
 from qbroker.log.batch import BatchBuilder, Stamp, pack_batch
-from qbroker.log.disk import READ_ONLY, Disk, File, write_whole
+from qbroker.log.disk import FULL, READ_ONLY, Disk, File, write_whole
+from qbroker.log.errors import NoRoom
 from qbroker.log.format import (
     FOOTER_BYTES,
     SECTOR_BYTES,
@@ -49,9 +48,15 @@ class SegmentWriter:
         return self.segment.end + length + FOOTER_BYTES <= self.size
 
     def enlarge(self, length: int) -> None:
-        """There is room for this one batch, larger than segments usually are."""
-        self.size = self.segment.end + length + FOOTER_BYTES
-        self.file.allocate(self.size)
+        """There is room for this one batch, larger than segments usually are. NoRoom if not."""
+        size = self.segment.end + length + FOOTER_BYTES
+        try:
+            self.file.allocate(size)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise NoRoom(f"batch {self.segment.first}", error) from error
+        self.size = size
 
     def append(self, batch: BatchBuilder, stamp: Stamp) -> None:
         """The batch is with the kernel, and readers can find it. One write."""
@@ -111,10 +116,18 @@ def create_segment(
 
     Takes the spare if there is one: then nothing is allocated, so it works on a full
     disk. Without one, on a disk too full for header.size, it is smaller, but not below
-    `least`. A file sync, a rename, a directory sync.
+    `least`. NoRoom if even that cannot be had: nothing was changed then. A file sync, a
+    rename, a directory sync.
     """
-    file = disk.create(ROLL_NAME) if spare is None else spare
-    header.size = allocated(file, 0, least, header.size)
+    try:
+        file = disk.create(ROLL_NAME) if spare is None else spare
+        header.size = allocated(file, 0, least, header.size)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        if ROLL_NAME in disk.names():
+            disk.remove(ROLL_NAME)
+        raise NoRoom(f"the segment of batch {header.first}", error) from error
     write_whole(file, 0, pack_segment_header(header))
     file.sync()
     disk.rename(ROLL_NAME if spare is None else SPARE_NAME, segment_name(header.first))
@@ -131,7 +144,7 @@ def allocated(file: File, used: int, least: int, size: int) -> int:
         try:
             file.allocate(size)
         except OSError as error:
-            if error.errno != errno.ENOSPC or size <= least:
+            if error.errno not in FULL or size <= least:
                 raise
             file.truncate(used)
             size = max(size // 2 // SECTOR_BYTES * SECTOR_BYTES, least)

@@ -18,6 +18,8 @@ from typing import Protocol
 from qbroker.log.errors import LockedError, OwnerError
 
 LOCK_NAME = "LOCK"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when there is no room, or none for us."""
 READ_ONLY = 0o400
 READ_WRITE = 0o600
 
@@ -238,7 +240,12 @@ class FileDisk:
             raise LockedError(self.directory, holder) from None
         self.lock_fd = fd
         os.ftruncate(fd, 0)
-        os.pwrite(fd, _this_process().encode(), 0)
+        try:
+            os.pwrite(fd, _this_process().encode(), 0)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            # The lock is held; its text is for people, and a full disk must not stop a start.
 
     def unlock(self) -> None:
         # The file stays: removing it would let a third process lock a name nobody else sees.

@@ -29,6 +29,20 @@ class LogFailed(LogError):  # noqa: N818  # an event, not a mistake
         self.cause = cause
 
 
+class NoRoom(LogError):  # noqa: N818  # a state of the disk, not a mistake
+    """There is no room for a segment. Nothing was written and nothing is lost: commit it again.
+
+    Not fenced: all that was written stays as durable as it was, and can be read.
+    """
+
+    def __init__(self, doing: str, cause: OSError) -> None:
+        super().__init__(
+            f"{doing} finds no room: {cause}; it waits, and so does everybody who asked for what "
+            "is in it; free some room on the disk, and it goes on by itself"
+        )
+        self.cause = cause
+
+
 class CorruptError(LogError):
     """Bytes that were once confirmed cannot be read back as they were written.
 

@@ -23,8 +23,8 @@ from time import perf_counter
 
 from qbroker.log.active import SEGMENT_BYTES_MIN, prepare_spare, size_for
 from qbroker.log.batch import BatchBuilder, Stamp
-from qbroker.log.disk import Disk, File
-from qbroker.log.errors import LogError, LogFailed, NoSuchPosition, TrimmedError
+from qbroker.log.disk import FULL, Disk, File
+from qbroker.log.errors import LogError, LogFailed, NoRoom, NoSuchPosition, TrimmedError
 from qbroker.log.format import (
     BATCH_BYTES_MAX,
     SECTOR_BYTES,
@@ -36,6 +36,7 @@ from qbroker.log.format import (
 from qbroker.log.meta import NO_CLUSTER, write_meta
 from qbroker.log.recovery import Recovered, next_segment, recover
 from qbroker.log.segment import Segment
+from qbroker.log.statistics import LogStatistics
 from qbroker.log.window import Handles
 
 SEGMENT_BYTES = 64 << 20
@@ -61,20 +62,6 @@ class LogSettings:
                 raise ValueError(
                     f"{name} is {size}; the format cannot hold that; choose {low} to {high}"
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class LogStatistics:
-    """What may be looked at. `torn_bytes` were cut at this start; never confirmed."""
-
-    segments: int
-    bytes: int
-    oldest: int
-    written: int
-    durable: int
-    torn_bytes: int
-    last_sync_s: float
-    spare_ready: bool
 
 
 class Log:
@@ -135,9 +122,10 @@ class Log:
             raise LogFailed("locking the log's directory", error) from error
         try:
             return cls(disk, settings, recover(disk, settings.segment_bytes, settings.cluster))
-        except OSError as error:
+        except (OSError, NoRoom) as error:
             disk.unlock()
-            raise LogFailed("opening the log", error) from error
+            cause = error.cause if isinstance(error, NoRoom) else error
+            raise LogFailed("opening the log", cause) from error
         except LogError:
             disk.unlock()
             raise
@@ -166,7 +154,8 @@ class Log:
 
         An empty batch is written too: it tells recovery what was durable. `keys` is the
         lowest and highest key in it, (0, 0) for none. LogFailed, and the log fenced,
-        if the disk refuses: the batch may then be on disk or not.
+        if the disk refuses: the batch may then be on disk or not. NoRoom if it needs a
+        new segment and the disk is full: nothing of it was written, commit it again.
         One write; one fdatasync if asked; a new segment now and then (see prepare_next).
         """
         self._check()
@@ -209,7 +198,7 @@ class Log:
         try:
             self._spare = prepare_spare(self._disk, self._settings.segment_bytes)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise self._fence("preparing the next segment", error) from error
             return False
         return True
@@ -292,7 +281,8 @@ class Log:
         try:
             if self._failure is None:
                 self._sync()
-                self._active.seal(self._disk)
+                if not self._active.segment.sealed:
+                    self._active.seal(self._disk)
                 self._failure = LogFailed("a call", OSError(errno.EBADF, "the log is closed"))
         except OSError as error:
             raise self._fence("closing", error) from error
@@ -327,12 +317,17 @@ class Log:
         if self._active.segment.empty:
             self._active.enlarge(length)
             return
-        self._sync()  # before the seal: a footer says that all before it is durable
-        self._active.seal(self._disk)
-        spare, self._spare = self._spare, None
+        if not self._active.segment.sealed:  # else an earlier try found no room behind it
+            self._sync()  # before the seal: a footer says that all before it is durable
+            self._active.seal(self._disk)
         least = size_for(length)
         sizes = (least, max(least, self._settings.segment_bytes))
-        self._active = next_segment(self._disk, self._meta, self._active.segment, sizes, spare)
+        spare, self._spare = self._spare, None
+        try:
+            self._active = next_segment(self._disk, self._meta, self._active.segment, sizes, spare)
+        except NoRoom:
+            self._spare = spare
+            raise
         self._segments.append(self._active.segment)
 
     def _sync(self) -> None:

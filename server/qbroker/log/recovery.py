@@ -18,7 +18,6 @@ Each step may be cut off and done again.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 
 from qbroker.log.active import (
@@ -28,7 +27,7 @@ from qbroker.log.active import (
     allocated,
     create_segment,
 )
-from qbroker.log.disk import READ_ONLY, READ_WRITE, Disk, File, write_whole
+from qbroker.log.disk import FULL, READ_ONLY, READ_WRITE, Disk, File, write_whole
 from qbroker.log.errors import CorruptError, ForeignError
 from qbroker.log.format import (
     BATCH_MAGIC,
@@ -114,7 +113,7 @@ def _count(disk: Disk, meta: Meta, newest: int) -> None:
     try:
         write_meta(disk, meta)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         meta.newest = older
 
@@ -281,7 +280,7 @@ def _keep_torn(disk: Disk, file: File, segment: Segment, end: int) -> None:
         copy.sync()
         disk.rename(temporary, name)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         disk.remove(temporary)
     disk.sync_directory()

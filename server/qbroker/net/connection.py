@@ -73,6 +73,7 @@ class Owner(Protocol):
     terms: Terms
     limits: Limits
     complaints: Complaints
+    closed: str
 
     def came(self, connection: "Connection") -> None: ...
     def known(self, connection: "Connection") -> None: ...
@@ -107,6 +108,7 @@ class Connection(asyncio.Protocol):
         "received_bytes",
         "sent_bytes",
         "session",
+        "silenced",
         "spoke_at",
         "spoken_bytes",
         "wants_heartbeats",
@@ -125,6 +127,8 @@ class Connection(asyncio.Protocol):
         """When the watch first saw that we are hanging up."""
         self.blocked = False
         """Not read for the moment: the inbox is over its limit."""
+        self.silenced = False
+        """The last the peer heard is that its publishes are not taken."""
         self.fed_up = False
         """Gets no more deliveries: the broker is about to go away."""
         self._owner = owner
@@ -206,8 +210,8 @@ class Connection(asyncio.Protocol):
         self.must_speak = role.must_speak or (promised and role.held_to_promise)
         self.wants_heartbeats = role.must_speak or promised
         self.may_stall = role.may_stall
-        if self.blocked:
-            asyncio.get_running_loop().call_soon(self._tell_blocked)  # after the Welcome
+        if self.blocked or self._owner.closed:
+            asyncio.get_running_loop().call_soon(self.tell)  # after the Welcome
 
     def refused(self) -> None:
         """The engine is about to refuse the Hello; it closes after that."""
@@ -274,7 +278,7 @@ class Connection(asyncio.Protocol):
             return
         self.blocked = True
         self._transport.pause_reading()
-        self._tell_blocked()
+        self.tell()
 
     def unblock(self) -> None:
         """Read again."""
@@ -282,8 +286,20 @@ class Connection(asyncio.Protocol):
             return
         self.blocked = False
         self._transport.resume_reading()
-        if self._told_when_blocked:
+        self.tell()
+
+    def tell(self) -> None:
+        """A peer that publishes knows whether that is taken now, and if not, why."""
+        role = self.session.role
+        if role is None or not role.paused_first or not self.session.is_open:
+            return
+        if self.blocked:
+            self.say(Blocked(reason=BLOCKED_REASON))
+        elif self._owner.closed:
+            self.say(Blocked(reason=self._owner.closed, code="RESOURCE_EXHAUSTED"))
+        elif self.silenced:
             self.say(Unblocked())
+        self.silenced = self.blocked or bool(self._owner.closed)
 
     def heartbeat(self, wall_ms: int) -> None:
         self.say(Heartbeat(sent_ms=wall_ms))
@@ -322,15 +338,6 @@ class Connection(asyncio.Protocol):
             self.must_speak = True  # until the Welcome says more
             self._owner.known(self)
             self._engine.connected(self)
-
-    @property
-    def _told_when_blocked(self) -> bool:
-        role = self.session.role
-        return role is not None and role.paused_first and self.session.is_open
-
-    def _tell_blocked(self) -> None:
-        if self.blocked and self._told_when_blocked:
-            self.say(Blocked(reason=BLOCKED_REASON))
 
     def _part(self) -> None:
         """The engine learns that a connection it knew is of no more use, once."""

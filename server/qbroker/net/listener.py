@@ -44,6 +44,8 @@ class Listener:
         self.watch = Watch(self.connections, self._handshakes, limits, terms.wall_ms, self._relieve)
         self._blocked: dict[Connection, None] = {}
         """In the order they were blocked: they are read again in it."""
+        self.closed = ""
+        """Why nothing new is taken in from anybody; empty if it is."""
         self._accepted = 0
         self._server: asyncio.Server | None = None
         self._emptied: asyncio.Event | None = None
@@ -169,6 +171,12 @@ class Listener:
         blocked, self._blocked = self._blocked, {}
         for connection in blocked:
             connection.unblock()
+
+    def close_to_publishes(self, why: str) -> None:
+        """All who publish are told that nothing is taken, and why; empty: that it is again."""
+        self.closed = why
+        for connection in list(self.connections.values()):
+            connection.tell()
 
     def left(self, connection: Connection) -> None:
         """It is gone."""

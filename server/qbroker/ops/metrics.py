@@ -52,6 +52,8 @@ class Snapshot:
     inbox_bytes: int
     log_bytes: int
     log_segments: int
+    disk_free_bytes: int
+    disk_level: int
     loop_lag_s: float
     """The latest the event loop was since the last snapshot."""
     started_s: float
@@ -141,6 +143,12 @@ METRICS: tuple[Row, ...] = (
         "Disk space of the log.", (), one(lambda s: s.log_bytes)),
     Row("qbroker_log_segments", "gauge", "files",
         "Files of the log.", (), one(lambda s: s.log_segments)),
+    Row("qbroker_disk_free_bytes", "gauge", "bytes",
+        "Room left on the data folder's disk: alert on this.",
+        (), one(lambda s: s.disk_free_bytes)),
+    Row("qbroker_disk_level", "gauge", "",
+        "What that means: 0 ok, 1 low (publishes are refused), 2 critical.",
+        (), one(lambda s: s.disk_level)),
     Row("qbroker_connections", "gauge", "connections",
         "Open connections by role; stranger before Hello.",
         ("role",), each(lambda s: s.connections)),
