@@ -56,7 +56,7 @@ def exact(state: BrokerState) -> dict[str, Any]:
         "late": state.late,
         "cancelled": state.cancelled,
         "grants": sorted(
-            (g.number, g.remaining, [(run.number, *where) for run, *where in g.entries])
+            (g.number, g.remaining, [(*where, run.number) for *where, run in g.entries])
             for g in grants
         ),
         "seen": {number: p.seen_ms for number, p in state.producers.items()},

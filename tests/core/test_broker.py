@@ -147,10 +147,16 @@ def test_a_run_knows_a_stranger_from_its_own() -> None:
     queue = Queue(0, "q", QueueOptions(), synced=True)
     run = Lane(0, queue, "", b"").run(0)
     other = Lane(1, queue, "t", b"").run(0)
-    grant = Grant(5, Member(None, 0), [(run, 10, 2)], None)
+    grant = Grant(5, Member(None, 0), None)
+    grant.add(other, 12, 1)
+    grant.add(run, 10, 2)
+    grant.add(run, 10, 1)
+    grant.add(run, 13, 1)
     assert grant.run_of(11) is run
-    with pytest.raises(AssertionError, match="position 12 is not in grant 5"):
-        grant.run_of(12)
+    assert list(grant.positions()) == [10, 11, 12, 13]
+    assert grant.split(11, 2) == [(run, 11, 1), (other, 12, 1)]
+    with pytest.raises(AssertionError, match="14 is not in grant 5"):
+        grant.run_of(14)
     assert run < other
 
 
@@ -161,7 +167,7 @@ def test_a_run_listed_twice_under_one_head_is_handed_out_once() -> None:
     run.extend(10, 2)
     queue.offer(run)
     for position in (5, 6):
-        run.give_back(position)
+        run.give_back(position, 1)
         queue.offer(run)
     assert [(first, count) for _, first, count in queue.take(9)] == [(5, 2), (10, 2)]
 
@@ -222,10 +228,24 @@ def test_most_records_have_no_raw_bytes() -> None:
 
 
 def test_counters_say_at_most_what_16_bits_can() -> None:
-    attempts = Attempts()
-    attempts.deliveries = 1 << 20
+    attempts = Attempts(deliveries=1 << 20)
     assert attempts.counters() == (0xFFFF, 0, 0)
     assert wire.TOUCHED.pack(0, *attempts.counters())
+
+
+def test_messages_that_were_only_handed_out_share_their_counters(machine: Machine) -> None:
+    """A table entry each, and one value for all that went the same way."""
+    for _ in range(3):
+        peer = greeted(machine)
+        fill(machine, peer, 0 if machine.core.state.attempts else 1_000)
+        machine.submit(peer, f.Consume(correlation=2, subscription=1, queues=["q"], credit=2_000))
+        machine.settle()
+        machine.submit(peer, f.Bye(correlation=3))
+        machine.settle()
+    attempts = machine.core.state.attempts
+    assert len(attempts) == 1_000
+    assert len({id(each) for each in attempts.values()}) <= 2
+    assert {each.deliveries for each in attempts.values()} == {3}
 
 
 def test_workers_lost_together_are_given_back_a_few_a_turn(machine: Machine) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qbroker.core import spans
 from qbroker.core.queues import CHUNK_POSITIONS, Lane, Queue, Run
 from qprotocol.options import QueueOptions
 
@@ -27,9 +30,9 @@ def put(queue: Queue, run: Run, first: int, count: int = 1) -> None:
     queue.offer(run)
 
 
-def give_back(queue: Queue, run: Run, position: int) -> None:
-    run.give_back(position)
-    queue.ready += 1
+def give_back(queue: Queue, run: Run, position: int, count: int = 1) -> None:
+    run.give_back(position, count)
+    queue.ready += count
     queue.offer(run)
 
 
@@ -82,12 +85,16 @@ class Twins:
                 run.remove(position, 1)
                 queue.ready -= 1
 
-    def give_back(self, nth: int) -> None:
+    def give_back(self, nth: int, most: int) -> None:
+        """Some neighbours of one run that are out."""
         if self.out:
-            position = sorted(self.out)[nth % len(self.out)]
-            place = self.waits[position] = self.out.pop(position)
+            first = sorted(self.out)[nth % len(self.out)]
+            place, count = self.out[first], 0
+            while count < most and self.out.get(first + count) == place:
+                self.waits[first + count] = self.out.pop(first + count)
+                count += 1
             for queue, run in self.runs(*place):
-                give_back(queue, run, position)
+                give_back(queue, run, first, count)
 
     def check(self) -> None:
         order = [position for _, position in self.live.waiting()]
@@ -110,7 +117,7 @@ steps = st.one_of(
     st.tuples(st.just("adopt"), st.integers(0, 2), st.integers(-1, 1), st.integers(1, 4)),
     st.tuples(st.just("take"), st.integers(1, 6)),
     st.tuples(st.just("remove"), numbers),
-    st.tuples(st.just("give_back"), numbers),
+    st.tuples(st.just("give_back"), numbers, st.integers(1, 4)),
 )
 
 
@@ -166,3 +173,65 @@ def test_an_emptied_run_leaves_nothing_behind() -> None:
     assert queue.levels == {}
     put(queue, run, 7)
     assert taken(queue, 1) == [7]
+
+
+def test_neighbours_come_back_around_one_that_kept_its_place() -> None:
+    queue = new_queue()
+    run = queue.lanes[0].run(0)
+    for position in (2, 5, 3):
+        put(queue, run, position)
+    run.remove(3, 1)
+    queue.ready -= 1
+    assert taken(queue, 1) == [2]
+    give_back(queue, run, 2, 2)
+    assert list(run.given) == [(2, 3)]
+    assert taken(queue, 9) == [2, 5, 3]
+
+
+def test_a_span_between_two_joins_them() -> None:
+    tried = spans.Spans()
+    tried.add(1, 3)
+    tried.add(5, 6)
+    tried.add(3, 5)
+    assert list(tried) == [(1, 6)]
+
+
+span_steps = st.lists(
+    st.tuples(st.sampled_from(["add", "cut", "take"]), st.integers(0, 40), st.integers(1, 8))
+)
+
+
+@given(span_steps)
+@settings(max_examples=300)
+def test_spans_are_a_set_of_positions_in_order(story) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spans, "BLOCK_SPANS", 4)
+        tried, held = spans.Spans(), set()
+        for verb, first, count in story:
+            if verb == "add" and held.isdisjoint(range(first, first + count)):
+                tried.add(first, first + count)
+                held.update(range(first, first + count))
+            elif verb == "cut":
+                stop = tried.cut(first, first + count)
+                assert stop == next(
+                    p for p in range(first, first + 99) if p not in held or p == first + count
+                )
+                held.difference_update(range(first, stop))
+            elif verb == "take" and held:
+                lowest, got = tried.take(count, first)
+                assert lowest == min(held)
+                assert held.issuperset(range(lowest, lowest + got))
+                assert got == 1 or lowest + got <= first
+                held.difference_update(range(lowest, lowest + got))
+            assert [p for a, b in tried for p in range(a, b)] == sorted(held)
+            assert bool(tried) == bool(held)
+            assert all((p in tried) == (p in held) for p in range(50))
+
+
+def test_a_span_costs_16_bytes_wherever_it_goes() -> None:
+    tried = spans.Spans()
+    for nth in range(20_000):
+        tried.add(2 * (nth * 7_919 % 20_000), 2 * (nth * 7_919 % 20_000) + 1)
+    columns = [*tried._firsts, *tried._ends]
+    assert sum(map(sys.getsizeof, columns)) < 28 * 20_000
+    assert max(map(len, columns)) <= spans.BLOCK_SPANS

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Effect, Hand
-from qbroker.core.leases import Consumer, Grant, Member, Session, epoch_and_count
+from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue, Run
 from qbroker.core.sessions import drop_consumer
@@ -187,13 +187,11 @@ def lease(
     """The messages, which are in no place now, are leased. Rows of those handed out before."""
     grant = member.grants.get(number)
     if grant is None:
-        grant = member.grants[number] = Grant(number, member, [], consumer)
-    before = list(grant.positions())
+        grant = member.grants[number] = Grant(number, member, consumer)
     leases, attempts, touched, index = state.leases, state.attempts, [], 0
+    before, after = UNTOUCHED, UNTOUCHED
     for run, first, count in entries:
-        if first not in before:
-            grant.entries.append((run, first, count))
-        grant.remaining += count
+        grant.add(run, first, count)
         positions = range(first, first + count)
         leases.update(dict.fromkeys(positions, grant))
         queue = run.lane.queue
@@ -202,9 +200,11 @@ def lease(
         for position in positions if attempts else ():
             known = attempts.get(position)
             if known:
-                known.deliveries += 1
-                known.run, known.waits = None, False
-                touched.append((index + position - first, *known.counters()))
+                if known is not before:
+                    more = known.deliveries + 1
+                    before, after = known, known._replace(deliveries=more, run=None, waits=False)
+                attempts[position] = after
+                touched.append((index + position - first, *after.counters()))
         index += count
     if consumer:
         consumer.unsettled += index

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from qbroker.core import records as r
 from qbroker.core.effects import Send
-from qbroker.core.leases import Grant
+from qbroker.core.leases import Attempts, Grant
 from qbroker.core.publishing import apply_messages
 from qbroker.core.queues import Run
 from qbroker.core.results import Finished
@@ -16,41 +16,23 @@ from qprotocol.states import State
 
 def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     """These messages are over."""
-    leases, attempts = state.leases, state.attempts
+    leases, kept = state.leases, state.attempts or state.names or state.continued
+    asked = state.results.waiters or state.origin
     for _number, first, count in record.runs:
-        grant = leases[first]
-        for position in range(first, first + count):
-            del leases[position]
-        grant.remaining -= count
-        if not grant.remaining:
-            del grant.member.grants[grant.number]
-        count_acked(grant, first, count)
-        if grant.consumer:
-            grant.consumer.unsettled -= count
-            state.listen_again(grant.consumer)
-        if attempts or state.names or state.continued or state.late:
+        for run, _, length in state.unlease_neighbours(leases[first], first, count):
+            run.lane.queue.counts["acked"] += length
+        if kept:
             for position in range(first, first + count):
                 state.forget(position)
-        if state.results.waiters or state.origin:
+        if asked:
             nothing = Finished(State.SUCCESS, 0, 0, 0, 0, 0)
             for position in range(first, first + count):
                 state.finish(position, nothing, keep=False, synced=True)
 
 
-def count_acked(grant: Grant, first: int, count: int) -> None:
-    """Add to the books of the queues that the run came from."""
-    for run, start, length in grant.entries:
-        overlap = min(first + count, start + length) - max(first, start)
-        if overlap > 0:
-            queue = run.lane.queue
-            queue.leased -= overlap
-            queue.counts["acked"] += overlap
-
-
 def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
     """The lease is over; what is next depends on the change."""
-    grant = state.unlease(record.position)
-    run = grant.run_of(record.position)
+    run = state.unlease(record.position)
     CHANGES[record.change](state, position, record, run)
     if record.follow_on.count:
         if record.replaced:
@@ -59,17 +41,16 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
         apply_messages(state, position + 1, record.follow_on)
         if record.replaced:
             lane, priority = record.follow_on.runs[0][:2]
-            attempts = state.attempts[position + 1]
-            attempts.run = state.lanes[lane].run(priority)
-            attempts.waits = bool(record.due_ms)
+            state.attempts[position + 1] = state.attempts[position + 1]._replace(
+                run=state.lanes[lane].run(priority), waits=bool(record.due_ms)
+            )
 
 
 def succeed(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:
     """Over, and well."""
     queue = run.lane.queue
     queue.counts["acked"] += 1
-    attempts = state.attempts.get(record.position)
-    entry = finished(record, position, attempts.failures if attempts else 0)
+    entry = finished(record, position, state.known(record.position).failures)
     if not record.keep_until_ms:
         entry.record = 0
     state.finish(record.position, entry, keep=bool(record.keep_until_ms), synced=queue.synced)
@@ -93,58 +74,55 @@ def finished(record: r.Settled, position: int, failures: int) -> Finished:
 
 def retry(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:
     """It waits again; a failure is counted."""
-    attempts = state.touch(record.position)
-    attempts.failures += 1
-    attempts.error = position
+    known = state.known(record.position)
+    known = known._replace(failures=known.failures + 1, error=position)
     run.lane.queue.counts["failed"] += 1
     run.lane.queue.counts["retried"] += 1
-    wait_again(state, record, run)
+    wait_again(state, record, run, known)
 
 
 def release(state: BrokerState, _position: int, record: r.Settled, run: Run) -> None:
     """It waits again, uncounted."""
-    state.touch(record.position)
     run.lane.queue.counts["released"] += 1
-    wait_again(state, record, run)
+    wait_again(state, record, run, state.known(record.position))
 
 
 def crash(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:
     """It waits again; a crash is counted."""
-    attempts = state.touch(record.position)
-    attempts.crashes += 1
-    attempts.error = position
+    known = state.known(record.position)
+    known = known._replace(crashes=known.crashes + 1, error=position)
     run.lane.queue.counts["crashed"] += 1
-    wait_again(state, record, run)
+    wait_again(state, record, run, known)
 
 
-def wait_again(state: BrokerState, record: r.Settled, run: Run) -> None:
+def wait_again(state: BrokerState, record: r.Settled, run: Run, known: Attempts) -> None:
     """Into the timers or the front of its run; a replaced message's successor does instead."""
     if record.replaced:
+        state.attempts[record.position] = known
         return
-    attempts = state.attempts[record.position]
-    attempts.run, attempts.waits = run, bool(record.due_ms)
+    state.attempts[record.position] = known._replace(run=run, waits=bool(record.due_ms))
     if record.due_ms:
         state.later(run, record.position, record.due_ms)
     else:
-        state.ready_again(run, record.position)
+        state.ready_again(run, record.position, 1)
 
 
 def bury(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:
     """It is a dead letter now, in the queue for those."""
-    attempts = state.touch(record.position)
-    queue = run.lane.queue
+    known, queue = state.known(record.position), run.lane.queue
     if record.change == r.FAILED:
-        attempts.failures += 1
+        known = known._replace(failures=known.failures + 1)
         queue.counts["failed"] += 1
     elif record.change == r.POISONED:
-        attempts.crashes += 1
+        known = known._replace(crashes=known.crashes + 1)
         queue.counts["crashed"] += 1
-    attempts.error, attempts.reason = position, record.reason
     queue.counts["dead_lettered"] += 1
     target = state.lanes[record.lane].run(run.priority)
-    attempts.run, attempts.waits = target, False
+    state.attempts[record.position] = known._replace(
+        error=position, reason=record.reason, run=target, waits=False
+    )
     state.ready(target, record.position, 1)
-    entry = finished(record, position, attempts.failures)
+    entry = finished(record, position, known.failures)
     state.finish(record.position, entry, keep=True, synced=queue.synced)
 
 
@@ -161,12 +139,24 @@ CHANGES: dict[int, Callable[[BrokerState, int, r.Settled, Run], None]] = {
 
 def apply_returned(state: BrokerState, _position: int, record: r.Returned) -> None:
     """These messages wait in front again."""
-    for position in record.positions:
-        run = state.unlease(position).run_of(position)
-        attempts = state.touch(position)
-        attempts.run, attempts.waits = run, False
-        run.lane.queue.counts["returned"] += 1
-        state.ready_again(run, position)
+    for grant, first, count in neighbours(state.leases, record.positions):
+        for run, start, length in state.unlease_neighbours(grant, first, count):
+            run.lane.queue.counts["returned"] += length
+            state.wait_in_front(run, start, length)
+
+
+def neighbours(leases: dict[int, Grant], positions: list[int]) -> list[tuple[Grant, int, int]]:
+    """Leased messages as runs of one grant each: (grant, first, count)."""
+    out: list[tuple[Grant, int, int]] = []
+    grant, end = None, -1
+    for position in positions:
+        held = leases[position]
+        if held is grant and position == end:
+            out[-1] = held, out[-1][1], out[-1][2] + 1
+        else:
+            out.append((held, position, 1))
+        grant, end = held, position + 1
+    return out
 
 
 def apply_started(state: BrokerState, _position: int, record: r.Started) -> None:

@@ -8,7 +8,9 @@
 A token is (position, grant number). It is good while ``leases[position]`` is that grant.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from qbroker.core.queues import Run
 from qprotocol import wire
@@ -24,19 +26,13 @@ class Grant:
 
     __slots__ = ("consumer", "early", "entries", "member", "number", "remaining", "started")
 
-    def __init__(
-        self,
-        number: int,
-        member: "Member",
-        entries: list[tuple[Run, int, int]],
-        consumer: "Consumer | None",
-    ) -> None:
+    def __init__(self, number: int, member: "Member", consumer: "Consumer | None") -> None:
         # Durable: set by apply.
         self.number = number
         self.member = member
-        self.entries = entries
-        """(run, first position, count): where a message goes back to."""
-        self.remaining = sum(count for _, _, count in entries)
+        self.entries: list[tuple[int, int, Run]] = []
+        """(first position, count, run), lowest first: where a message goes back to."""
+        self.remaining = 0
         self.started: set[int] = set()
         """Known to run: if the worker is lost, these count as crashes."""
         self.early: set[int] = set()
@@ -44,17 +40,41 @@ class Grant:
         # Volatile: the subscription whose credit they use.
         self.consumer = consumer
 
+    def add(self, run: Run, first: int, count: int) -> None:
+        """These are leased; they may have been before, and given back."""
+        entries = self.entries
+        self.remaining += count
+        index = self._before(first)
+        if index < 0 or first >= sum(entries[index][:2]):
+            entries.insert(index + 1, (first, count, run))
+
     def run_of(self, position: int) -> Run:
         """The run that ``position`` was taken from."""
-        for run, first, count in self.entries:
-            if first <= position < first + count:
-                return run
-        raise AssertionError(f"position {position} is not in grant {self.number}")
+        first, count, run = self.entries[self._before(position)]
+        assert first <= position < first + count, f"{position} is not in grant {self.number}"
+        return run
+
+    def split(self, first: int, count: int) -> list[tuple[Run, int, int]]:
+        """Neighbours by the runs that they were taken from, as (run, first, count)."""
+        start, length, run = self.entries[self._before(first)]
+        if first + count <= start + length:
+            return [(run, first, count)]
+        out, end = [], first + count
+        for start, length, run in self.entries[self._before(first) :]:
+            if start >= end:
+                break
+            stop = min(end, start + length)
+            out.append((run, first, stop - first))
+            first = stop
+        return out
 
     def positions(self) -> Iterator[int]:
         """Every position that was granted, settled or not."""
-        for _, first, count in self.entries:
+        for first, count, _ in self.entries:
             yield from range(first, first + count)
+
+    def _before(self, position: int) -> int:
+        return bisect_right(self.entries, (position, _ENTRIES_MAX)) - 1
 
 
 class Member:
@@ -112,25 +132,26 @@ class Consumer:
         return self.credit - self.unsettled if self.writable else 0
 
 
-class Attempts:
-    """The counters of a message that was handed out before. Untouched messages have none."""
+class Attempts(NamedTuple):
+    """The counters of a message that was handed out before. Untouched messages have none.
 
-    __slots__ = ("crashes", "deliveries", "error", "failures", "reason", "run", "waits")
+    Durable. A value: messages that went the same way share one, so those that were only handed
+    out and given back cost an entry in a table and no more.
+    """
 
-    def __init__(self) -> None:
-        self.deliveries = 1
-        self.failures = 0
-        """Read by the retry policy."""
-        self.crashes = 0
-        """A worker died running it; read by the poison limit."""
-        self.error = 0
-        """The position of the record that holds its last error; 0 is none."""
-        self.reason = ""
-        """Why it is a dead letter."""
-        self.run: Run | None = None
-        """Where it waits, ready or for its due time."""
-        self.waits = False
-        """In the timers, not in its run."""
+    deliveries: int = 1
+    failures: int = 0
+    """Read by the retry policy."""
+    crashes: int = 0
+    """A worker died running it; read by the poison limit."""
+    error: int = 0
+    """The position of the record that holds its last error; 0 is none."""
+    reason: str = ""
+    """Why it is a dead letter."""
+    run: Run | None = None
+    """Where it waits, ready or for its due time."""
+    waits: bool = False
+    """In the timers, not in its run."""
 
     def counters(self) -> tuple[int, int, int]:
         """Deliveries, failures and crashes, as far as 16 bits can say."""
@@ -138,3 +159,5 @@ class Attempts:
 
 
 _MOST = 0xFFFF
+_ENTRIES_MAX = 2**64
+UNTOUCHED = Attempts()

@@ -63,8 +63,8 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
         state.delayed.discard(position)
         attempts = state.attempts.get(position)
         if attempts:
-            attempts.waits = False
-            state.ready_again(run, position)
+            state.attempts[position] = attempts._replace(waits=False)
+            state.ready_again(run, position, 1)
         else:
             state.ready(run, position, 1)
 

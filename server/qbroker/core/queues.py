@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace, merge
 from operator import itemgetter
 
+from qbroker.core.spans import Spans
 from qprotocol import wire
 from qprotocol.options import QueueOptions
 
@@ -24,7 +25,7 @@ _END = 2**64
 
 
 class Run:
-    """A FIFO of positions, with returned ones in front."""
+    """A FIFO of positions, with returned ones in front. All of it is durable but ``key``."""
 
     __slots__ = (
         "chunks",
@@ -34,7 +35,6 @@ class Run:
         "lane",
         "number",
         "priority",
-        "returned",
         "size",
         "skipped",
     )
@@ -48,10 +48,8 @@ class Run:
         self.chunks: deque[array[int]] = deque()
         """Each ascending; a position lower than the last starts a new one."""
         self.head = 0
-        self.given: set[int] = set()
+        self.given = Spans()
         """Handed out before and given back; they go first."""
-        self.returned: list[int] = []
-        """The same as a heap; one that is not in ``given`` any more is passed over."""
         self.skipped: set[int] = set()
         """Entries still in a chunk that were taken out of order."""
         self.key = -1
@@ -74,35 +72,37 @@ class Run:
         self.chunks.append(positions)
         self.size += len(positions)
 
-    def give_back(self, position: int) -> None:
-        """Put one position in front; one that was taken out of order is back in its place."""
-        self.size += 1
-        if position in self.skipped:
-            self.skipped.discard(position)
-            return
-        self.given.add(position)
-        heappush(self.returned, position)
+    def give_back(self, first: int, count: int) -> None:
+        """Put neighbours in front; one that was taken out of order is back in its place."""
+        self.size += count
+        end = first + count
+        if self.skipped:
+            for position in range(first, end):
+                if position in self.skipped:
+                    self.skipped.discard(position)
+                    if first < position:
+                        self.given.add(first, position)
+                    first = position + 1
+        if first < end:
+            self.given.add(first, end)
 
     def first(self) -> int:
         """The position that leaves next. Only when ``size`` is above 0."""
         if self.given:
-            while self.returned[0] not in self.given:
-                heappop(self.returned)
-            return self.returned[0]
+            return self.given.first()
         self._drop_skipped()
         return self.chunks[0][self.head]
 
     def take(self, limit: int, before: int = _END) -> list[tuple[int, int]]:
         """Up to ``limit`` positions out, as (first, count) runs; stops at one above ``before``.
 
-        At least one comes out if there is one. Stops early at a chunk's end: call again.
+        At least one comes out if there is one. Stops early at a chunk's or a span's end: call
+        again.
         """
         if self.given:
-            position = self.first()
-            heappop(self.returned)
-            self.given.discard(position)
-            self.size -= 1
-            return [(position, 1)]
+            span = self.given.take(limit, before)
+            self.size -= span[1]
+            return [span]
         self._drop_skipped()
         chunk, head = self.chunks[0], self.head
         end = min(len(chunk), head + limit)
@@ -131,46 +131,48 @@ class Run:
     def remove(self, first: int, count: int) -> None:
         """Take exactly these positions out, wherever they are: what ``take`` did, replayed."""
         self.size -= count
-        chunk = self.chunks[0] if self.chunks else ()
-        end = self.head + count
-        if (
-            not self.given
-            and not self.skipped
-            and len(chunk) >= end
-            and chunk[self.head] == first
-            and chunk[end - 1] == first + count - 1
-        ):
-            self._advance(end)
-            return
-        for position in range(first, first + count):
-            if position in self.given:
-                self.given.discard(position)
-            else:
-                self.skipped.add(position)
-        self._drop_skipped()
+        end = first + count
+        while first < end:
+            stop = self.given.cut(first, end)
+            if stop == first:
+                stop = first + 1 if self.given else end
+                self._pass_over(first, stop)
+            first = stop
+
+    def _pass_over(self, first: int, end: int) -> None:
+        """Take neighbours out of the chunks."""
+        chunk, after = self.chunks[0], self.head + end - first
+        at_head = len(chunk) >= after and chunk[self.head] == first and chunk[after - 1] == end - 1
+        if at_head and not self.skipped:
+            self._advance(after)
+        else:
+            self.skipped.update(range(first, end))
+            self._drop_skipped()
 
     def clear(self) -> None:
         """Drop everything."""
         self.chunks.clear()
-        self.given.clear()
-        self.returned.clear()
+        self.given = Spans()
         self.skipped.clear()
         self.head = self.size = 0
 
-    def saved(self) -> "tuple[list[int], list[int], list[array[int]]]":
-        """What was given back, what is skipped, and the chunks without what has been taken."""
+    def saved(self) -> "tuple[list[tuple[int, int]], list[int], list[array[int]]]":
+        """Spans given back, what is skipped, and the chunks without what has been taken."""
         chunks = list(self.chunks)
         if self.head:
             chunks[0] = chunks[0][self.head :]
-        return sorted(self.given), sorted(self.skipped), chunks
+        return list(self.given), sorted(self.skipped), chunks
 
-    def restore(self, given: list[int], skipped: list[int], chunks: "list[array[int]]") -> None:
+    def restore(
+        self, given: list[tuple[int, int]], skipped: list[int], chunks: "list[array[int]]"
+    ) -> None:
         """Into a new run: what ``saved`` gave. Chunks are taken over, not copied."""
         self.chunks.extend(chunks)
-        self.given.update(given)
-        self.returned = given
+        for first, end in given:
+            self.given.add(first, end)
+            self.size += end - first
         self.skipped.update(skipped)
-        self.size = sum(map(len, chunks)) + len(given) - len(skipped)
+        self.size += sum(map(len, chunks)) - len(skipped)
 
     def __contains__(self, position: int) -> bool:
         if position in self.given:
@@ -187,7 +189,8 @@ class Run:
 
     def __iter__(self) -> Iterator[int]:
         """Positions in the order they would leave; changes nothing."""
-        yield from sorted(self.given)
+        for first, end in self.given:
+            yield from range(first, end)
         for chunk in self.chunks:
             start = self.head if chunk is self.chunks[0] else 0
             for position in chunk[start:]:

@@ -194,7 +194,7 @@ def save_leases(state: BrokerState) -> bytes:
                 session.id if session else b"",
                 grant.member.number,
                 grant.number,
-                [[run.number, first, count] for run, first, count in grant.entries],
+                [[first, count, run.number] for first, count, run in grant.entries],
                 [p for p in grant.positions() if state.leases.get(p) is grant],
                 sorted(grant.started),
                 sorted(grant.early),
@@ -210,8 +210,8 @@ def restore_leases(state: BrokerState, block: bytes) -> None:
         if session is None:
             session = state.sessions[name] = Session(name)
         member = session.member(number)
-        places = [(state.run_numbered(run), first, count) for run, first, count in entries]
-        grant = member.grants[grant_number] = Grant(grant_number, member, places, None)
+        grant = member.grants[grant_number] = Grant(grant_number, member, None)
+        grant.entries = [(*where, state.run_numbered(run)) for *where, run in entries]
         grant.remaining = len(held)
         grant.started.update(started)
         grant.early.update(early)
@@ -234,13 +234,15 @@ def save_attempts(state: BrokerState) -> bytes:
 
 
 def restore_attempts(state: BrokerState, block: bytes) -> None:
+    """Messages that went the same way share one value again."""
     reasons, columns = unpack_columns(block)
+    shared: dict[Attempts, Attempts] = {}
     for row, (position, run, *counters, waits) in enumerate(zip(*columns, strict=True)):
-        each = state.attempts[position] = Attempts()
-        each.deliveries, each.failures, each.crashes, each.error = counters
-        each.run = state.run_numbered(run - 1) if run else None
-        each.waits = bool(waits)
-        each.reason = reasons.get(row, "")
+        where = state.run_numbered(run - 1) if run else None
+        deliveries, failures, crashes, error = counters
+        reason = reasons.get(row, "")
+        each = Attempts(deliveries, failures, crashes, error, reason, where, bool(waits))
+        state.attempts[position] = shared.setdefault(each, each)
 
 
 # Messages under other positions and names.

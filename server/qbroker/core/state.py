@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qbroker.core.effects import Effect, Tell
-from qbroker.core.leases import Attempts, Consumer, Grant, Member, Session
+from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Member, Session
 from qbroker.core.queues import Lane, Queue, Run
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import Settings
@@ -166,10 +166,10 @@ class BrokerState:
         run.extend(first, count)
         self.offered(run, count)
 
-    def ready_again(self, run: Run, position: int) -> None:
-        """A message that was handed out, or delayed, waits in front."""
-        run.give_back(position)
-        self.offered(run, 1)
+    def ready_again(self, run: Run, first: int, count: int) -> None:
+        """Neighbours that were handed out, or delayed, wait in front."""
+        run.give_back(first, count)
+        self.offered(run, count)
 
     def offered(self, run: Run, count: int) -> None:
         """``run`` has ``count`` more messages to hand out."""
@@ -183,22 +183,33 @@ class BrokerState:
         self.timers.push(due_ms, position, run.number)
         run.lane.queue.scheduled += 1
 
-    def unlease(self, position: int) -> Grant:
-        """The message is not leased any more; it is in no place now."""
-        grant = self.leases.pop(position)
-        grant.remaining -= 1
+    def unlease(self, position: int) -> Run:
+        """The message is not leased any more; it is in no place now. Where it came from."""
+        grant = self.leases[position]
+        return self.unlease_neighbours(grant, position, 1)[0][0]
+
+    def unlease_neighbours(
+        self, grant: Grant, first: int, count: int
+    ) -> list[tuple[Run, int, int]]:
+        """All these are not leased any more; by the runs they came from: (run, first, count)."""
+        leases, late = self.leases, self.late
+        for position in range(first, first + count):
+            del leases[position]
+        grant.remaining -= count
         if not grant.remaining:
             del grant.member.grants[grant.number]
+        pieces = grant.split(first, count)
+        for run, start, length in pieces:
+            run.lane.queue.leased -= length
+            if late:
+                for position in late.intersection(range(start, start + length)):
+                    late.discard(position)
+                    self.expiries.push(1, position, run.number)
         consumer = grant.consumer
-        run = grant.run_of(position)
-        run.lane.queue.leased -= 1
         if consumer:
-            consumer.unsettled -= 1
+            consumer.unsettled -= count
             self.listen_again(consumer)
-        if position in self.late:
-            self.late.discard(position)
-            self.expiries.push(1, position, run.number)
-        return grant
+        return pieces
 
     def withdraw(self, run: Run, position: int) -> None:
         """A message that waits, ready or for its time, is in no place now."""
@@ -225,12 +236,19 @@ class BrokerState:
             if queue.ready:
                 self.dirty[number] = queue
 
-    def touch(self, position: int) -> Attempts:
-        """The message's counters, made on first use."""
-        found = self.attempts.get(position)
-        if found is None:
-            found = self.attempts[position] = Attempts()
-        return found
+    def known(self, position: int) -> Attempts:
+        """The message's counters, once it was handed out."""
+        return self.attempts.get(position, UNTOUCHED)
+
+    def wait_in_front(self, run: Run, first: int, count: int) -> None:
+        """Neighbours that were handed out and came to nothing are ready again."""
+        attempts, before, after = self.attempts, UNTOUCHED, UNTOUCHED._replace(run=run)
+        for position in range(first, first + count):
+            known = attempts.get(position, UNTOUCHED)
+            if known is not before:
+                before, after = known, known._replace(run=run, waits=False)
+            attempts[position] = after
+        self.ready_again(run, first, count)
 
     def parts_of(self, positions: Iterable[int]) -> dict[int, list[int]]:
         """Those of the messages that go on in later parts, to the positions of these."""
@@ -283,17 +301,17 @@ class BrokerState:
 
     def pending(self, position: int) -> Finished | None:
         """The state of an unfinished message, as far as it is known by position alone."""
-        attempts = self.attempts.get(position)
-        failures = attempts.failures if attempts else 0
+        touched = position in self.attempts
+        attempts = self.known(position)
         if position in self.leases:
             state = State.STARTED
-        elif attempts is None:
+        elif not touched:
             return None
         elif attempts.reason:
             state = State.FAILURE
+        elif not attempts.waits:
+            state = State.QUEUED
         else:
-            state = State.RETRY if failures and attempts.waits else State.QUEUED
-            if attempts.waits and not failures:
-                state = State.SCHEDULED
-        error = attempts.error if attempts else 0
-        return Finished(state, error, 0, 0, 0, 0, failures, attempts.reason if attempts else "")
+            state = State.RETRY if attempts.failures else State.SCHEDULED
+        failures = attempts.failures
+        return Finished(state, attempts.error, 0, 0, 0, 0, failures, attempts.reason)

@@ -1,0 +1,369 @@
+"""How long is the longest turn of the core? `python bench/turns.py [CASE ...]`
+
+The core alone, in this process: no log, no socket. A turn is what the engine makes of it: some
+frames, what time has made due, the hand-out. Each case builds a backlog, then does one thing that
+touches all of it, and goes on with turns until nothing is left to do. Printed are the longest turn
+in milliseconds, how many turns it took, and what they took together. The aim is 5 ms a turn.
+
+It is CPU time, and the least of three runs: that the machine does something else at the moment is
+not the broker's fault. Garbage is collected before a case, and frozen, as the broker does.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from collections.abc import Callable, Iterator
+from time import process_time
+
+from qbroker.core import records as r
+from qbroker.core.broker import Broker
+from qbroker.core.moment import Now
+from qbroker.core.settings import Settings
+from qprotocol import frames as f
+from qprotocol import wire
+from qprotocol.message import Message, Outcome
+
+START_MS = 1_800_000_000_000
+DAY_MS = 86_400_000
+CHUNK = 1_000
+PART_BYTES = 100_000
+SETTINGS = Settings(
+    credit_max=1_000_000, upload_messages_max=1_000_000, upload_bytes_max=1 << 30, poison_max=9
+)
+REPEATS = 3
+
+
+class Stage:
+    """A broker, its clock, and the longest turn so far."""
+
+    def __init__(self) -> None:
+        self.broker = Broker(SETTINGS)
+        self.wall_ms, self.mono_ms = START_MS, 1_000
+        self.batch, self.slot = 1, 0
+        self.longest = self.total = 0.0
+        self.turns = 0
+        self.correlation = 0
+        self.broker.boot(self.now, "bench", self.append)
+
+    @property
+    def now(self) -> Now:
+        return Now(self.wall_ms, self.mono_ms)
+
+    def append(self, record: r.Record) -> int:
+        """As the group commit does: the body is packed, positions go up."""
+        record.parts()
+        if self.slot + record.slots >= 1 << wire.SLOT_BITS:
+            self.batch, self.slot = self.batch + 1, 0
+        position = self.batch << wire.SLOT_BITS | self.slot
+        self.slot += record.slots
+        return position
+
+    def turn(self, *frames: tuple[int, f.Frame]) -> None:
+        """Frames in, what is due, the hand-out."""
+        began = process_time()
+        for connection, frame in frames:
+            self.broker.execute(connection, frame, self.now, self.append)
+        self.broker.due(self.now, self.append)
+        self.broker.dispatch(self.append)
+        took = process_time() - began
+        self.longest, self.total = max(self.longest, took), self.total + took
+        self.turns += 1
+        self.batch, self.slot = self.batch + 1, 0
+
+    def rest(self) -> None:
+        """Turns until nothing happens by itself."""
+        self.turn()
+        while self.broker.has_more or not self.broker.next_due_ms(self.now):
+            self.turn()
+
+    def measured(self) -> None:
+        """From now on it counts."""
+        gc.collect()
+        gc.freeze()
+        self.longest, self.total, self.turns = 0.0, 0.0, 0
+
+    def pass_ms(self, wait_ms: int) -> None:
+        self.wall_ms += wait_ms
+        self.mono_ms += wait_ms
+
+    def hello(self, connection: int, session: bytes = b"") -> None:
+        role = "worker" if session else "consumer"
+        self.turn((connection, f.Hello(protocol=1, role=role, client_id="x", session=session)))
+
+    def consume(self, connection: int, credit: int) -> None:
+        self.turn((connection, f.Consume(subscription=1, queues=["q"], credit=credit)))
+        self.rest()
+
+    def publish(self, messages: list[bytes]) -> None:
+        for at in range(0, len(messages), CHUNK):
+            some = messages[at : at + CHUNK]
+            self.turn((1, f.Publish(producer=0, sequence=0, count=len(some), raw=b"".join(some))))
+
+    def upload(self, messages: list[bytes]) -> None:
+        """All but the frame that makes it true."""
+        self.correlation += 1
+        raw = b"".join(messages)
+        for index, at in enumerate(range(0, len(raw), PART_BYTES)):
+            part = raw[at : at + PART_BYTES]
+            frame = f.Part(index=index, of=f.Publish.TYPE, raw=part, correlation=self.correlation)
+            self.turn((1, frame))
+
+    def commit(self, count: int) -> None:
+        self.turn(
+            (
+                1,
+                f.Publish(
+                    producer=0, sequence=0, count=count, raw=b"", correlation=self.correlation
+                ),
+            )
+        )
+        self.rest()
+
+    def tokens(self) -> list[tuple[int, int]]:
+        return [(p, grant.number) for p, grant in self.broker.state.leases.items()]
+
+
+def plain(count: int, **fields: object) -> list[bytes]:
+    return [Message("q", b"x", **fields).pack()] * count  # type: ignore[arg-type]
+
+
+def delayed(count: int, within_ms: int) -> list[bytes]:
+    """Due at any time of a span, in no order."""
+    chance = random.Random(count)
+    return [
+        Message("q", b"x", due_ms=START_MS + 10_000 + chance.randrange(within_ms)).pack()
+        for _ in range(count)
+    ]
+
+
+def holding(count: int, session: bytes = b"") -> Stage:
+    """Somebody, connection 2, holds so many."""
+    stage = Stage()
+    stage.hello(2, session)
+    stage.publish(plain(count))
+    stage.consume(2, count)
+    return stage
+
+
+def lost(count: int) -> Stage:
+    """A worker is lost that had started all of its tasks."""
+    stage = holding(count, b"s" * 16)
+    tokens = stage.tokens()
+    for at in range(0, count, CHUNK):
+        raw = b"".join(wire.TOKEN.pack(*token) for token in tokens[at : at + CHUNK])
+        stage.turn((2, f.Running(raw=raw)))
+    stage.pass_ms(31_000)
+    stage.measured()
+    stage.rest()
+    assert not stage.broker.state.leases
+    return stage
+
+
+def goodbye(count: int) -> Stage:
+    """A consumer says Bye."""
+    stage = holding(count)
+    stage.measured()
+    stage.turn((2, f.Bye()))
+    stage.rest()
+    assert not stage.broker.state.leases
+    return stage
+
+
+def reclaimed(count: int) -> Stage:
+    """A worker comes back and has forgotten all it held."""
+    stage = holding(count, b"s" * 16)
+    stage.measured()
+    stage.hello(3, b"s" * 16)
+    stage.rest()
+    assert not stage.broker.state.leases
+    return stage
+
+
+def returned(count: int) -> Stage:
+    """Messages that were given back are handed out once more."""
+    stage = goodbye(count)
+    stage.hello(3)
+    stage.measured()
+    stage.consume(3, count)
+    assert len(stage.broker.state.leases) == count
+    return stage
+
+
+def acked(count: int) -> Stage:
+    """Every second message is acked, one run each, in one frame."""
+    stage = holding(2 * count)
+    raw = b"".join(wire.ACK_RUN.pack(grant, p, 1) for p, grant in stage.tokens()[::2])
+    stage.measured()
+    stage.turn((2, f.Ack(raw=raw)))
+    assert len(stage.broker.state.leases) == count
+    return stage
+
+
+def failed(count: int) -> Stage:
+    """One frame says of so many that they failed; each tries again later."""
+    stage = holding(count)
+    raw = b"".join(
+        Outcome(wire.FAIL, p, grant, delay_ms=5_000, result=b"e").pack()
+        for p, grant in stage.tokens()
+    )
+    stage.measured()
+    stage.turn((2, f.Settle(count=count, raw=raw)))
+    assert not stage.broker.state.leases
+    return stage
+
+
+def purged_ready(count: int) -> Stage:
+    """A purge of messages that are ready."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish(plain(1))
+    run = stage.broker.state.lanes[0].run(0)
+    for _ in range(count // 100_000):
+        stage.batch, stage.slot = stage.batch + 1, 0
+        stage.broker.state.ready(run, stage.batch << wire.SLOT_BITS, 100_000)
+    return purged(stage)
+
+
+def purged_delayed(count: int) -> Stage:
+    """A purge of messages that wait for their time, any within a day."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish(delayed(count, DAY_MS))
+    return purged(stage)
+
+
+def purged_named(count: int) -> Stage:
+    """A purge of messages whose ids were chosen by their callers."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish([Message("q", b"x", id=f"id{n}").pack() for n in range(count)])
+    return purged(stage)
+
+
+def purged_touched(count: int) -> Stage:
+    """A purge of messages that were handed out before."""
+    return purged(goodbye(count))
+
+
+def purged(stage: Stage) -> Stage:
+    stage.measured()
+    stage.turn((1, f.Purge(queue="q")))
+    stage.rest()
+    queue = stage.broker.state.queues["q"]
+    assert queue.ready == queue.scheduled == 0
+    return stage
+
+
+def upload_ready(count: int) -> Stage:
+    """The last frame of an upload of messages that are ready."""
+    return uploaded(plain(count))
+
+
+def upload_delayed(count: int) -> Stage:
+    """The last frame of an upload of messages due within a day, with as many there already."""
+    return uploaded(delayed(count, DAY_MS), delayed(count + 1, DAY_MS))
+
+
+def upload_expiring(count: int) -> Stage:
+    """The last frame of an upload of messages that expire."""
+    return uploaded(plain(count, expires_ms=START_MS + DAY_MS))
+
+
+def uploaded(messages: list[bytes], before: list[bytes] | None = None) -> Stage:
+    stage = Stage()
+    stage.hello(1)
+    stage.publish(before or [])
+    stage.upload(messages)
+    stage.measured()
+    stage.commit(len(messages))
+    return stage
+
+
+def parts_delayed(count: int) -> Stage:
+    """The parts of an upload of delayed messages, until it is true."""
+    stage = Stage()
+    stage.hello(1)
+    messages = delayed(count, DAY_MS)
+    stage.measured()
+    stage.upload(messages)
+    stage.commit(count)
+    return stage
+
+
+def published_delayed(count: int) -> Stage:
+    """Chunks of messages due within a day, in no order."""
+    stage = Stage()
+    stage.hello(1)
+    messages = delayed(count, DAY_MS)
+    stage.measured()
+    stage.publish(messages)
+    return stage
+
+
+def due_together(count: int) -> Stage:
+    """So many come due in the same second, and are handed out."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish(delayed(count, 1_000))
+    stage.hello(2)
+    stage.pass_ms(60_000)
+    stage.measured()
+    stage.rest()
+    assert stage.broker.state.queues["q"].ready == count
+    return stage
+
+
+def expired_together(count: int) -> Stage:
+    """So many expire in the same second."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish(plain(count, expires_ms=START_MS + 50_000))
+    stage.pass_ms(60_000)
+    stage.measured()
+    stage.rest()
+    assert stage.broker.state.queues["q"].ready == 0
+    return stage
+
+
+CASES: dict[Callable[[int], Stage], int] = {
+    lost: 8_000,
+    goodbye: 10_000,
+    reclaimed: 10_000,
+    returned: 10_000,
+    acked: 6_500,
+    failed: 1_800,
+    purged_ready: 10_000_000,
+    purged_delayed: 200_000,
+    purged_named: 200_000,
+    purged_touched: 100_000,
+    upload_ready: 50_000,
+    upload_delayed: 50_000,
+    upload_expiring: 50_000,
+    parts_delayed: 50_000,
+    published_delayed: 200_000,
+    due_together: 1_000_000,
+    expired_together: 100_000,
+}
+
+
+def lines(wanted: list[str]) -> Iterator[str]:
+    yield f"{'case':18} {'messages':>10} {'longest turn ms':>15} {'turns':>6} {'all ms':>8}"
+    for case, count in CASES.items():
+        if wanted and case.__name__ not in wanted:
+            continue
+        stages = []
+        for _ in range(1 if count >= 500_000 else REPEATS):
+            stage = case(count)
+            stages.append((stage.longest, stage.turns, stage.total))
+            del stage
+            gc.unfreeze()
+        longest, turns, total = min(stages)
+        yield f"{case.__name__:18} {count:10,} {longest * 1e3:15.2f} {turns:6} {total * 1e3:8.1f}"
+
+
+if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 100)
+    for line in lines(sys.argv[1:]):
+        print(line, flush=True)
