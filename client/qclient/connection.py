@@ -78,12 +78,17 @@ class Connection:
                 self._pending.opened()
             if frame is None or link is None or not self._pending.may_send(request, now):
                 return request
+            try:
+                link.put(frame)
+            except BaseException:  # a frame that cannot be said
+                self._pending.abandon(request)
+                raise
             self._pending.mark_sent(request)
         try:
-            link.send(frame, timeout_s=timeout_s)
-        except (ConnectionLost, ProtocolError) as error:
+            link.flush(timeout_s)
+        except ConnectionLost as error:
             self._lost(link, error)  # whoever leads connects and sends again
-        except BaseException:  # a frame that cannot be said, or a signal's
+        except BaseException:  # a signal's
             if link.closed:
                 self._lost(link, ConnectionLost("interrupted by a signal"))
             with self._lock:

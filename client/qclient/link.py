@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from struct import Struct
 from typing import Self
 
@@ -43,6 +44,8 @@ class Link:
         self._reader = sock.dup()
         self._write_wait = Wait(self._writer, SO_SNDTIMEO)
         self._read_wait = Wait(self._reader, SO_RCVTIMEO)
+        self._unsent: deque[bytes] = deque()
+        """Encoded frames, in order; whoever holds ``_sending`` sends them all."""
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
         self._early: list[Frame] = []  # pushes that came in one read with the handshake
@@ -95,29 +98,56 @@ class Link:
         return self._dialogue.welcome
 
     def send(self, *frames: Frame, timeout_s: float = SEND_TIMEOUT_S) -> None:
-        """The frames are with the kernel, in order and unmixed with another thread's.
+        """The frames are with the kernel, or with a thread that is sending right now.
 
-        Those over the frame limit go in parts. One ``sendall``. Raises ConnectionLost, also
-        if the broker reads nothing for ``timeout_s``; ProtocolError or ValueError for a frame
-        that cannot be said, and nothing was sent.
+        In order and unmixed with another thread's; those over the frame limit go in parts.
+        Raises ProtocolError or ValueError for a frame that cannot be said, and nothing was
+        sent; and as ``flush``.
         """
-        with self._sending:
-            data = self._dialogue.encode(*frames)
+        self.put(*frames)
+        self.flush(timeout_s)
+
+    def put(self, *frames: Frame) -> None:
+        """The frames go out with the next ``flush``, in order. Never waits.
+
+        Raises ProtocolError or ValueError for a frame that cannot be said; none goes then.
+        """
+        self._unsent.append(self._dialogue.encode(*frames))
+
+    def flush(self, timeout_s: float = SEND_TIMEOUT_S) -> None:
+        """What was put is with the kernel, or with a thread that is sending right now.
+
+        Threads that call at the same moment share one system call: who finds another one
+        sending leaves its frames to it. Raises ConnectionLost, also if the broker reads
+        nothing for ``timeout_s``; the thread that was left frames closes the link then.
+        """
+        # Asked again after each release: frames may have come that saw the lock still held.
+        while self._unsent and self._sending.acquire(blocking=False):
             try:
-                if timeout_s != self._write_wait.timeout_s:
-                    self._write_wait.set(timeout_s)
-                self._writer.sendall(data)
-            except (TimeoutError, BlockingIOError):
-                self.close()
-                raise ConnectionLost(f"{self.address} read nothing for {timeout_s:g} s") from None
-            except OSError as error:
-                self.close()
-                raise ConnectionLost(f"{self.address} is gone: {reason_of(error)}") from error
-            except BaseException:  # a signal's, in the middle of a frame
-                self.close()
-                raise
+                self._send_unsent(timeout_s)
+            finally:
+                self._sending.release()
         if self.closed:
             self._dispose()
+            raise ConnectionLost(f"the connection to {self.address} is closed")
+
+    def _send_unsent(self, timeout_s: float) -> None:
+        """Under ``_sending``."""
+        try:
+            if timeout_s != self._write_wait.timeout_s:
+                self._write_wait.set(timeout_s)
+            while self._unsent:
+                put = [self._unsent.popleft() for _ in range(len(self._unsent))]
+                self._writer.sendall(b"".join(put))
+        except (TimeoutError, BlockingIOError):
+            self.close()
+            raise ConnectionLost(f"{self.address} read nothing for {timeout_s:g} s") from None
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(f"{self.address} is gone: {reason_of(error)}") from error
+        except BaseException:  # a signal's, in the middle of a frame
+            self.close()
+            raise
 
     def receive(self, timeout_s: float | None) -> list[Frame]:
         """The frames that have arrived, parts put together; none if nothing came in time.

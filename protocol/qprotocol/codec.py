@@ -134,11 +134,12 @@ def encode_in_parts(frame: Frame, frame_bytes_max: int = FRAME_BYTES_MAX) -> lis
     A push that needs parts must carry a correlation id of its own. Raises ValueError if
     its header is over the limits.
     """
-    fits = room(frame, frame_bytes_max)
-    if len(frame.raw) <= fits:
-        return [encode(frame)]
+    header, raw = encode_header(frame), frame.raw
+    fits = frame_bytes_max - 2 - len(header)
+    if len(raw) <= fits:
+        return [PREFIX.pack(2 + len(header) + len(raw), len(header)) + header + raw]
     assert frame.correlation, f"{type(frame).__name__} in parts needs a correlation id"
-    raw, out, index = frame.raw, [], 0
+    out, index = [], 0
     part = Part(index=2**32, of=frame.TYPE, correlation=frame.correlation)
     step = room(part, frame_bytes_max)
     while len(raw) - index * step > fits:

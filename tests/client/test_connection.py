@@ -369,6 +369,68 @@ def test_an_interrupted_wait_leaves_the_connection_usable(app: App, peer: Peer) 
     app.send_task("t")
 
 
+class SlowWriter:
+    """A link's socket whose sends wait until ``go_on``, and fail then if there is a ``fault``."""
+
+    def __init__(self, link: Link, fault: OSError | None = None) -> None:
+        self._sock = link._writer
+        self._fault = fault
+        self.sending, self.go_on = threading.Event(), threading.Event()
+        self.sends = 0
+        link._writer = self
+
+    def sendall(self, data: bytes) -> None:
+        self.sends += 1
+        self.sending.set()
+        assert self.go_on.wait(WAIT_S)
+        if self._fault is not None:
+            raise self._fault
+        self._sock.sendall(data)
+
+    def shutdown(self, how: int) -> None:
+        self._sock.shutdown(how)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def test_threads_that_send_at_the_same_moment_share_a_system_call(app: App, peer: Peer) -> None:
+    """Who finds another one sending leaves its frame to it, and does not wait."""
+    peer.act = lambda line, frame: None
+    app.connection.server_ms(WAIT_S)
+    link = app.connection._link
+    writer = SlowWriter(link)
+    beats = [f.Heartbeat(sent_ms=n) for n in range(1, 5)]
+    first = threading.Thread(target=link.send, args=beats[:1])
+    first.start()
+    assert writer.sending.wait(WAIT_S)
+    for beat in beats[1:]:
+        link.send(beat)
+    writer.go_on.set()
+    first.join()
+    assert [peer.next().sent_ms for _ in beats] == [1, 2, 3, 4]
+    assert writer.sends == 2
+
+
+def test_who_left_its_frame_to_a_thread_that_fails_goes_on_by_the_next_connection(
+    app: App, peer: Peer
+) -> None:
+    app.connection.server_ms(WAIT_S)
+    link = app.connection._link
+    writer = SlowWriter(link, BrokenPipeError())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(app.send_task, "t", task_id="first")
+        assert writer.sending.wait(WAIT_S)
+        second = pool.submit(app.send_task, "t", task_id="second")
+        while not link._unsent:
+            assert not second.done()
+        writer.go_on.set()
+        assert [first.result(WAIT_S).id, second.result(WAIT_S).id] == ["first", "second"]
+    assert [publish.sequence for publish in publishes(peer)] == [1, 2]
+    with pytest.raises(e.ConnectionLost):
+        link.send(f.Heartbeat(sent_ms=1))
+
+
 def test_a_forked_child_has_a_connection_and_a_producer_of_its_own(app: App, peer: Peer) -> None:
     app.send_task("t", task_id="parent")
     reading, writing = os.pipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -105,6 +106,21 @@ def test_minted_ids_are_uuid7_of_the_brokers_time() -> None:
         assert (known.version, known.variant) == (7, uuid.RFC_4122)
         assert minted_ms(raw) == NOW_MS
     assert len({raw[6:8] for raw in ids}) > 500  # the twelve bits beside the version vary too
+
+
+def test_a_forked_child_mints_other_ids_than_its_parent() -> None:
+    mint_one(NOW_MS)  # whose block has more
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, mint_one(NOW_MS))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 16) != mint_one(NOW_MS)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_a_chosen_uuid7_travels_as_sixteen_bytes(shop: App) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qbroker.log import recovery, segment
+from qbroker.log import recovery, walk
 from qbroker.log.active import SegmentWriter
 from qbroker.log.errors import CorruptError, LogError, LogFailed, NoRoom, UnreadableError
 from qbroker.log.log import Log, LogSettings
@@ -275,7 +275,7 @@ def a_batch_without_proof(patch) -> None:
 
 def a_tail_read_without_digests(patch) -> None:
     """A torn batch whose header survived is taken whole."""
-    patch.setattr(segment, "check_batch", lambda content, salt, chain: bytes(content[-16:]))
+    patch.setattr(walk, "check_batch", lambda content, salt, chain: bytes(content[-16:]))
 
 
 PLANTED = [

@@ -9,7 +9,10 @@ package is the specification; `format` has the same diagrams in code.
     meta.py      what the directory says of itself
     manifest.py  which files make up a log
     active.py    the segment that is written to
-    segment.py   one file, and how it is walked and read
+    segment.py   one file, and what is known of it
+    walk.py      through a segment, batch by batch, each verified
+    lookup.py    one record or a block of batches, found and checked
+    salvage.py   what is left of a batch in which bytes went bad
     statistics.py  what may be looked at of a log
     window.py    files as readers see them: buffered, kept open for a while
     batch.py     what is being collected, and how it becomes bytes

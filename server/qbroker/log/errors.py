@@ -6,7 +6,10 @@ do. Nothing here is retried by the log itself.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from qbroker.log.salvage import Damage
 
 
 class LogError(Exception):
@@ -75,6 +78,25 @@ class UnreadableError(CorruptError):
         "and may still be intact; see to the disk's health, then try again, or restore the "
         "directory from a backup or a replica"
     )
+
+
+class DamagedRecord(CorruptError):  # noqa: N818  # a state of the record, not a mistake
+    """One record does not verify, while others of its batch do: it can be set aside.
+
+    `damage` says where its bytes are and which slots are lost with it.
+    """
+
+    sentence: ClassVar[str] = (
+        "{file} is damaged at byte {offset}: {why}; one record of {batches}, which had been "
+        "confirmed, is lost, its neighbours are intact; keep its bytes and set its messages "
+        "aside, or restore the directory from a backup or a replica"
+    )
+
+    def __init__(self, position: int, damage: Damage) -> None:
+        number = damage.position >> 20
+        super().__init__(damage.file, damage.offset, number, number, damage.why)
+        self.position = position
+        self.damage = damage
 
 
 class TrimmedError(LogError, LookupError):

@@ -11,6 +11,10 @@ Rules:
 2. Batches are committed in the order they were begun, none left out.
 3. After an error of the disk the log is fenced: every verb but close raises LogFailed.
    Nothing is tried twice (the kernel may have dropped what a sync failed to write).
+4. A record whose checksum fails costs that record, if the caller has a place for it: `read`
+   raises DamagedRecord; `read_block` and `replay` go on if they are given a list, leave bad
+   records out and append a Damage for each stretch: file, offset and length (evidence() gives
+   the bytes), position and number of the slots lost. A damaged batch header is CorruptError.
 """
 
 from __future__ import annotations
@@ -33,8 +37,10 @@ from qbroker.log.format import (
     StoredRecord,
     rounded,
 )
+from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_record
 from qbroker.log.meta import NO_CLUSTER, write_meta
 from qbroker.log.recovery import Recovered, next_segment, recover
+from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment
 from qbroker.log.statistics import LogStatistics
 from qbroker.log.window import Handles
@@ -42,7 +48,6 @@ from qbroker.log.window import Handles
 SEGMENT_BYTES = 64 << 20
 SEGMENT_BYTES_MAX = 2 << 30  # offsets in the index have 32 bits
 BATCH_BYTES_LIMIT = 1 << 30  # as has the length of a batch; also what a reader must hold
-READ_BLOCK_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,22 +211,32 @@ class Log:
     def read(self, position: int) -> StoredRecord:
         """The record that covers this position, which may be any of its slots; checked.
 
-        Raises TrimmedError, NoSuchPosition, CorruptError. Two or three small reads, and
-        the record's own bytes.
+        Raises TrimmedError, NoSuchPosition, CorruptError; of these DamagedRecord if it
+        alone is bad. Two or three small reads, and the record's own bytes.
         """
         number = position >> SLOT_BITS
         segment = self._holding(number, position)
-        return segment.read(self._file(segment), position)
+        return find_record(segment, self._file(segment), position)
 
-    def read_block(self, batch: int, min_bytes: int = READ_BLOCK_BYTES) -> list[StoredRecord]:
+    def read_block(
+        self,
+        batch: int,
+        min_bytes: int = READ_BLOCK_BYTES,
+        damaged: list[Damage] | None = None,
+    ) -> list[StoredRecord]:
         """All records of consecutive batches from `batch` on, in order, checked.
 
         Whole batches, at least one; ends with the batch that reaches `min_bytes`, or
         with the segment. Go on with the last record's batch plus one, or `batch` + 1 if
-        the list is empty, as it is when these batches were. Raises like `read`.
+        the list is empty, as it is when these batches were. Raises like `read`; with a
+        list for `damaged`, bad records are left out and described there (see rule 4).
         """
         segment = self._holding(batch, batch << SLOT_BITS)
-        return segment.read_block(self._file(segment), batch, min_bytes)
+        return find_block(segment, self._file(segment), batch, min_bytes, damaged)
+
+    def evidence(self, damage: Damage) -> bytes:
+        """The bytes as they are on disk now. OSError, also once the file is gone."""
+        return self._handles.of(damage.file).read_at(damage.offset, damage.length)
 
     def candidates(self, key: int) -> list[range]:
         """Batch numbers that may hold this key, as ranges, oldest first.
@@ -237,16 +252,19 @@ class Log:
                 found += index.candidates(key, segment.last)
         return found
 
-    def replay(self, first: int = 0) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
+    def replay(
+        self, first: int = 0, damaged: list[Damage] | None = None
+    ) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
         """All batches from `first` on (0: from the oldest), in order, with their records.
 
         For the start, before anything is committed. Every digest and checksum is
-        verified: CorruptError at the first that disagrees. Memory: 4 MiB, or one batch.
+        verified: CorruptError at the first that disagrees, or `damaged` as in rule 4.
+        Memory: 4 MiB, or one batch.
         """
         self._check()
         for segment in self._segments[:]:
             if segment.last >= first:
-                yield from segment.replay(self._file(segment), first)
+                yield from segment.replay(self._file(segment), first, damaged)
 
     def trim(self, before: int) -> int:
         """Whole sealed segments older than batch `before` are gone; returns the oldest kept.

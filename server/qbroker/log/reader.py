@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from qbroker.log.disk import Disk, File
 from qbroker.log.errors import CorruptError, NoSuchPosition, TrimmedError
 from qbroker.log.format import SLOT_BITS, BatchInfo, StoredRecord
+from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_record
 from qbroker.log.manifest import check_order, open_segment
 from qbroker.log.meta import Meta, read_meta
+from qbroker.log.salvage import Damage
 from qbroker.log.segment import SUFFIX, Segment, segment_name
 from qbroker.log.window import Handles
 
-READ_BLOCK_BYTES = 256 << 10
 READER_HANDLES_MAX = 4
 """Files kept open: few, because what is removed takes room until it is closed."""
 LOOKS_MAX = 20
@@ -60,24 +61,27 @@ class LogReader:
         """The lowest batch kept, when META was last read."""
         return self._meta.oldest
 
-    def replay(self, first: int, upto: int) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
+    def replay(
+        self, first: int, upto: int, damaged: list[Damage] | None = None
+    ) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
         """All batches from `first` (0: from the oldest) to `upto`, in order, with records.
 
         Every digest and checksum is verified: CorruptError at the first that disagrees,
-        UnreadableError where the disk refuses, TrimmedError if `first` is gone. Goes on
-        behind the last batch of an earlier call without reading what is before it.
+        UnreadableError where the disk refuses, TrimmedError if `first` is gone. With a
+        list for `damaged`, bad records are left out and described (rule 4 in log.py).
+        Goes on behind the last batch of an earlier call and reads nothing before it.
         Memory: 4 MiB, or one batch.
         """
         number = first or self.oldest
         while number <= upto:
             segment, file = self._holding(number)
             if number <= segment.last:
-                for info, records in segment.replay(file, number):
+                for info, records in segment.replay(file, number, damaged):
                     if info.number > upto:
                         return
                     yield info, records
             elif not segment.sealed:
-                for info, records in segment.follow(file, upto):
+                for info, records in segment.follow(file, upto, damaged):
                     if info.number >= number:
                         yield info, records
             else:
@@ -92,15 +96,20 @@ class LogReader:
         the batch was met; else what is before it in its file is walked.
         """
         segment, file = self._reaching(position >> SLOT_BITS)
-        return segment.read(file, position)
+        return find_record(segment, file, position)
 
-    def read_block(self, batch: int, min_bytes: int = READ_BLOCK_BYTES) -> list[StoredRecord]:
+    def read_block(
+        self,
+        batch: int,
+        min_bytes: int = READ_BLOCK_BYTES,
+        damaged: list[Damage] | None = None,
+    ) -> list[StoredRecord]:
         """All records of consecutive batches from `batch` on: see Log.read_block.
 
         `batch` was durable when it was given out; no later one is looked for.
         """
         segment, file = self._reaching(batch)
-        return segment.read_block(file, batch, min_bytes)
+        return find_block(segment, file, batch, min_bytes, damaged)
 
     def _reaching(self, number: int) -> tuple[Segment, File]:
         """The segment that holds the batch, walked up to it."""

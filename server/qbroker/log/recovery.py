@@ -43,7 +43,7 @@ from qbroker.log.format import (
 from qbroker.log.manifest import check_order, open_segment
 from qbroker.log.meta import META_NAME, NO_CLUSTER, Meta, read_meta, write_meta
 from qbroker.log.segment import REPLAY_BYTES, SUFFIX, Segment, segment_name
-from qbroker.log.window import Window
+from qbroker.log.walk import Walk
 
 
 @dataclass(slots=True)
@@ -217,12 +217,14 @@ def _taken_again(disk: Disk, segment: Segment) -> SegmentWriter:
 
 def _walked(file: File, segment: Segment, size: int) -> str:
     """The segment holds all batches up to the first that is not intact; returns why it is not."""
-    window = Window(file, REPLAY_BYTES)
+    walk = Walk(segment, file, REPLAY_BYTES)
     while True:
         try:
-            segment.extend_from(window, size)
+            info = walk.step(size)
         except Malformed as error:
             return str(error)
+        walk.on(info)
+        segment.extend(info, walk.chain)
 
 
 def _is_footer(file: File, segment: Segment) -> bool:

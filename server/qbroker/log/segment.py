@@ -5,35 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qbroker.log.disk import File
-from qbroker.log.errors import CorruptError, NoSuchPosition, UnreadableError
+from qbroker.log.errors import CorruptError, UnreadableError
 from qbroker.log.format import (
-    BATCH_HEADER_BYTES,
-    CHAIN_BYTES,
     FOOTER_BYTES,
     FOOTER_MAGIC,
-    RECORD_HEADER,
-    RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
-    SLOT_BITS,
-    SLOTS_MAX,
     BatchInfo,
     Footer,
     Malformed,
     SegmentHeader,
     StoredRecord,
-    check_batch,
     first_chain,
     pack_segment_header,
     unpack_footer,
-    unpack_record,
-    unpack_records,
 )
 from qbroker.log.index import BatchIndex
+from qbroker.log.salvage import Damage
+from qbroker.log.walk import Walk
 from qbroker.log.window import Window
 
 SUFFIX = ".qlog"
-LOOKUP_BYTES = 16 << 10
-"""Read at once when one record is looked up: about the distance of two index entries."""
 REPLAY_BYTES = 4 << 20
 """Read at once when all is read."""
 FOLLOW_BYTES = 256 << 10
@@ -98,93 +89,53 @@ class Segment:
         self.sealed = True
         self.index = None
 
-    def extend_from(self, window: Window, end: int) -> None:
-        """One batch more of what the file holds up to `end` belongs to it; Malformed if none."""
-        info, _, chain = self._intact(window, self.end, self.last + 1, self.chain, end)
-        self.extend(info, chain)
-
-    def replay(self, file: File, first: int) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
-        """Its batches from `first` on, in order, with their records.
+    def replay(
+        self, file: File, first: int, damaged: list[Damage] | None = None
+    ) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
+        """Its batches from `first` on, in order, with their records: see Log.replay.
 
         Verifies digests and chain of every batch, yielded or not, and builds the index
-        on the way. CorruptError at the first bad byte.
+        on the way. CorruptError at the first bad byte that `damaged` cannot take.
         """
-        window = Window(file, REPLAY_BYTES)
-        offset, chain, end = SEGMENT_HEADER_BYTES, first_chain(self._header_block()), self.end
-        index = BatchIndex(self.first)
-        for number in range(self.first, self.last + 1):
+        walk = Walk(self, file, REPLAY_BYTES, damaged)
+        index, end = BatchIndex(self.first), self.end
+        while walk.offset < end:
             try:
-                info, at, chain = self._intact(window, offset, number, chain, end)
-                wanted = number >= first
-                records = unpack_records(window.data, at, info, self.seed) if wanted else []
+                info = walk.step(end)
+                wanted = info.number >= first
+                records = walk.records(info) if wanted else []
             except (Malformed, OSError) as error:
-                raise self._damaged(offset, number, error) from error
-            index.add(info, offset)
-            offset += info.length
+                raise self.damaged(walk.offset, walk.number, error) from error
+            index.add(info, walk.offset)
+            walk.on(info)
             if wanted:
                 yield info, records
-        if chain != self.chain:
-            raise self._damaged(offset, self.last, Malformed("the footer's digest disagrees"))
+        if walk.chain != self.chain and not damaged:
+            raise self.damaged(walk.offset, self.last, Malformed("the footer's digest disagrees"))
         if self.index is None:
             self.index = index
 
-    def follow(self, file: File, upto: int) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
+    def follow(
+        self, file: File, upto: int, damaged: list[Damage] | None = None
+    ) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
         """The batches behind the last one known, up to `upto`: they belong to it now.
 
         For a file that another process appends to; `upto` is what that one says is
         durable. Ends early, `sealed`, at a footer: batch last + 1 begins the next file.
         CorruptError if a batch at or below `upto` does not verify.
         """
-        window, number = Window(file, FOLLOW_BYTES), self.last + 1
+        walk = Walk(self, file, FOLLOW_BYTES, damaged)
+        walk.skip(self.end, self.last + 1, self.chain)
         try:
             size = file.size()
-            while number <= upto and not self._ended(window):
-                info, at, chain = self._intact(window, self.end, number, self.chain, size)
-                records = unpack_records(window.data, at, info, self.seed)
-                self.extend(info, chain)
+            while walk.number <= upto and not self._ended(walk.window):
+                info = walk.step(size)
+                records = walk.records(info)
+                walk.on(info)
+                self.extend(info, walk.chain)
                 yield info, records
-                number += 1
         except (Malformed, OSError) as error:
-            raise self._damaged(self.end, number, error) from error
-
-    def read(self, file: File, position: int) -> StoredRecord:
-        """The record that covers `position`, checked. Batches it does not hold are the caller's.
-
-        Hops over record headers, so a large batch is not read whole. NoSuchPosition,
-        or CorruptError.
-        """
-        number, slot = position >> SLOT_BITS, position & (SLOTS_MAX - 1)
-        window = Window(file, LOOKUP_BYTES)
-        offset = SEGMENT_HEADER_BYTES
-        try:
-            offset, info = self._locate(window, number)
-            if slot >= info.slots:
-                raise NoSuchPosition(position, f"its batch has {info.slots} slots")
-            return self._covering(window, offset, info, position)
-        except (Malformed, OSError) as error:
-            raise self._damaged(offset, number, error) from error
-
-    def read_block(self, file: File, number: int, min_bytes: int) -> list[StoredRecord]:
-        """All records of the batches from `number` on: see Log.read_block."""
-        last, end = self.last, self.end
-        window = Window(file, max(min_bytes, LOOKUP_BYTES))
-        found: list[StoredRecord] = []
-        offset = SEGMENT_HEADER_BYTES
-        try:
-            offset, info = self._locate(window, number)
-            stop = offset + min_bytes
-            while True:
-                at = window.batch(offset, info, end)
-                found += unpack_records(window.data, at, info, self.seed)
-                offset += info.length
-                number += 1
-                if number > last or offset >= stop:
-                    return found
-                info = window.batch_header(offset, self.seed)
-                if info.number != number:
-                    raise Malformed(f"batch {info.number} stands in the place of {number}")
-        except (Malformed, OSError) as error:
-            raise self._damaged(offset, number, error) from error
+            raise self.damaged(walk.offset, walk.number, error) from error
 
     def indexed(self, file: File) -> BatchIndex:
         """Its index, built from the batch headers if nobody has yet. CorruptError."""
@@ -198,7 +149,7 @@ class Segment:
                     if info.number != number:
                         raise Malformed(f"batch {info.number} stands in the place of {number}")
                 except (Malformed, OSError) as error:
-                    raise self._damaged(offset, number, error) from error
+                    raise self.damaged(offset, number, error) from error
                 index.add(info, offset)
                 offset += info.length
             self.index = index
@@ -215,54 +166,7 @@ class Segment:
         self.sealed = True
         return True
 
-    def _intact(
-        self, window: Window, offset: int, number: int, chain: bytes, end: int
-    ) -> tuple[BatchInfo, int, bytes]:
-        """The batch `number` at `offset`: header, place in window.data, digest; or Malformed."""
-        info = window.batch_header(offset, self.seed)
-        if info.number != number:
-            raise Malformed(f"batch {info.number} stands in the place of {number}")
-        at = window.batch(offset, info, end)
-        content = memoryview(window.data)[at : at + info.length]
-        return info, at, check_batch(content, self.header.salt, chain)
-
-    def _locate(self, window: Window, number: int) -> tuple[int, BatchInfo]:
-        """Offset and header of the batch, which this segment holds."""
-        offset = self.indexed(window.file).floor(number)
-        while True:
-            info = window.batch_header(offset, self.seed)
-            if info.number == number:
-                return offset, info
-            if info.number > number:
-                raise Malformed(f"batch {info.number} stands in the place of {number}")
-            offset += info.length
-
-    def _covering(
-        self, window: Window, offset: int, info: BatchInfo, position: int
-    ) -> StoredRecord:
-        """The record of this batch that covers the position, or Malformed.
-
-        Headers hopped over are not verified; the record found is, position included.
-        """
-        stop = offset + info.length - CHAIN_BYTES
-        offset += BATCH_HEADER_BYTES
-        for _ in range(info.records):
-            at = window.at(offset, RECORD_HEADER_BYTES)
-            if len(window.data) - at < RECORD_HEADER_BYTES:
-                break
-            _, length, where, _, _, count = RECORD_HEADER.unpack_from(window.data, at)
-            after = offset + RECORD_HEADER_BYTES + length
-            if after > stop:
-                break
-            if where <= position < where + count:
-                at = window.at(offset, RECORD_HEADER_BYTES + length)
-                return unpack_record(window.data, at, info.wall_ms, self.seed)
-            offset = after
-        raise Malformed(f"record headers of batch {info.number} do not lead to {position}")
-
-    def _header_block(self) -> bytes:
-        return pack_segment_header(self.header)
-
-    def _damaged(self, offset: int, number: int, error: Exception) -> CorruptError:
+    def damaged(self, offset: int, number: int, error: Exception) -> CorruptError:
+        """What to raise for this batch of it: bytes that lie, or a disk that refused."""
         kind = UnreadableError if isinstance(error, OSError) else CorruptError
         return kind(self.name, offset, number, number, str(error))

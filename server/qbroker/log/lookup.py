@@ -1,0 +1,136 @@
+"""One record, or a block of batches, found in a segment by its index, and checked.
+
+Safe in any thread, beside the one writer.
+"""
+
+from __future__ import annotations
+
+from qbroker.log.disk import File
+from qbroker.log.errors import DamagedRecord, NoSuchPosition
+from qbroker.log.format import (
+    BATCH_HEADER_BYTES,
+    CHAIN_BYTES,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    SLOT_BITS,
+    SLOTS_MAX,
+    BatchInfo,
+    Malformed,
+    StoredRecord,
+    unpack_record,
+    unpack_records,
+)
+from qbroker.log.salvage import Damage, salvaged
+from qbroker.log.segment import Segment
+from qbroker.log.window import Window
+
+LOOKUP_BYTES = 16 << 10
+"""Read at once when one record is looked up: about the distance of two index entries."""
+READ_BLOCK_BYTES = 256 << 10
+
+
+def find_record(segment: Segment, file: File, position: int) -> StoredRecord:
+    """The record that covers `position`, checked. Batches it does not hold are the caller's.
+
+    Hops over record headers, so a large batch is not read whole. NoSuchPosition;
+    DamagedRecord if it does not verify and its neighbours do; else CorruptError.
+    """
+    number, slot = position >> SLOT_BITS, position & (SLOTS_MAX - 1)
+    window = Window(file, LOOKUP_BYTES)
+    offset = SEGMENT_HEADER_BYTES
+    try:
+        offset, info = _locate(segment, window, number)
+        if slot >= info.slots:
+            raise NoSuchPosition(position, f"its batch has {info.slots} slots")
+        try:
+            return _covering(segment, window, offset, info, position)
+        except Malformed as error:
+            return _rescued(segment, window, (offset, info), position, str(error))
+    except (Malformed, OSError) as error:
+        raise segment.damaged(offset, number, error) from error
+
+
+def find_block(
+    segment: Segment,
+    file: File,
+    number: int,
+    min_bytes: int,
+    damaged: list[Damage] | None = None,
+) -> list[StoredRecord]:
+    """All records of the batches from `number` on: see Log.read_block."""
+    last, end = segment.last, segment.end
+    window = Window(file, max(min_bytes, LOOKUP_BYTES))
+    found: list[StoredRecord] = []
+    offset = SEGMENT_HEADER_BYTES
+    try:
+        offset, info = _locate(segment, window, number)
+        stop = offset + min_bytes
+        while True:
+            at = window.batch(offset, info, end)
+            try:
+                found += unpack_records(window.data, at, info, segment.seed)
+            except Malformed as error:
+                if damaged is None:
+                    raise
+                intact, bad = salvaged(segment, window, offset, info, str(error))
+                found += intact
+                damaged += bad
+            offset += info.length
+            number += 1
+            if number > last or offset >= stop:
+                return found
+            info = window.batch_header(offset, segment.seed)
+            if info.number != number:
+                raise Malformed(f"batch {info.number} stands in the place of {number}")
+    except (Malformed, OSError) as error:
+        raise segment.damaged(offset, number, error) from error
+
+
+def _locate(segment: Segment, window: Window, number: int) -> tuple[int, BatchInfo]:
+    """Offset and header of the batch, which this segment holds."""
+    offset = segment.indexed(window.file).floor(number)
+    while True:
+        info = window.batch_header(offset, segment.seed)
+        if info.number == number:
+            return offset, info
+        if info.number > number:
+            raise Malformed(f"batch {info.number} stands in the place of {number}")
+        offset += info.length
+
+
+def _covering(
+    segment: Segment, window: Window, offset: int, info: BatchInfo, position: int
+) -> StoredRecord:
+    """The record of this batch that covers the position, or Malformed.
+
+    Headers hopped over are not verified; the record found is, position included.
+    """
+    stop = offset + info.length - CHAIN_BYTES
+    offset += BATCH_HEADER_BYTES
+    for _ in range(info.records):
+        at = window.at(offset, RECORD_HEADER_BYTES)
+        if len(window.data) - at < RECORD_HEADER_BYTES:
+            break
+        _, length, where, _, _, count = RECORD_HEADER.unpack_from(window.data, at)
+        after = offset + RECORD_HEADER_BYTES + length
+        if after > stop:
+            break
+        if where <= position < where + count:
+            at = window.at(offset, RECORD_HEADER_BYTES + length)
+            return unpack_record(window.data, at, info.wall_ms, segment.seed)
+        offset = after
+    raise Malformed(f"record headers of batch {info.number} do not lead to {position}")
+
+
+def _rescued(
+    segment: Segment, window: Window, batch: tuple[int, BatchInfo], position: int, why: str
+) -> StoredRecord:
+    """The record all the same, if it is a neighbour that is damaged; else DamagedRecord."""
+    window.batch(*batch, segment.end)
+    intact, damaged = salvaged(segment, window, *batch, why)
+    for record in intact:
+        if record.position <= position < record.position + record.count:
+            return record
+    lost = [d for d in damaged if d.position <= position < d.position + d.count]
+    raise DamagedRecord(position, lost[0])

@@ -1,0 +1,101 @@
+"""What is left of a batch in which bytes went bad: its intact records, and what is between.
+
+A record that does not verify hides nothing behind it: the next one is found where it
+should begin, or by its position, which only a record of this batch can have, and by its
+checksum, which only an intact one has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qbroker.log.format import (
+    BATCH_HEADER_BYTES,
+    CHAIN_BYTES,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    SLOT_BITS,
+    BatchInfo,
+    Malformed,
+    StoredRecord,
+    unpack_record,
+)
+from qbroker.log.window import Window
+
+if TYPE_CHECKING:
+    from qbroker.log.segment import Segment
+
+CHECKSUMS_MAX = 10_000
+"""Places tried in one batch that look like a record and are none. Then its rest is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A stretch of a file without an intact record: `length` bytes at `offset`, for evidence.
+
+    What is lost is the records at `position` and in the `count` slots from there on; in
+    a cleaned segment some of these may have been empty. With a count of 0 nothing is
+    lost: the batch's records are intact, though its digest is not.
+    """
+
+    file: str
+    offset: int
+    length: int
+    position: int
+    count: int
+    why: str
+
+
+def salvaged(
+    segment: Segment, window: Window, offset: int, info: BatchInfo, why: str
+) -> tuple[list[StoredRecord], list[Damage]]:
+    """The intact records of the batch at `offset`, and the stretches between.
+
+    `why` is what did not verify. Reads every byte of the batch at least once.
+    """
+    at = window.at(offset, info.length)
+    data, file = window.data, segment.name
+    found: list[StoredRecord] = []
+    damaged: list[Damage] = []
+    end = at + info.length - CHAIN_BYTES
+    slot, last = info.number << SLOT_BITS, (info.number << SLOT_BITS) + info.slots
+    here = at + BATCH_HEADER_BYTES
+    records = _records(data, range(here, end), info, segment.seed)
+    for start, record in records:
+        if start > here:
+            lost = record.position - slot
+            damaged.append(Damage(file, offset + here - at, start - here, slot, lost, why))
+        found.append(record)
+        slot = record.position + record.count
+        here = start + RECORD_HEADER_BYTES + len(record.body)
+    if len(found) + len(damaged) < info.records and slot < last:
+        damaged.append(Damage(file, offset + here - at, end - here, slot, last - slot, why))
+    if not damaged:
+        damaged.append(Damage(file, offset, info.length, info.number << SLOT_BITS, 0, why))
+    return found, damaged
+
+
+def _records(
+    data: bytes, places: range, info: BatchInfo, seed: int
+) -> Iterator[tuple[int, StoredRecord]]:
+    """Each intact record in these places of `data`, with where it begins, in order."""
+    here, end = places.start, places.stop
+    slot, last = info.number << SLOT_BITS, (info.number << SLOT_BITS) + info.slots
+    # The upper five bytes of a position are the same for all of a batch.
+    mark = (slot >> 24).to_bytes(5, "little")
+    tries = CHECKSUMS_MAX
+    while here + RECORD_HEADER_BYTES <= end and tries:
+        _, length, where, _, _, count = RECORD_HEADER.unpack_from(data, here)
+        stop = here + RECORD_HEADER_BYTES + length
+        if stop <= end and count and slot <= where and where + count <= last:
+            try:
+                yield here, unpack_record(data, here, info.wall_ms, seed)
+            except Malformed:
+                tries -= 1
+            else:
+                here, slot = stop, where + count
+                continue
+        at = data.find(mark, here + 12, end)
+        here = at - 11 if at >= 0 else end
