@@ -101,12 +101,14 @@ class Machine:
         *,
         log_settings: LogSettings | None = None,
         window_bytes: int = 1 << 20,
+        claims_ms: int = 0,
     ) -> None:
         self.disk = disk or SimDisk()
         self.settings = settings or Settings()
         self.log_settings = log_settings
         self.window_bytes = window_bytes
         self.archive: Archive | None = None
+        self.claims_ms = claims_ms
         self.wall_ms = START_MS
         self.mono_ms = 1_000
         self.connections = 0
@@ -144,6 +146,7 @@ class Machine:
         self.inbox: deque[tuple[int, f.Frame | None]] = deque()
         self.found: deque[tuple[int, f.Frame, Found]] = deque()
         self.writing: Commit | None = None
+        self.claims_until_ms = 0 if self.log.clean else self.mono_ms + self.claims_ms
         self.core.boot(self.now, "test", self.append)
         self.writing = self.group.take(sync=True)
         self.write()
@@ -217,9 +220,14 @@ class Machine:
             else:
                 out += self.core.execute(number, arrived, now, append)
         out += self.core.due(now, append)
-        out += self.core.dispatch(append)
+        if not self.claiming:
+            out += self.core.dispatch(append)
         self.group.hold(out)
         self.release()
+
+    @property
+    def claiming(self) -> bool:
+        return self.mono_ms < self.claims_until_ms
 
     def begin_write(self) -> None:
         """The batch that is due, if one is, is on its way to the disk."""
@@ -267,7 +275,8 @@ class Machine:
             self.begin_write()
             busy = self.writing is not None
             self.write()
-            if not (busy or self.found or self.inbox or self.core.has_more):
+            has_more = self.core.has_more and not self.claiming
+            if not (busy or self.found or self.inbox or has_more):
                 return
         raise AssertionError("the broker does not come to rest")
 

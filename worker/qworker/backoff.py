@@ -3,8 +3,8 @@
 import random
 
 FIRST_S = 0.1
-MAX_S = 5.0
-"""Well under the 30 s that a broker holds a lost worker's leases."""
+MAX_S = 1.0
+"""Well within the time that a broker which crashed waits for claims (claims_ms)."""
 
 
 class Backoff:

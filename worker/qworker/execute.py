@@ -161,7 +161,7 @@ class Executor:
         early = request.acks_early or options.get("acks") == "early"
         if early and not self.lease.start_early(run.outcome(wire.START), run.what):
             run.note(logging.WARNING, "lease lost before the task could begin")
-            return None, run.what
+            return run.outcome(wire.RELEASE, delay_ms=0), run.what
         return None
 
     def _perform(self, run: Run, index: int) -> Finished:

@@ -42,6 +42,10 @@ class Parcel(NamedTuple):
     failures: int
     crashes: int
 
+    @property
+    def token(self) -> Token:
+        return self.position, self.grant
+
 
 class Hand:
     """The parcels in hand, first in, first out."""
@@ -105,7 +109,7 @@ class Hand:
         with self.slot.lock:
             self._drop_recalled()
             self.slot.words[RECEIVED] = self.slot.words[TAKEN]
-            tokens = [(parcel.position, parcel.grant) for parcel in self.parcels]
+            tokens = [parcel.token for parcel in self.parcels]
             self.parcels.clear()
         return tokens
 

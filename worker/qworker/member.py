@@ -34,8 +34,6 @@ from qworker.terms import Terms
 
 SUBSCRIPTION = 1
 CONNECT_S = 5.0
-RECONNECT_MAX_S = 1.0
-"""Between attempts: within the time that a broker which crashed waits for claims (claims_ms)."""
 LEAVE_S = 5.0
 """How long a leaving member waits for the broker's word on its last settlements."""
 
@@ -57,7 +55,7 @@ class Member:
         self.closing = False
         self._poll = select.poll()
         self._poll.register(stop_fd, select.POLLIN)
-        self._backoff = Backoff(max_s=RECONNECT_MAX_S)
+        self._backoff = Backoff()
         self._retry_at = 0.0
         self._heard, self._silence_s = 0.0, 30.0
         self._correlation = 10
@@ -111,13 +109,14 @@ class Member:
             return True
 
     def _connect(self) -> None:
-        tokens = [token for token in self.hand.outstanding() if token[0] not in self.void]
+        tokens = [token for token in self.hand.outstanding() if token not in self.void]
         raw = b"".join(wire.TOKEN.pack(*token) for token in tokens)
         hello = self.terms.hello("member", self.number, os.getpid(), raw)
         link = Link.open(self.terms.address, hello, timeout_s=CONNECT_S)
-        lost = {position for position, _ in wire.TOKEN.iter_unpack(link.welcome.raw)}
+        lost = set(wire.TOKEN.iter_unpack(link.welcome.raw))
+        self.void.update(lost)
+        self.void.intersection_update(self.hand.slot.waiting())
         if lost:
-            self.void.update(lost)
             note(logging.WARNING, "leases lost while there was no connection", count=len(lost))
         self.link = link
         self._heard = time.monotonic()
@@ -194,18 +193,15 @@ class Member:
         with self.network:
             frame = self.settlements.settle([entry])
             self._send([frame])
-        while frame.correlation in self.settlements.unanswered:
+        while self.settlements.awaits(entry):
             self.wait_for_answer(1.0)
-        lost = entry.position in self.void
-        self.void.discard(entry.position)
-        return not lost
+        denied = entry.token in self.settlements.denied
+        self.settlements.denied.discard(entry.token)
+        return not denied
 
     def start_early(self, outcome: Outcome, what: str) -> bool:
         """The broker has it on disk that the task begins; False if it may not any more."""
-        if self.confirm(Ended(-1, outcome.position, outcome.grant, outcome, what)):
-            return True
-        self.void.add(outcome.position)  # so that no outcome of it is sent
-        return False
+        return self.confirm(Ended(-1, outcome.position, outcome.grant, outcome, what))
 
     def server_ms(self) -> int:
         """The broker's wall clock; ours while there is no connection."""
@@ -260,7 +256,8 @@ class Member:
         self._waiting.discard(frame.correlation)
 
     def _on_revoke(self, frame: f.Frame) -> None:
-        self.void.update(position for position, _ in wire.TOKEN.iter_unpack(frame.raw))
+        revoked = set(wire.TOKEN.iter_unpack(frame.raw))
+        self.void.update(revoked.intersection(self.hand.slot.waiting()))
 
     # While a task runs long, and at the end.
 

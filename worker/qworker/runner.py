@@ -12,6 +12,8 @@ Rule 3. The runner ends when told to stop, or after ``tasks_max``; it finishes w
 
 import time
 
+from qprotocol import wire
+from qprotocol.message import Outcome
 from qworker.execute import Executor
 from qworker.hand import Parcel
 from qworker.logs import TaskLog
@@ -65,9 +67,11 @@ class Runner:
         if not self.watchman.awake and member.has_more:
             self.watchman.wake()
         index = slot.words[TAKEN] - 1
-        if member.void and parcel.position in member.void:
-            member.void.discard(parcel.position)
-            slot.ends[index % RING] = ENDED_PLAIN
+        if member.void and parcel.token in member.void:
+            member.void.discard(parcel.token)
+            slot.ends[index % RING] = ENDED_OTHER
+            release = Outcome(wire.RELEASE, *parcel.token, delay_ms=0)
+            member.pending.append(Ended(index, *parcel.token, release))
             return
         started = time.monotonic()
         outcome, what = self.executor.execute(parcel, index)

@@ -1,15 +1,17 @@
 """A runner's outcomes on their way: pending, then sent and unanswered, then confirmed.
 
     ended --> pending --frames()--> unanswered --Settled--> confirmed
-                 |                      |  `--Error--> again, one by one; the one at fault
-                 |                      |              as a failure that says so
-                 `--void: dropped       `--(reconnect)--> sent again
+                                        |  `--Error--> again, one by one; the one at fault
+                                        |              as a failure that says so
+                                        `--(reconnect)--> sent again
 
-Rule 1. What was sent is kept until it is answered. The broker knows a settlement that it has
-        seen already: its token is not valid any more.
+Rule 1. Every token that was taken is settled, and what was sent is kept until it is answered.
+        The broker knows a settlement that it has seen already, or whose lease is over: the
+        token is not valid any more. A token that nobody settles could come to life again, for
+        a broker that crashed may not know its end, and its message would wait for ever.
 Rule 2. Outcomes with nothing to keep leave as runs of positions in one Ack, the others in
         Settles; both in the order in which tasks ended.
-Rule 3. A lost lease is no error: its outcome is dropped with a log line.
+Rule 3. A lost lease is no error: that its outcome is void is a line in the log.
 Rule 4. Not locked: the member's ``network`` lock is around everything but ``pending.append``,
         which is atomic.
 """
@@ -26,7 +28,7 @@ from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.message import Outcome
 from qworker.logs import note
-from qworker.slots import CONFIRMED
+from qworker.slots import CONFIRMED, Token
 
 SETTLE_BYTES = 512 * 1024
 """Outcomes gathered into one Settle; a larger one goes alone, in parts."""
@@ -45,6 +47,10 @@ class Ended(NamedTuple):
     outcome: Outcome | None = None
     what: str = ""
     """Task and id, for the log."""
+
+    @property
+    def token(self) -> Token:
+        return self.position, self.grant
 
 
 @dataclass(slots=True)
@@ -65,8 +71,13 @@ class Settlements:
 
     def __init__(self, words: memoryview, correlation: Callable[[], int]) -> None:
         self.pending: deque[Ended] = deque()
-        self.void: set[int] = set()
-        """Positions whose lease is gone: not to be begun, their outcome not to be sent."""
+        self.void: set[Token] = set()
+        """Leases that are gone, of messages that were not begun, and now are not to be.
+
+        Tokens, not positions: the message may come again, under another grant.
+        """
+        self.denied: set[Token] = set()
+        """Leases that were lost, or refused, when their task was about to begin (START)."""
         self.unanswered: dict[int, Batch] = {}
         self._words = words
         self._correlation = correlation
@@ -84,9 +95,7 @@ class Settlements:
             entry = pending.popleft()
             if entry.number >= 0:
                 self._through = entry.number + 1
-            if entry.position in self.void:
-                self._drop(entry)
-            elif entry.outcome is not None:
+            if entry.outcome is not None:
                 kept.append(entry)
             elif entry.grant == grant and entry.position == position + count:
                 count += 1
@@ -111,6 +120,10 @@ class Settlements:
         self.unanswered[frame.correlation] = batch
         return frame
 
+    def awaits(self, entry: Ended) -> bool:
+        """Whether ``entry`` was sent, and the broker's word on it is not in."""
+        return any(entry is each for batch in self.unanswered.values() for each in batch.entries)
+
     def again(self) -> list[f.Frame]:
         """What was sent on a connection that is gone, to be sent on a new one."""
         for batch in self.unanswered.values():
@@ -123,10 +136,10 @@ class Settlements:
         if batch is None or not answer.raw:
             return
         names = {entry.position: entry.what for entry in batch.entries}
-        going_on = {entry.position for entry in batch.entries if entry.number < 0}
+        going_on = {entry.position: entry.token for entry in batch.entries if entry.number < 0}
         for (position,) in wire.POSITION.iter_unpack(answer.raw):
             if position in going_on:
-                self.void.add(position)
+                self.denied.add(going_on[position])
             event = "settled before, or lease lost" if batch.again else "lease lost, outcome void"
             level = logging.INFO if batch.again else logging.WARNING
             note(level, event, task=names.get(position) or position)
@@ -144,7 +157,7 @@ class Settlements:
             parts = [[entry] for entry in batch.entries]
         else:
             parts = [[failed(entry, error)] for entry in batch.entries if ends(entry)]
-            self.void.update(entry.position for entry in batch.entries if entry.number < 0)
+            self.denied.update(entry.token for entry in batch.entries if entry.number < 0)
         return [self.settle(part, batch.first) for part in parts if part]
 
     def _answered(self, correlation: int) -> Batch | None:
@@ -153,10 +166,6 @@ class Settlements:
             left = self.unanswered
             self._words[CONFIRMED] = next(iter(left.values())).first if left else self._through
         return batch
-
-    def _drop(self, entry: Ended) -> None:
-        self.void.discard(entry.position)
-        note(logging.WARNING, "lease lost, outcome dropped", task=entry.what or entry.position)
 
 
 def portions(entries: list[Ended]) -> list[list[Ended]]:

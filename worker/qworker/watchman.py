@@ -100,6 +100,8 @@ class Watchman:
         if ran_s < TICK_S / 2 or not member.network.acquire(blocking=False):
             return TICK_S
         try:
+            if not self._works(member) and not self.stopping:
+                return 0.0  # it ended meanwhile: the runner minds its network, perhaps in a wait
             if self.stopping:
                 member.quiesce()
             if ran_s > LONG_S:
