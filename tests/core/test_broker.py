@@ -246,19 +246,3 @@ def test_messages_that_were_only_handed_out_share_their_counters(machine: Machin
     assert len(attempts) == 1_000
     assert len({id(each) for each in attempts.values()}) <= 2
     assert {each.deliveries for each in attempts.values()} == {3}
-
-
-def test_workers_lost_together_are_given_back_a_few_a_turn(machine: Machine) -> None:
-    """A switch that fails takes a hundred workers with it, but not the broker's next turn."""
-    for number in range(4):
-        name = bytes([number]) * 16
-        parent = greeted(machine, "worker", session=name)
-        fill(machine, parent, 600)
-        machine.submit(parent, f.Consume(correlation=3, subscription=1, queues=["q"], credit=600))
-        machine.settle()
-    machine.mono_ms += 31_000
-    machine.turn()
-    assert len(machine.core.state.leases) == 1_200
-    machine.turn()
-    assert len(machine.core.state.leases) == 0
-    assert machine.core.state.queues["q"].ready == 2_400

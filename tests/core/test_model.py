@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from digest import check_places, digest
 from harness import Machine, Peer
 from qbroker.ages import Ages
+from qbroker.core import leaving
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
 from qbroker.groupcommit import GroupCommit, Held
@@ -568,6 +569,13 @@ class Story(RuleBasedStateMachine):
             self.hear()
         self.every_message_is_in_one_place()
         assert self.alive() == set()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stories are short: what is done so much a turn must not be done in one."""
+    monkeypatch.setattr(leaving, "LOST_MESSAGES_MAX", 2)
+    monkeypatch.setattr(leaving, "STARTED_WEIGHT", 1)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

@@ -55,7 +55,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
     Member: ({"session", "number", "grants"}, {"connection"}),
-    Session: ({"id", "members"}, {"alive_until_ms"}),
+    Session: ({"id", "members"}, {"alive_until_ms", "over"}),
     Attempts: ({"deliveries", "failures", "crashes", "error", "reason", "run", "waits"}, set()),
     Producer: ({"highest", "window", "seen_ms"}, set()),
     Upload: (

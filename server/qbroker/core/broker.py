@@ -99,8 +99,8 @@ class Broker:
 
     @property
     def has_more(self) -> bool:
-        """Whether another turn has something to hand out at once."""
-        return bool(self.state.dirty)
+        """Whether another turn has something to do at once, though nothing arrives."""
+        return bool(self.state.dirty or self.state.leaving)
 
     def due(self, now: Now, append: AppendRaw) -> list[Effect]:
         """Do what time has made due."""

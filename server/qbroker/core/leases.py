@@ -9,7 +9,8 @@ A token is (position, grant number). It is good while ``leases[position]`` is th
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from qbroker.core.queues import Run
@@ -93,7 +94,7 @@ class Member:
 class Session:
     """A worker: its members, and when it was last heard of."""
 
-    __slots__ = ("alive_until_ms", "id", "members")
+    __slots__ = ("alive_until_ms", "id", "members", "over")
 
     def __init__(self, session_id: bytes) -> None:
         self.id = session_id
@@ -101,6 +102,8 @@ class Session:
         # Volatile.
         self.alive_until_ms = 0
         """Monotonic; after that its leases go back. 0 until the first turn after a start."""
+        self.over = False
+        """It said goodbye or is lost; its leases are being given back."""
 
     def member(self, number: int) -> Member:
         """The member with that number, made on first use."""
@@ -108,6 +111,18 @@ class Session:
         if found is None:
             found = self.members[number] = Member(self, number)
         return found
+
+
+@dataclass(slots=True)
+class Leaving:
+    """What is still to be given back of one member. All volatile."""
+
+    lost: bool
+    """It did not say goodbye: what it had begun counts as a crash."""
+    kept: Collection[int]
+    """Positions that it keeps."""
+    tokens: Iterator[tuple[Grant, int]]
+    """What it held when it left, as far as nobody has looked at it since."""
 
 
 class Consumer:

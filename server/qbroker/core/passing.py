@@ -6,17 +6,17 @@ Each step is bounded; what is left is done in the next turn.
 from qbroker.core import records as r
 from qbroker.core.consuming import Append
 from qbroker.core.effects import Close, Lookup
+from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
 from qbroker.core.sessions import leave
 from qbroker.core.settings import (
     ARCHIVED_MAX,
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
-    LOST_MESSAGES_MAX,
+    LOST_MEMBERS_MAX,
     PRODUCER_IDLE_MS,
     PRUNE_MAX,
 )
-from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
 from qprotocol.frames import Watch
@@ -69,28 +69,34 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
             state.ready(run, position, 1)
 
 
-def lose_sessions(state: BrokerState, now: Now, append: Append) -> None:
-    """Give back what silent workers held, and hang up on what is left of them."""
-    given = 0
+def lose_sessions(state: BrokerState, now: Now) -> None:
+    """Take leave of silent workers, and hang up on what is left of them."""
+    room = LOST_MEMBERS_MAX
     for session in list(state.sessions.values()):
-        if given >= LOST_MESSAGES_MAX:
-            break  # the others are as late in the next turn
         if not session.alive_until_ms:
             # Plain consumers went with the broker's last life: nobody can claim for them.
             grace_ms = state.settings.grace_ms if session.id else 0
             session.alive_until_ms = now.mono_ms + grace_ms
-        if session.alive_until_ms > now.mono_ms:
+        if session.over or session.alive_until_ms > now.mono_ms:
             continue
-        del state.sessions[session.id]
         for member in session.members.values():
-            given += sum(grant.remaining for grant in member.grants.values())
-            survey = Survey(state, now)
-            lost = losses(survey, member, lost=bool(session.id))
-            for record in (*survey.opened, *lost):
-                append(record)
+            part(state, member, lost=bool(session.id))
             if member.connection:
                 state.effects.append(Close(member.connection))
                 leave(state, member.connection)
+        end(state, session)
+        room -= len(session.members)
+        if room <= 0:
+            break  # the others are as late in the next turn
+
+
+def give_back_more(state: BrokerState, now: Now, append: Append) -> None:
+    """The next piece of what those hold who are gone."""
+    if state.leaving:
+        for record in give_back(Survey(state, now)):
+            append(record)
+        for session in [each for each in state.sessions.values() if each.over]:
+            end(state, session)
 
 
 def drop_old(state: BrokerState, now: Now) -> None:
@@ -121,14 +127,15 @@ def next_due(state: BrokerState, now: Now) -> int:
     waiter = state.results.next_ms()
     if waiter:
         waits.append(waiter - now.mono_ms)
-    waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values()]
-    return max(0, min(waits))
+    waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
+    return 0 if state.leaving else max(0, min(waits))
 
 
 def due(state: BrokerState, now: Now, append: Append) -> None:
     """Do all that is due: the records are appended, the effects are in the state."""
     for record in records_due(state, now):
         append(record)
-    lose_sessions(state, now, append)
+    lose_sessions(state, now)
+    give_back_more(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

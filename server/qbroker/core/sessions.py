@@ -13,10 +13,10 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Lookup
 from qbroker.core.leases import Consumer, Member, Session, epoch_and_count
+from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
 from qbroker.core.queues import Run
 from qbroker.core.results import Found
-from qbroker.core.settling import losses
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey, place_of
 from qprotocol import wire
@@ -44,9 +44,11 @@ def decide_hello(
         leave(state, member.connection)
     member.connection = connection
     state.members[connection], state.roles[connection] = member, frame.role
-    if session and (not frame.member or not session.alive_until_ms):
+    if session and (not frame.member or session.over or not session.alive_until_ms):
         session.alive_until_ms = now.mono_ms + state.settings.session_timeout_ms
-    lost = reclaim(state, decision, member, tokens, found.messages if found else {})
+        session.over = False
+    messages = found.messages if found else {}
+    lost = reclaim(Survey(state, now), decision, member, tokens, messages)
     decision.reply = Welcome(
         protocol=frame.protocol,
         heartbeat_ms=min(
@@ -78,13 +80,15 @@ def check_hello(frame: Hello) -> None:
 
 
 def reclaim(
-    state: BrokerState,
+    survey: Survey,
     decision: Decision,
     member: Member,
     tokens: list[tuple[int, int]],
     found: dict[int, bytes],
 ) -> list[tuple[int, int]]:
     """Records that keep the member's tokens and give back its others; the lost tokens."""
+    state = survey.state
+    state.leaving.pop(member, None)
     lost: list[tuple[int, int]] = []
     kept: set[int] = set()
     adopted: dict[int, list[list[int]]] = {}
@@ -92,7 +96,10 @@ def reclaim(
     for position, number in tokens:
         grant = state.leases.get(position)
         if session and grant and grant.number == number and grant.member.session is session:
-            kept.add(position)
+            if grant.member in state.leaving:
+                lost.append((position, number))
+            else:
+                kept.add(position)
             continue
         raw = found.get(position, b"")
         run = claimable(state, position, number, raw) if session and position not in kept else None
@@ -105,14 +112,8 @@ def reclaim(
     for number, entries in adopted.items():
         session_id = session.id if session else b""
         decision.records.append(r.Granted(number, session_id, member.number, entries, adopted=True))
-    dropped = [
-        position
-        for grant in member.grants.values()
-        for position in grant.positions()
-        if state.leases.get(position) is grant and position not in kept
-    ]
-    if dropped:
-        decision.records.append(r.Returned(dropped))
+    part(state, member, lost=False, kept=kept)
+    decision.records += give_back(survey)
     return lost
 
 
@@ -191,9 +192,8 @@ def decide_disconnected(state: BrokerState, now: Now, connection: int) -> Decisi
     member = leave(state, connection)
     if member is None or member.session is not None:
         return Decision()
-    survey = Survey(state, now)
-    records = losses(survey, member, lost=True)
-    return Decision([*survey.opened, *records])
+    part(state, member, lost=True)
+    return Decision(give_back(Survey(state, now)))
 
 
 def decide_bye(state: BrokerState, now: Now, connection: int, _frame: Bye) -> Decision:
@@ -204,16 +204,17 @@ def decide_bye(state: BrokerState, now: Now, connection: int, _frame: Bye) -> De
     member = state.members.get(connection)
     if member is None:
         return Decision(reply=Ok())
-    survey, records = Survey(state, now), []
-    session = member.session
-    members = [member]
-    if session and not member.number:
-        members = list(session.members.values())
-        del state.sessions[session.id]
+    session, members = member.session, [member]
+    ends = session if session and not member.number else None
+    if ends:
+        members = list(ends.members.values())
     closed: list[Effect] = []
     for each in members:
-        records += losses(survey, each, lost=False)
+        part(state, each, lost=False)
         if each.connection != connection:
             closed += [Close(each.connection)] if each.connection else []
         leave(state, each.connection)
-    return Decision([*survey.opened, *records], Ok(), closed)
+    records = give_back(Survey(state, now))
+    if ends:
+        end(state, ends)
+    return Decision(records, Ok(), closed)

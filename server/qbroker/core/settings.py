@@ -40,8 +40,12 @@ DUE_MESSAGES_MAX = 2_000
 """Delayed messages made ready in one turn."""
 EXPIRE_MESSAGES_MAX = 1_000
 """Messages taken out in one turn because they expired."""
-LOST_MESSAGES_MAX = 1_000
-"""Messages of lost workers given back in one turn, but never less than a whole worker's."""
+LOST_MESSAGES_MAX = 4_000
+"""Messages of those who left or were lost looked at in one turn, and given back."""
+STARTED_WEIGHT = 15
+"""One that had begun when its worker was lost counts for so many: it needs its own record."""
+LOST_MEMBERS_MAX = 50
+"""Members of lost sessions taken leave of in one turn, but never less than a whole session's."""
 PRUNE_MAX = 5_000
 """Results dropped in one turn because their time is over."""
 ARCHIVED_MAX = 2_000

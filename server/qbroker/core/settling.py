@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
-from qbroker.core.leases import Grant, Member
+from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
 from qbroker.core.queues import Lane
 from qbroker.core.settings import (
@@ -308,25 +308,3 @@ def decide_running(state: BrokerState, _now: Now, _connection: int, frame: Frame
             news.append(position)
     records: list[r.Record] = [r.Started(news, early=False)] if news else []
     return Decision(records)
-
-
-# Lost holders.
-
-
-def losses(survey: Survey, member: Member, *, lost: bool) -> list[r.Record]:
-    """Records that give back all that a member holds; ``lost``: it did not say goodbye."""
-    returned, records = [], []
-    for grant in member.grants.values():
-        for position in grant.positions():
-            if survey.state.leases.get(position) is not grant:
-                continue
-            early = position in grant.early
-            if not early and not (lost and position in grant.started):
-                returned.append(position)
-                continue
-            error = Failure("WorkerLost", "the worker that ran this was lost")
-            outcome = Outcome(wire.CRASH, position, grant.number, result=error.pack())
-            records.append(settle_crash(survey, outcome, grant))
-    if returned:
-        records.append(r.Returned(returned))
-    return records

@@ -29,7 +29,7 @@ VOLATILE = frozenset(
         # Made of the configuration.
         *("settings", "synced"),
         # About connections, which the next life does not have.
-        *("members", "roles", "consumers", "listening", "arrivals"),
+        *("members", "roles", "consumers", "leaving", "listening", "arrivals"),
         # Found again when they are needed.
         *("routes", "dirty", "effects", "next_sweep_ms"),
         # Counted since the start.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qbroker.core.effects import Effect, Tell
-from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Member, Session
+from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.queues import Lane, Queue, Run
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import Settings
@@ -114,6 +114,8 @@ class BrokerState:
     """Of connections that said Hello."""
     consumers: dict[tuple[int, int], Consumer] = field(default_factory=dict)
     """(connection, subscription number)"""
+    leaving: dict[Member, Leaving] = field(default_factory=dict)
+    """Those who are gone and still hold leases, the next to give some back first."""
     listening: dict[int, list[Consumer]] = field(default_factory=dict)
     """Queue number to its consumers, the next to be served first."""
     arrivals: dict[tuple[int, int], Arrival] = field(default_factory=dict)

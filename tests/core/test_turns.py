@@ -1,0 +1,240 @@
+"""No turn is long, whatever there is to do: the rest waits for the next one, crashes or not.
+
+Bounds are of what a turn touches, not of time; `bench/turns.py` has the milliseconds.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from digest import check_places, exact
+from harness import Machine, Peer
+from qbroker.ages import Ages
+from qbroker.core import leaving, passing
+from qbroker.core.broker import Broker
+from qbroker.log.log import Log, LogSettings
+from qbroker.replaying import replay
+from qprotocol import frames as f
+from qprotocol import wire
+from qprotocol.message import Message
+
+SESSION = b"s" * 16
+LAZY_MS = 30
+"""After that also what nobody waits for is written."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Ten messages a turn; one that had begun counts for five."""
+    monkeypatch.setattr(leaving, "LOST_MESSAGES_MAX", 10)
+    monkeypatch.setattr(leaving, "STARTED_WEIGHT", 4)
+    return Machine()
+
+
+def greeted(machine: Machine, role: str = "consumer", **fields: object) -> Peer:
+    peer = machine.connect()
+    machine.submit(peer, f.Hello(correlation=1, protocol=1, role=role, client_id="t", **fields))
+    machine.settle()
+    return peer
+
+
+def worker(machine: Machine, member: int = 0, raw: bytes = b"") -> Peer:
+    role = "member" if member else "worker"
+    return greeted(machine, role, session=SESSION, member=member, raw=raw)
+
+
+def fill(machine: Machine, count: int, **fields: object) -> None:
+    raw = Message("q", b"x", **fields).pack()
+    frame = f.Publish(correlation=2, producer=0, sequence=0, count=count, raw=raw * count)
+    machine.submit(greeted(machine), frame)
+    machine.settle()
+
+
+def take(machine: Machine, peer: Peer, count: int) -> list[tuple[int, int]]:
+    """The peer is handed so many new messages; their tokens."""
+    before = set(machine.core.state.leases)
+    fill(machine, count)
+    machine.submit(peer, f.Consume(correlation=3, subscription=1, queues=["q"], credit=count))
+    machine.wait(LAZY_MS)
+    peer.received.clear()
+    leases = machine.core.state.leases
+    return [(p, grant.number) for p, grant in leases.items() if p not in before]
+
+
+def tokens_of(tokens: list[tuple[int, int]]) -> bytes:
+    return b"".join(wire.TOKEN.pack(*token) for token in tokens)
+
+
+def held_by_turns(machine: Machine) -> list[int]:
+    """How many leases there are after each turn, until nothing happens any more."""
+    found: list[int] = []
+    while True:
+        machine.turn()
+        found.append(len(machine.core.state.leases))
+        check_places(machine.core.state)
+        if not machine.core.has_more:
+            return found
+
+
+def replayed(machine: Machine) -> Broker:
+    """What a broker knows that reads the log of this one."""
+    machine.wait(LAZY_MS)
+    core = Broker(machine.settings)
+    settings = machine.log_settings or LogSettings(segment_bytes=1 << 20)
+    replay(Log.open(machine.disk.copy(), settings), core, Ages(), lambda done, last: None)
+    return core
+
+
+# --- Those who leave
+
+
+def test_a_worker_that_is_lost_gives_back_a_few_a_turn(machine: Machine) -> None:
+    parent = worker(machine)
+    tokens = take(machine, parent, 25)
+    machine.submit(parent, f.Running(raw=tokens_of(tokens[:3])))
+    machine.settle()
+    machine.mono_ms += 31_000
+    assert held_by_turns(machine) == [23, 17, 7, 0]
+    machine.settle()
+    assert not parent.is_open
+    assert machine.core.state.sessions == {}
+    counters = [each.counters() for each in machine.core.state.attempts.values()]
+    assert counters.count((1, 0, 1)) == 3
+    assert counters.count((1, 0, 0)) == 22
+    assert exact(replayed(machine).state) == exact(machine.core.state)
+
+
+def test_workers_lost_together_are_given_back_a_few_a_turn(machine: Machine) -> None:
+    """A switch that fails takes a hundred workers with it, but not the broker's next turn."""
+    for number in range(4):
+        take(machine, greeted(machine, "worker", session=bytes([number]) * 16), 6)
+    machine.mono_ms += 31_000
+    assert held_by_turns(machine) == [14, 4, 0]
+    assert machine.core.state.queues["q"].ready == 24
+
+
+def test_a_crash_in_the_middle_leaves_the_rest_to_its_session(machine: Machine) -> None:
+    """What was given back by then is lost to the worker; for the rest it may come back."""
+    tokens = take(machine, worker(machine), 25)
+    machine.mono_ms += 31_000
+    machine.turn()
+    machine.begin_write()
+    machine.turn()
+    machine.write()
+    assert len(machine.core.state.leases) == 5
+    machine.disk.kill()
+    machine.start()
+    assert len(machine.core.state.leases) == 15, "the second piece was not written"
+    parent = worker(machine, raw=tokens_of(tokens[8:12]))
+    (welcome,) = parent.received
+    assert welcome.raw == tokens_of(tokens[8:10])
+    machine.settle()
+    assert sorted(machine.core.state.leases) == [position for position, _ in tokens[10:12]]
+    check_places(machine.core.state)
+
+
+def test_a_worker_that_comes_back_in_the_middle_keeps_the_rest_that_it_names(
+    machine: Machine,
+) -> None:
+    tokens = take(machine, worker(machine), 35)
+    machine.mono_ms += 31_000
+    machine.turn()
+    peer = machine.connect()
+    raw = tokens_of([*tokens[9:11], tokens[-1]])
+    hello = f.Hello(
+        correlation=1, protocol=1, role="worker", client_id="t", session=SESSION, raw=raw
+    )
+    machine.submit(peer, hello)
+    assert held_by_turns(machine) == [16, 6, 2]
+    machine.settle()
+    (welcome,) = peer.received
+    assert welcome.raw == tokens_of(tokens[9:10])
+    assert not machine.core.state.sessions[SESSION].over
+    machine.wait(29_000)
+    assert len(machine.core.state.leases) == 2
+    machine.wait(2_000)
+    assert len(machine.core.state.leases) == 0
+
+
+def test_a_child_that_comes_first_finds_its_session_alive_and_its_siblings_tokens_lost(
+    machine: Machine,
+) -> None:
+    worker(machine)
+    first = take(machine, worker(machine, 1), 15)
+    second = take(machine, worker(machine, 2), 15)
+    machine.mono_ms += 31_000
+    machine.turn()
+    peer = machine.connect()
+    raw = tokens_of([first[-1], second[-1]])
+    hello = f.Hello(
+        correlation=1,
+        protocol=1,
+        role="member",
+        client_id="t",
+        session=SESSION,
+        member=2,
+        raw=raw,
+    )
+    machine.submit(peer, hello)
+    machine.settle()
+    (welcome,) = peer.received
+    assert welcome.raw == tokens_of(first[-1:]), "it is about to be given back"
+    assert list(machine.core.state.leases) == [second[-1][0]]
+    check_places(machine.core.state)
+
+
+@pytest.mark.parametrize("leave", ["bye", "disconnect"])
+def test_a_consumer_that_leaves_gives_back_a_few_a_turn(machine: Machine, leave: str) -> None:
+    peer = greeted(machine)
+    take(machine, peer, 25)
+    peer.received.clear()
+    if leave == "bye":
+        machine.submit(peer, f.Bye(correlation=9))
+    else:
+        machine.disconnect(peer)
+    # The turn in which it leaves does what time has made due as well.
+    assert held_by_turns(machine) == [5, 0]
+    machine.settle()
+    assert [type(frame) for frame in peer.received] == [f.Ok] * (leave == "bye")
+    assert exact(replayed(machine).state) == exact(machine.core.state)
+
+
+def test_a_parents_goodbye_is_forgotten_when_all_is_given_back(machine: Machine) -> None:
+    parent = worker(machine)
+    child = worker(machine, 1)
+    take(machine, child, 25)
+    machine.submit(parent, f.Bye(correlation=9))
+    machine.turn()
+    assert machine.core.state.sessions[SESSION].over
+    assert machine.core.next_due_ms(machine.now) == 0
+    machine.settle()
+    assert machine.core.state.sessions == {}
+    assert not child.is_open
+
+
+def test_what_is_acked_while_its_holder_leaves_is_not_given_back(machine: Machine) -> None:
+    """A token is good until a record says otherwise, whoever shows it."""
+    tokens = take(machine, worker(machine), 25)
+    machine.mono_ms += 31_000
+    machine.turn()
+    position, grant = tokens[-1]
+    other = greeted(machine)
+    assert machine.core.state.leases == {}
+    take(machine, other, 1)
+    machine.submit(other, f.Ack(correlation=5, raw=wire.ACK_RUN.pack(grant, position, 1)))
+    machine.settle()
+    check_places(machine.core.state)
+
+
+def test_only_so_many_sessions_are_taken_leave_of_in_one_turn(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "LOST_MEMBERS_MAX", 2)
+    parents = [greeted(machine, "worker", session=bytes([n]) * 16) for n in range(5)]
+    machine.mono_ms += 31_000
+    for left in (3, 1, 0):
+        machine.turn()
+        machine.release()
+        assert len(machine.core.state.sessions) == left
+    machine.settle()
+    assert not any(parent.is_open for parent in parents)
