@@ -315,9 +315,9 @@ class Engine:
         if isinstance(result, BaseException):
             self._fail(result)
             return
+        self._release()  # first of all: somebody waits for it
         self._group.committed(self._clock.mono_ms())
         self._timings.sync.observe(result)
-        self._release()
         if not self._preparing and not self._log.spare_ready:
             self._preparing = True
             self._readers.submit(self._prepare)

@@ -47,7 +47,7 @@ from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
 from qbroker.net.session import Terms
 from qbroker.ops.exits import Exit, Trouble
-from qbroker.ops.health import Counted, Health
+from qbroker.ops.health import Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
 from qbroker.replaying import replay
@@ -158,7 +158,7 @@ class Server:
         self._version = __version__
         self._started_s = time.time()
         self._metrics = Metrics(self._snapshot)
-        begun, done = Counted(self._metrics.batch_records), Counted(self._metrics.sync_seconds)
+        begun, done = self._metrics.batch_records, self._metrics.sync_seconds
         timings = Timings(turn=self._metrics.turn_seconds, sync=done, batch_records=begun)
         machine = Machine(writer=partial(Writer, stores.space.patiently))
         self._engine = Engine(

@@ -10,7 +10,7 @@ import pytest
 
 from qbroker.core.statistics import QueueStatistics, Statistics
 from qbroker.net.complaints import Complaints
-from qbroker.ops.health import STALLED_S, Counted, Health
+from qbroker.ops.health import STALLED_S, Health
 from qbroker.ops.journal import open_journal
 from qbroker.ops.metrics import METRICS, OUTCOMES, Metrics, Snapshot, markdown
 
@@ -112,6 +112,15 @@ def test_what_is_observed_is_counted() -> None:
     assert found["qbroker_log_sync_seconds_sum"] == 0.003
     assert found['qbroker_log_batch_records_bucket{le="30.0"}'] == 0
     assert found['qbroker_log_batch_records_bucket{le="100.0"}'] == 1
+    # When one is on a bound, and one over all of them
+    metrics.batch_records.observe(30)
+    metrics.batch_records.observe(1e6)
+    found = values(metrics)
+    assert found['qbroker_log_batch_records_bucket{le="30.0"}'] == 1
+    assert found['qbroker_log_batch_records_bucket{le="100000.0"}'] == 2
+    assert found['qbroker_log_batch_records_bucket{le="+Inf"}'] == 3
+    assert found["qbroker_log_batch_records_count"] == 3
+    assert found["qbroker_log_batch_records_sum"] == 1_000_080
 
 
 def test_series_are_bounded_the_fullest_queues_keep_their_names() -> None:
@@ -162,7 +171,7 @@ class Disk:
 
     def __init__(self) -> None:
         metrics = Metrics(snapshot)
-        self.begun, self.done = Counted(metrics.batch_records), Counted(metrics.sync_seconds)
+        self.begun, self.done = metrics.batch_records, metrics.sync_seconds
         self.begin()  # the boot's batch is not timed
         self.health = Health(self.begun, self.done, epoch=3, version="1.2")
 

@@ -12,24 +12,13 @@ from typing import Protocol
 STALLED_S = 5.0
 
 
-class Observer(Protocol):
-    """A histogram."""
+class Counted(Protocol):
+    """Something that counts what it is told, and remembers what came last: a Histogram."""
 
-    def observe(self, amount: float, /) -> None: ...
-
-
-class Counted:
-    """A histogram that also says how often it was told something, and what came last."""
-
-    def __init__(self, histogram: Observer) -> None:
-        self.count = 0
-        self.last = 0.0
-        self._histogram = histogram
-
-    def observe(self, amount: float, /) -> None:
-        self.count += 1
-        self.last = amount
-        self._histogram.observe(amount)
+    @property
+    def count(self) -> int: ...
+    @property
+    def last(self) -> float: ...
 
 
 class Health:

@@ -12,11 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qbroker.core.statistics import QueueStatistics, Statistics
+from qbroker.ops.histogram import Histogram
 
 QUEUES_MAX = 200
 OTHER = "other"
@@ -208,14 +209,14 @@ class Metrics(Collector):
         self._snapshot = snapshot
         self._labels = QueueLabels(queues_max)
         self._registry = CollectorRegistry()
-        histograms = {
-            row.name: Histogram(row.name, row.help, registry=self._registry, buckets=row.buckets)
+        self._histograms = {
+            row.name: Histogram(row.name, row.help, row.buckets)
             for row in METRICS
             if row.read is None
         }
-        self.turn_seconds = histograms["qbroker_turn_seconds"]
-        self.sync_seconds = histograms["qbroker_log_sync_seconds"]
-        self.batch_records = histograms["qbroker_log_batch_records"]
+        self.turn_seconds = self._histograms["qbroker_turn_seconds"]
+        self.sync_seconds = self._histograms["qbroker_log_sync_seconds"]
+        self.batch_records = self._histograms["qbroker_log_batch_records"]
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
@@ -231,7 +232,9 @@ class Metrics(Collector):
         snapshot = self._snapshot()
         queues = self._labels.label(snapshot.statistics.queues)
         for row in METRICS:
-            if row.read is not None:
+            if row.read is None:
+                yield self._histograms[row.name].family()
+            else:
                 family = FAMILIES[row.kind](row.name, row.help, labels=row.labels)
                 for labels, value in row.read(snapshot, queues):
                     family.add_metric(labels, value)
