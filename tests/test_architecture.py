@@ -40,6 +40,14 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "qbroker.core": ({"qprotocol", "msgpack"}, IO),
     # It stores bytes. It has never heard of a queue.
     "qbroker.log": (set(), {"asyncio", "socket"}),
+    # Beside the engine, never in it: the keeper has a core and a log of its own.
+    "qbroker.checkpoint": (
+        {
+            *("qprotocol", "qbroker.core", "qbroker.log"),
+            *("qbroker.ages", "qbroker.replaying", "qbroker.ops.journal", "qbroker.ops.exits"),
+        },
+        {"socket"},
+    ),
     # A session cannot touch a queue: it submits commands and is sent effects.
     "qbroker.net": ({"qprotocol"}, set()),
     # Settled tasks, in SQLite: follows the log by itself, and is asked for rows.

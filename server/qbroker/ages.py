@@ -3,6 +3,7 @@
 from array import array
 from bisect import bisect_right
 
+from qbroker.core.columns import pack_columns, unpack_columns
 from qprotocol.wire import batch_of
 
 STEP_MS = 1_000
@@ -27,6 +28,22 @@ class Ages:
             half = ENTRIES_MAX // 2
             self._batches = self._batches[:half:2] + self._batches[half:]
             self._times = self._times[:half:2] + self._times[half:]
+
+    @property
+    def last_ms(self) -> int:
+        """The time of the newest row; 0 if there is none."""
+        return self._times[-1] if self._times else 0
+
+    def saved(self) -> bytes:
+        """The rows, for a checkpoint."""
+        return pack_columns(None, [self._batches, self._times])
+
+    @classmethod
+    def restored(cls, block: bytes | memoryview) -> "Ages":
+        """What was saved. Raises ValueError if it is something else."""
+        ages = cls()
+        _, (ages._batches, ages._times) = unpack_columns(block)
+        return ages
 
     def age_ms(self, position: int, now_ms: int) -> int:
         """How long ago the message at ``position`` was written; 0 for position 0."""

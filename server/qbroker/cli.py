@@ -189,7 +189,7 @@ def opened_log(folder: Path) -> "Iterator[Log]":
     from qbroker.log.errors import LogError  # noqa: PLC0415  # rule 4
     from qbroker.log.log import Log, LogSettings  # noqa: PLC0415  # rule 4
     from qbroker.ops.overlay import OverlayDisk  # noqa: PLC0415  # rule 4
-    from qbroker.server import LOG_EXITS, LOG_FOLDER  # noqa: PLC0415  # rule 4
+    from qbroker.starting import LOG_EXITS, LOG_FOLDER  # noqa: PLC0415  # rule 4
 
     inner = folder / LOG_FOLDER
     place = inner if inner.is_dir() else folder

@@ -123,6 +123,9 @@ class Config:
     disk_critical_bytes: str = setting("1%,256MiB", ROOM, None,
         "Room below which checkpoints and the archive wait, too.")
 
+    checkpoint_log_bytes: int = setting(256 * MIB, SIZE, (64 * KIB, 1024 * GIB),
+        "Log after which a checkpoint is due: smaller starts sooner, larger writes less.")
+
     # Messages and results
     body_bytes_max: int = setting(MIB, SIZE, (KIB, 64 * MIB),
         "Largest body of a message: keep files elsewhere and send their address.")

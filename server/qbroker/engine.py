@@ -35,6 +35,7 @@ from qbroker.delivery import Connection, Delivery
 from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
+from qbroker.log.format import rounded
 from qbroker.log.log import Log
 from qbroker.machine import Machine
 from qbroker.timings import Timings
@@ -105,7 +106,7 @@ class Engine:
         self._crowded = False
         """The inbox went over its limit and has not been half empty since."""
         self.failure: BaseException | None = None
-        self.inbox_bytes = 0
+        self.inbox_bytes = self.appended_bytes = 0
         self.on_drained: Callable[[], None] | None = None
         self.identity = Identity("", "", 0)
 
@@ -298,6 +299,7 @@ class Engine:
     def _write(self, commit: Commit, *, sync: bool) -> float:
         """Write the batch; the seconds that took. Here or in the thread. Raises LogFailed."""
         now, epoch = self._clock.wall_ms(), self._core.state.epoch
+        self.appended_bytes += rounded(commit.batch.bytes)
         began = self._clock.seconds()
         self._log.commit(commit.batch, sync=sync, wall_ms=now, epoch=epoch, keys=commit.keys)
         self._ages.note(commit.batch.number, now)

@@ -13,35 +13,20 @@ Rule 4. A bug in the engine ends the broker; one in a connection ends that conne
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from qbroker.ages import Ages
+from qbroker.checkpoint.keeping import Keeping
 from qbroker.config import Config, is_loopback
-from qbroker.core.broker import Broker
-from qbroker.core.settings import Settings
 from qbroker.engine import Engine
-from qbroker.log.disk import FULL, FileDisk
-from qbroker.log.errors import (
-    CorruptError,
-    ForeignError,
-    FormatError,
-    LockedError,
-    LogError,
-    LogFailed,
-    NoRoom,
-    OwnerError,
-)
-from qbroker.log.log import Log, LogSettings
+from qbroker.log.errors import LogError, LogFailed
 from qbroker.machine import Machine, wall_ms
 from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
@@ -50,101 +35,18 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.health import Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
-from qbroker.replaying import replay
-from qbroker.space import Room, Space
+from qbroker.space import Level, Room
+from qbroker.starting import Say, Stores, core_settings, open_stores
 from qbroker.timings import Timings
 from qbroker.writer import Writer
 from qprotocol import __version__
 from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
 
-LOG_FOLDER = "log"
-"""Within the data folder, which other things will share."""
-PROGRESS_S = 1.0
 QUIESCE_S = 0.1
 """Between the last delivery begun and the Goaway: a sync or two."""
 FLUSH_S = 1.0
 
 _log = logging.getLogger("qbroker")
-
-Say = Callable[[str], None]
-
-
-LOG_EXITS: dict[type[LogError], Exit] = {
-    CorruptError: Exit.CORRUPT,
-    ForeignError: Exit.CORRUPT,
-    FormatError: Exit.CORRUPT,
-    LockedError: Exit.LOCKED,
-    OwnerError: Exit.LOCKED,
-    LogFailed: Exit.DISK,
-    NoRoom: Exit.DISK,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What a start has read: the log, and what it says."""
-
-    log: Log
-    core: Broker
-    ages: Ages
-    space: Space
-
-
-def open_stores(config: Config, say: Say) -> Stores:
-    """The data folder is locked, the log recovered and replayed. Raises Trouble."""
-    try:
-        settings = LogSettings(config.segment_bytes, config.batch_bytes_max)
-    except ValueError as error:
-        raise Trouble(str(error), Exit.USAGE) from error
-    try:
-        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        low, critical = config.disk_low, config.disk_critical
-        space = Space(config.data, low, critical, config.segment_bytes)
-        log = open_log(config.data, settings, space)
-    except OSError as error:
-        raise Trouble(
-            f"{config.data} cannot be used: {error.strerror or error}; "
-            "make it a folder of your own, or choose another with --data",
-            Exit.LOCKED,
-        ) from error
-    except LogError as error:
-        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
-    try:
-        core = Broker(Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)}))
-        ages = Ages()
-        replay(log, core, ages, Progress(say))
-    except LogError as error:
-        log.close()
-        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
-    # What was just built stays: the collector need not walk it again and again.
-    gc.freeze()
-    return Stores(log, core, ages, space)
-
-
-def open_log(data: Path, settings: LogSettings, space: Space) -> Log:
-    """The log, opened; on a full disk it may take the reserve's room. Raises LogError, OSError."""
-    folder = str(data / LOG_FOLDER)
-    try:
-        return Log.open(FileDisk(folder), settings)
-    except LogFailed as failure:
-        if failure.cause.errno not in FULL or not space.give_up_reserve():
-            raise
-        return Log.open(FileDisk(folder), settings)
-
-
-class Progress:
-    """A line a second while the log is replayed; none if it is quick."""
-
-    def __init__(self, say: Say, clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = say
-        self._clock = clock
-        self._due = clock() + PROGRESS_S
-
-    def __call__(self, batch: int, last: int) -> None:
-        now = self._clock()
-        if now >= self._due:
-            self._due = now + PROGRESS_S
-            self._say(f"replaying the log: batch {batch:,} of {last:,}")
 
 
 class Server:
@@ -164,6 +66,8 @@ class Server:
         self._engine = Engine(
             config, stores.log, stores.core, stores.ages, timings, machine=machine
         )
+        self._stores = stores
+        self._keeping = keeping(config, stores, self._engine)
         self._engine.boot(self._version, socket.gethostname())
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
         self._http = Http(self._metrics, self._report)
@@ -184,6 +88,7 @@ class Server:
         watching = loop.create_task(self._space.watch(), name="space")
         try:
             await self._listen()
+            self._keeping.start()
             await first_of(turning, self._told_to_stop.wait())
             if not turning.done() and self._bug is None:
                 await first_of(turning, self._say_goodbye())
@@ -193,6 +98,7 @@ class Server:
             raise
         finally:
             watching.cancel()
+            await self._keeping.stop()
             self._listener.abort()
             await self._http.close()
 
@@ -232,6 +138,7 @@ class Server:
         failure = failure or self._bug
         if failure is None:
             await self._listener.close(FLUSH_S)
+            await self._last_checkpoint()
             self._log.close()
             self._say("stopped")
             return Exit.OK
@@ -254,6 +161,11 @@ class Server:
             _log.error("the disk did not finish within %.0f s: ended without its answer", timeout_s)
             logging.shutdown()
             os._exit(Exit.DISK)  # a thread that waits for the disk would be joined for ever
+
+    async def _last_checkpoint(self) -> None:
+        await self._keeping.stop()
+        timeout_s = max(self._config.shutdown_timeout_ms / 1000, FLUSH_S)
+        await self._keeping.write_last(self._stores.core, self._stores.ages, timeout_s)
 
     def _on_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop caught something that nobody else did (rule 4)."""
@@ -298,7 +210,7 @@ class Server:
         return report | {"disk": room.level.name.lower(), "disk_free_bytes": room.free_bytes}
 
     def _snapshot(self) -> Snapshot:
-        log = self._log.statistics()
+        log, last = self._log.statistics(), self._keeping.last
         return Snapshot(
             statistics=self._engine.statistics(),
             connections=self._listener.counts(),
@@ -308,6 +220,11 @@ class Server:
             log_segments=log.segments,
             disk_free_bytes=self._space.room.free_bytes,
             disk_level=int(self._space.room.level),
+            checkpoint_batch=last.batch,
+            checkpoint_age_s=max(0, wall_ms() - last.wall_ms) / 1000 if last.batch else 0,
+            checkpoint_s=last.seconds,
+            checkpoint_bytes=last.bytes,
+            checkpoint_failures=last.failures,
             loop_lag_s=self._listener.watch.take_lag(),
             started_s=self._started_s,
             version=self._version,
@@ -325,6 +242,24 @@ TOLD = (
     "subscriptions_max",
 )
 """Settings that clients learn from the greeting."""
+
+
+def keeping(config: Config, stores: Stores, engine: Engine) -> Keeping:
+    """What sees to checkpoints, from the one that the start found."""
+    made = Keeping(
+        config.data,
+        stores.log,
+        stores.shelf,
+        core_settings(config),
+        log_bytes=config.checkpoint_log_bytes,
+        appended=lambda: engine.appended_bytes,
+        has_room=lambda: stores.space.room.level < Level.CRITICAL,
+        wall_ms=wall_ms,
+        journal=(config.log_level, config.log_format),
+    )
+    found = stores.restored
+    made.resume(found.batch, found.wall_ms, found.bytes, stores.replayed_bytes)
+    return made
 
 
 def limits(config: Config) -> Limits:

@@ -21,6 +21,7 @@ from qbroker.log.errors import (
 )
 from qbroker.log.index import SPACING_BYTES
 from qbroker.log.log import Log, LogSettings
+from qbroker.log.reader import LogReader
 from simdisk import SimDisk
 
 
@@ -487,3 +488,35 @@ def test_a_log_has_an_id_of_its_own() -> None:
     assert one.log_id != other.log_id
     one.close()
     assert Log.open(one._disk).log_id == one.log_id
+
+
+def test_the_digest_behind_a_batch_is_what_the_next_is_chained_to(story) -> None:
+    """Inside a file and at its end, of a log that goes on, was reopened, and as read beside."""
+    story.fill(60, size=500)
+    digests = [story.log.digest(number) for number in range(1, 61)]
+    assert len(set(digests)) == 60
+    assert story.log.statistics().segments > 2
+    reader = LogReader.open(story.disk)
+    assert [reader.digest(number) for number in range(1, 61)] == digests
+    log = story.killed()
+    assert [log.digest(number) for number in range(1, 61)] == digests
+    with pytest.raises(NoSuchPosition):
+        log.digest(61)
+
+
+def test_a_digest_survives_the_batches_it_stands_for(story) -> None:
+    story.fill(60, size=500)
+    digest = story.log.digest(story.log.trim(31) - 1)
+    assert story.log.oldest > 20
+    log = story.killed()
+    assert log.digest(log.oldest - 1) == digest == LogReader.open(story.disk).digest(log.oldest - 1)
+    with pytest.raises(TrimmedError):
+        log.digest(log.oldest - 2)
+
+
+def test_a_digest_in_a_damaged_file_is_not_given(story) -> None:
+    story.fill(60, size=500)
+    story.file(0)[8192 : 8192 + 600] = b"x" * 600
+    log = story.killed()
+    with pytest.raises(CorruptError):
+        log.digest(10)

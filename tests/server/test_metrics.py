@@ -49,6 +49,11 @@ def snapshot(*queues: QueueStatistics, **fields: object) -> Snapshot:
         "inbox_bytes": 10,
         "log_bytes": 11,
         "log_segments": 12,
+        "checkpoint_batch": 20,
+        "checkpoint_age_s": 2.5,
+        "checkpoint_s": 3.5,
+        "checkpoint_bytes": 21,
+        "checkpoint_failures": 22,
         "disk_free_bytes": 13,
         "disk_level": 1,
         "loop_lag_s": 0.5,
@@ -93,6 +98,8 @@ def test_figures_come_out_as_they_went_in() -> None:
     assert found['qbroker_protocol_errors_total{code="BAD_FRAME"}'] == 9
     assert found["qbroker_lease_lost_total"] == 6
     assert (found["qbroker_disk_free_bytes"], found["qbroker_disk_level"]) == (13, 1)
+    assert (found["qbroker_checkpoint_batch"], found["qbroker_checkpoint_bytes"]) == (20, 21)
+    assert found["qbroker_checkpoint_failures_total"] == 22
     assert found["qbroker_event_loop_lag_seconds"] == 0.5
     assert found['qbroker_build_info{epoch="7",version="1.2"}'] == 1
 

@@ -29,7 +29,7 @@ def pack_columns(values: Any, columns: "Sequence[array[int]]" = ()) -> bytes:
     return b"".join((_LENGTH.pack(len(head)), head, *map(_little, columns)))
 
 
-def unpack_columns(block: bytes) -> "tuple[Any, list[array[int]]]":
+def unpack_columns(block: bytes | memoryview) -> "tuple[Any, list[array[int]]]":
     """What ``pack_columns`` was given. Raises ValueError if the bytes are not of its making."""
     at = 4 + int.from_bytes(block[:4], "little")
     values, counts = msgpack.unpackb(block[4:at], strict_map_key=False)

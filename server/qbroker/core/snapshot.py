@@ -24,6 +24,9 @@ from qprotocol.options import QueueOptions
 
 VERSION = 1
 
+Block = bytes | memoryview
+Sections = Mapping[str, Block]
+
 VOLATILE = frozenset(
     {
         # Made of the configuration.
@@ -43,16 +46,13 @@ class SnapshotError(ValueError):
     """The sections are not those of a snapshot that this version reads."""
 
 
-Sections = Mapping[str, bytes]
-
-
 @dataclass(frozen=True, slots=True)
 class Section:
     """How some fields become bytes, and come back. Restored in the order of SECTIONS."""
 
     fields: tuple[str, ...]
     save: Callable[[BrokerState], bytes]
-    restore: Callable[[BrokerState, bytes], None]
+    restore: Callable[[BrokerState, Block], None]
 
 
 def encode(state: BrokerState) -> Iterator[tuple[str, bytes]]:
@@ -107,7 +107,7 @@ def save_broker(state: BrokerState) -> bytes:
     return pack_columns([VERSION, state.epoch, state.boots, state.granted])
 
 
-def restore_broker(state: BrokerState, block: bytes) -> None:
+def restore_broker(state: BrokerState, block: Block) -> None:
     """Raises ValueError for a version not known."""
     version, *values = unpack_columns(block)[0]
     if version != VERSION:
@@ -122,7 +122,7 @@ def save_queues(state: BrokerState) -> bytes:
     return pack_columns([queues, lanes])
 
 
-def restore_queues(state: BrokerState, block: bytes) -> None:
+def restore_queues(state: BrokerState, block: Block) -> None:
     """Whether a queue's confirms wait for the disk is as the settings say now."""
     queues, lanes = unpack_columns(block)[0]
     for number, (name, options, *counts) in enumerate(queues):
@@ -143,7 +143,7 @@ def save_runs(state: BrokerState) -> bytes:
     return pack_columns(rows, columns)
 
 
-def restore_runs(state: BrokerState, block: bytes) -> None:
+def restore_runs(state: BrokerState, block: Block) -> None:
     """Each run is listed by its queue again."""
     rows, columns = unpack_columns(block)
     at = 0
@@ -161,7 +161,7 @@ def timers(name: str) -> Section:
     def save(state: BrokerState) -> bytes:
         return pack_columns(*getattr(state, name).saved())
 
-    def restore(state: BrokerState, block: bytes) -> None:
+    def restore(state: BrokerState, block: Block) -> None:
         setattr(state, name, Timers.restored(*unpack_columns(block)))
 
     return Section((name,), save, restore)
@@ -175,7 +175,7 @@ def save_positions(state: BrokerState) -> bytes:
     return pack_columns(None, [column(sorted(getattr(state, name))) for name in POSITIONS])
 
 
-def restore_positions(state: BrokerState, block: bytes) -> None:
+def restore_positions(state: BrokerState, block: Block) -> None:
     for name, found in zip(POSITIONS, unpack_columns(block)[1], strict=True):
         setattr(state, name, set(found))
 
@@ -203,7 +203,7 @@ def save_leases(state: BrokerState) -> bytes:
     return pack_columns(rows)
 
 
-def restore_leases(state: BrokerState, block: bytes) -> None:
+def restore_leases(state: BrokerState, block: Block) -> None:
     """Held as after a replay: sessions may come and claim, plain consumers cannot."""
     for name, number, grant_number, entries, held, started, early in unpack_columns(block)[0]:
         session = state.sessions.get(name)
@@ -233,7 +233,7 @@ def save_attempts(state: BrokerState) -> bytes:
     return pack_columns(reasons, columns)
 
 
-def restore_attempts(state: BrokerState, block: bytes) -> None:
+def restore_attempts(state: BrokerState, block: Block) -> None:
     """Messages that went the same way share one value again."""
     reasons, columns = unpack_columns(block)
     shared: dict[Attempts, Attempts] = {}
@@ -252,7 +252,7 @@ def save_moved(state: BrokerState) -> bytes:
     return pack_columns(None, [column(state.moved), column(state.moved.values())])
 
 
-def restore_moved(state: BrokerState, block: bytes) -> None:
+def restore_moved(state: BrokerState, block: Block) -> None:
     firsts, afters = unpack_columns(block)[1]
     state.moved = dict(zip(firsts, afters, strict=True))
     state.origin = dict(zip(afters, firsts, strict=True))
@@ -262,7 +262,7 @@ def save_named(state: BrokerState) -> bytes:
     return pack_columns(list(state.named), [column(state.named.values())])
 
 
-def restore_named(state: BrokerState, block: bytes) -> None:
+def restore_named(state: BrokerState, block: Block) -> None:
     names, (positions,) = unpack_columns(block)
     state.named = dict(zip(names, positions, strict=True))
     state.names = dict(zip(positions, names, strict=True))
@@ -272,7 +272,7 @@ def save_continued(state: BrokerState) -> bytes:
     return pack_columns(state.continued)
 
 
-def restore_continued(state: BrokerState, block: bytes) -> None:
+def restore_continued(state: BrokerState, block: Block) -> None:
     state.continued = unpack_columns(block)[0]
 
 
@@ -291,7 +291,7 @@ def save_producers(state: BrokerState) -> bytes:
     return pack_columns(windows, columns)
 
 
-def restore_producers(state: BrokerState, block: bytes) -> None:
+def restore_producers(state: BrokerState, block: Block) -> None:
     windows, columns = unpack_columns(block)
     for row, (number, highest, seen_ms) in enumerate(zip(*columns, strict=True)):
         window = windows[row * _WINDOW_BYTES : (row + 1) * _WINDOW_BYTES]
@@ -302,7 +302,7 @@ def save_results(state: BrokerState) -> bytes:
     return pack_columns(*state.results.saved())
 
 
-def restore_results(state: BrokerState, block: bytes) -> None:
+def restore_results(state: BrokerState, block: Block) -> None:
     state.results = Results.restored(state.settings.results_max, *unpack_columns(block))
 
 
@@ -320,7 +320,7 @@ def save_uploads(state: BrokerState) -> bytes:
     return pack_columns(rows, columns)
 
 
-def restore_uploads(state: BrokerState, block: bytes) -> None:
+def restore_uploads(state: BrokerState, block: Block) -> None:
     rows, columns = unpack_columns(block)
     waiting = iter(columns)
     for key, staged, delayed, expiring, named, continued, last, count, parts in rows:

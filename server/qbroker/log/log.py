@@ -37,7 +37,7 @@ from qbroker.log.format import (
     StoredRecord,
     rounded,
 )
-from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_record
+from qbroker.log.lookup import READ_BLOCK_BYTES, digest_behind, find_block, find_record
 from qbroker.log.meta import NO_CLUSTER, write_meta
 from qbroker.log.recovery import Recovered, next_segment, recover
 from qbroker.log.salvage import Damage
@@ -237,6 +237,10 @@ class Log:
     def evidence(self, damage: Damage) -> bytes:
         """The bytes as they are on disk now. OSError, also once the file is gone."""
         return self._handles.of(damage.file).read_at(damage.offset, damage.length)
+
+    def digest(self, batch: int) -> bytes:
+        """What the next batch is chained to: it stands for all up to there. Raises like `read`."""
+        return digest_behind(self._segments, batch, self._holding, self._file)
 
     def candidates(self, key: int) -> list[range]:
         """Batch numbers that may hold this key, as ranges, oldest first.

@@ -5,6 +5,8 @@ Safe in any thread, beside the one writer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qbroker.log.disk import File
 from qbroker.log.errors import DamagedRecord, NoSuchPosition
 from qbroker.log.format import (
@@ -21,6 +23,7 @@ from qbroker.log.format import (
     unpack_record,
     unpack_records,
 )
+from qbroker.log.manifest import segment_behind
 from qbroker.log.salvage import Damage, salvaged
 from qbroker.log.segment import Segment
 from qbroker.log.window import Window
@@ -85,6 +88,36 @@ def find_block(
                 raise Malformed(f"batch {info.number} stands in the place of {number}")
     except (Malformed, OSError) as error:
         raise segment.damaged(offset, number, error) from error
+
+
+def digest_behind(
+    segments: list[Segment],
+    batch: int,
+    holding: Callable[[int, int], Segment],
+    file: Callable[[Segment], File],
+) -> bytes:
+    """What the batch behind this one is chained to.
+
+    Where a segment ends with it, the next one knows: also when what was before is gone.
+    """
+    following = segment_behind(segments, batch)
+    if following is not None:
+        return following.header.previous
+    segment = holding(batch, batch << SLOT_BITS)
+    return find_digest(segment, file(segment), batch)
+
+
+def find_digest(segment: Segment, file: File, number: int) -> bytes:
+    """The digest of this batch, as it stands on disk, unproved. CorruptError."""
+    if number == segment.last:
+        return segment.chain
+    window, offset = Window(file, LOOKUP_BYTES), SEGMENT_HEADER_BYTES
+    try:
+        offset, info = _locate(segment, window, number)
+        at = window.at(offset + info.length - CHAIN_BYTES, CHAIN_BYTES)
+    except (Malformed, OSError) as error:
+        raise segment.damaged(offset, number, error) from error
+    return bytes(window.data[at : at + CHAIN_BYTES])
 
 
 def _locate(segment: Segment, window: Window, number: int) -> tuple[int, BatchInfo]:

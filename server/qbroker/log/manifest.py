@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -55,3 +56,10 @@ def check_order(segments: Iterable[Segment]) -> None:
         if (header.number, header.first, header.previous) != expected:
             why = f"it does not continue {before.name}, which ends at batch {before.last}"
             raise CorruptError(after.name, 0, header.first, header.first, why)
+
+
+def segment_behind(segments: list[Segment], batch: int) -> Segment | None:
+    """The segment that begins behind this batch, if one does."""
+    at = bisect_right(segments, batch, key=lambda segment: segment.first)
+    found = segments[at] if at < len(segments) else None
+    return found if found is not None and found.first == batch + 1 else None

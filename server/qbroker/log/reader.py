@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from qbroker.log.disk import Disk, File
 from qbroker.log.errors import CorruptError, NoSuchPosition, TrimmedError
 from qbroker.log.format import SLOT_BITS, BatchInfo, StoredRecord
-from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_record
-from qbroker.log.manifest import check_order, open_segment
+from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_digest, find_record
+from qbroker.log.manifest import check_order, open_segment, segment_behind
 from qbroker.log.meta import Meta, read_meta
 from qbroker.log.salvage import Damage
 from qbroker.log.segment import SUFFIX, Segment, segment_name
@@ -110,6 +110,14 @@ class LogReader:
         """
         segment, file = self._reaching(batch)
         return find_block(segment, file, batch, min_bytes, damaged)
+
+    def digest(self, batch: int) -> bytes:
+        """What the batch behind this one is chained to: see Log.digest."""
+        following = segment_behind(self._segments, batch)
+        if following is not None:
+            return following.header.previous
+        segment, file = self._reaching(batch)
+        return find_digest(segment, file, batch)
 
     def _reaching(self, number: int) -> tuple[Segment, File]:
         """The segment that holds the batch, walked up to it."""

@@ -55,6 +55,14 @@ class Snapshot:
     log_segments: int
     disk_free_bytes: int
     disk_level: int
+    checkpoint_batch: int
+    """Of the newest; 0 if there is none."""
+    checkpoint_age_s: float
+    checkpoint_s: float
+    """What writing it took; 0 if it was written before the start."""
+    checkpoint_bytes: int
+    checkpoint_failures: int
+    """Since the start."""
     loop_lag_s: float
     """The latest the event loop was since the last snapshot."""
     started_s: float
@@ -150,6 +158,19 @@ METRICS: tuple[Row, ...] = (
     Row("qbroker_disk_level", "gauge", "",
         "What that means: 0 ok, 1 low (publishes are refused), 2 critical.",
         (), one(lambda s: s.disk_level)),
+    Row("qbroker_checkpoint_batch", "gauge", "batches",
+        "Last batch of the log that the newest checkpoint covers; 0 without one.",
+        (), one(lambda s: s.checkpoint_batch)),
+    Row("qbroker_checkpoint_age_seconds", "gauge", "seconds",
+        "Since the newest checkpoint; 0 without one.", (), one(lambda s: s.checkpoint_age_s)),
+    Row("qbroker_checkpoint_duration_seconds", "gauge", "seconds",
+        "How long the newest checkpoint took, replay included; 0 if not since the start.",
+        (), one(lambda s: s.checkpoint_s)),
+    Row("qbroker_checkpoint_bytes", "gauge", "bytes",
+        "Size of the newest checkpoint.", (), one(lambda s: s.checkpoint_bytes)),
+    Row("qbroker_checkpoint_failures_total", "counter", "checkpoints",
+        "Checkpoints that could not be written: alert on this, the journal says why.",
+        (), one(lambda s: s.checkpoint_failures)),
     Row("qbroker_connections", "gauge", "connections",
         "Open connections by role; stranger before Hello.",
         ("role",), each(lambda s: s.connections)),

@@ -1,0 +1,1 @@
+"""Checkpoints: all durable state in one file, so that a start reads the log's end alone."""

@@ -1,0 +1,219 @@
+"""The broker's side of checkpoints: when one is due, who writes it, what became of it.
+
+Rule 1. While the broker serves, only a keeper writes them, one at a time; at a clean stop
+        the broker does, after its last turn.
+Rule 2. A keeper that fails costs a line in the journal, a count and a wait that doubles;
+        the broker goes on. What it loses is a short start, and room on the disk.
+Rule 3. Two are kept: the newest, and the one it was made from, which was read for it.
+"""
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbroker.ages import Ages
+from qbroker.checkpoint.errors import DamagedError
+from qbroker.checkpoint.file import Checkpoint
+from qbroker.checkpoint.keeper import Kept, Order
+from qbroker.checkpoint.shelf import Shelf
+from qbroker.core.broker import Broker
+from qbroker.core.settings import Settings
+from qbroker.log.errors import LogError
+from qbroker.log.log import Log
+from qprotocol import __version__
+
+TICK_S = 1.0
+END_S = 5.0
+"""How long a keeper that was told to end may take before it is killed."""
+RETRY_S, RETRY_MAX_S = 30.0, 3_600.0
+REWRITE = 2
+"""A checkpoint is due once the log has grown by so many times its size."""
+BATCHES_MAX = 200_000
+"""Or by so many batches: replaying small ones takes time, not bytes."""
+
+_log = logging.getLogger("qbroker.keeper")
+
+
+@dataclass(slots=True)
+class Last:
+    """The newest checkpoint, and what it took; and how often one failed since the start."""
+
+    batch: int = 0
+    wall_ms: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    failures: int = 0
+
+
+class Keeping:
+    """Sees to it that there are checkpoints. Belongs to the broker's loop."""
+
+    def __init__(
+        self,
+        data: Path,
+        log: Log,
+        shelf: Shelf,
+        settings: Settings,
+        *,
+        log_bytes: int,
+        appended: Callable[[], int],
+        has_room: Callable[[], bool],
+        wall_ms: Callable[[], int],
+        journal: tuple[str, str],
+    ) -> None:
+        """``appended`` says how many bytes went into the log so far, ``has_room`` the disk's."""
+        self._data = data
+        self._log = log
+        self._shelf = shelf
+        self._settings = settings
+        self._log_bytes = log_bytes
+        self._appended = appended
+        self._has_room = has_room
+        self._wall_ms = wall_ms
+        self._journal = journal
+        self._thread = ThreadPoolExecutor(1, "qbroker-keep")
+        self._process: subprocess.Popen[str] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._mark = 0
+        """What ``appended`` said when the newest checkpoint was ordered."""
+        self._retry_s = RETRY_S
+        self._not_before_s = 0.0
+        self.last = Last()
+
+    def resume(self, batch: int, wall_ms: int, size: int, behind: int) -> None:
+        """The start found this checkpoint, and so many bytes of log behind it."""
+        self.last = Last(batch, wall_ms, size)
+        self._mark = self._appended() - behind
+
+    # While the broker serves.
+
+    def start(self) -> None:
+        """From now on checkpoints are written when they are due."""
+        self._task = asyncio.get_running_loop().create_task(self._watch(), name="keeping")
+
+    @property
+    def due(self) -> bool:
+        """Whether the log has grown so much that a start would feel it."""
+        grown = self._appended() - self._mark
+        batches = self._log.durable - self.last.batch
+        least = REWRITE * self.last.bytes
+        return grown >= max(self._log_bytes, least) or (grown >= least and batches >= BATCHES_MAX)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self.due and self._has_room() and time.monotonic() >= self._not_before_s:
+                await self.order()
+
+    async def order(self) -> None:
+        """A keeper has run to its end, well or not."""
+        mark, upto, wall_ms = self._appended(), self._log.durable, self._wall_ms()
+        order = Order(upto, wall_ms, self._settings, *self._journal)
+        loop = asyncio.get_running_loop()
+        try:
+            done = await loop.run_in_executor(self._thread, self._run, order)
+        except (OSError, ValueError, TypeError) as error:
+            self._failed(f"{error}")
+            return
+        self.last = Last(done.batch, wall_ms, done.bytes, done.seconds, self.last.failures)
+        self._mark, self._retry_s = mark, RETRY_S
+        _log.info(
+            "checkpoint of batch %d: %d bytes in %.1f s", done.batch, done.bytes, done.seconds
+        )
+
+    def _run(self, order: Order) -> Kept:
+        """The keeper's answer. In a thread. Raises OSError, ValueError."""
+        command = [sys.executable, "-P", "-m", "qbroker.checkpoint", str(self._data)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(  # noqa: S603  # our own module, no shell
+            command, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+        ) as process:
+            self._process = process
+            assert process.stdin
+            assert process.stdout
+            try:
+                if self._stopping:
+                    raise ValueError("the broker is stopping")
+                process.stdin.write(order.pack() + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                code = process.wait()
+            finally:
+                self._process = None
+                process.kill()
+        if code or not answer:
+            raise ValueError(f"the keeper ended with code {code}")
+        done = Kept(**json.loads(answer))
+        self._shelf.keep(done.batch, done.before)
+        return done
+
+    def _failed(self, why: str) -> None:
+        self.last.failures += 1
+        _log.warning(
+            "no checkpoint was written: %s; the broker goes on, a start would read %d MB of log; "
+            "it is tried again in %.0f s",
+            *(why, (self._appended() - self._mark) // 10**6, self._retry_s),
+        )
+        self._not_before_s = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+
+    # The end.
+
+    async def stop(self) -> None:
+        """No keeper runs any more. What it had not finished is as if it had not begun."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        process = self._process
+        if process is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, end, process)
+
+    async def write_last(self, core: Broker, ages: Ages, timeout_s: float) -> None:
+        """After the last turn: the next start need read no log at all. Never raises."""
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(None, self._write, core, ages)
+        try:
+            await asyncio.wait_for(asyncio.shield(writing), timeout_s)
+        except TimeoutError:
+            _log.warning(
+                "the last checkpoint took over %.0f s and was given up; the next start reads the "
+                "log instead",
+                timeout_s,
+            )
+        except (OSError, LogError, DamagedError) as error:
+            _log.warning(
+                "the last checkpoint was not written: %s; the next start reads the log instead",
+                error,
+            )
+
+    def _write(self, core: Broker, ages: Ages) -> None:
+        self._log.sync()
+        batch = self._log.durable
+        digest = self._log.digest(batch)
+        about = Checkpoint(self._log.log_id, batch, digest, self._wall_ms(), __version__)
+        self._shelf.add(about, core, ages)
+        self._shelf.keep(batch, self.last.batch)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """The process is gone."""
+    with suppress(OSError):
+        if process.stdin:
+            process.stdin.close()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
