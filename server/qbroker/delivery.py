@@ -61,7 +61,10 @@ class Delivery:
         """Connections whose next effect waits for the disk."""
 
     def send(self, effects: Iterable[e.Effect]) -> None:
-        """Send what can be sent now, one write a connection; keep the rest in order."""
+        """Send what can be sent now, one write a connection; keep the rest in order.
+
+        Each connection's in order; among connections, who was thought of last comes first.
+        """
         out: dict[int, list[bytes]] = {}
         for effect in effects:
             if isinstance(effect, e.Lookup):
@@ -71,7 +74,9 @@ class Delivery:
                 queued.append(effect)
             elif effect.connection in self._connections:
                 self._add(out, effect)
-        for number, pieces in out.items():
+        # A turn answers first and hands out last. Sent the other way round: a worker can begin
+        # while publishers learn that theirs is confirmed, which nobody's work waits for.
+        for number, pieces in reversed(out.items()):
             connection = self._connections.get(number)
             if connection:
                 connection.send(b"".join(pieces) if len(pieces) > 1 else pieces[0])

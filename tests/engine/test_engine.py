@@ -67,6 +67,30 @@ def test_nothing_is_answered_before_the_sync_returns(place: Place) -> None:
     run(story())
 
 
+def test_work_leaves_before_the_news_that_it_is_confirmed(place: Place) -> None:
+    """One sync lets both go; the worker has the longer way to go from there."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            producer, consumer = place.peer(engine), place.peer(engine)
+            await producer.hello()
+            await consumer.hello("consumer")
+            await consumer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            seen_by_consumer: list[int] = []
+            really_send = producer.send
+
+            def send(data: bytes) -> None:
+                seen_by_consumer.append(len(consumer.frames))
+                really_send(data)
+
+            producer.send = send
+            await producer.publish(Message("q", b"1"), sequence=1)
+            assert seen_by_consumer == [1]
+            await consumer.get(f.Deliver)
+
+    run(story())
+
+
 def test_a_relaxed_queue_waits_for_the_kernel_only(place: Place) -> None:
     """fsync=never confirms, delivers and settles before a sync, and says so."""
 
