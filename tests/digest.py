@@ -29,6 +29,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "named": sorted(state.named.items()),
         "names": sorted(state.names.items()),
         "continued": sorted(state.continued.items()),
+        "quarantined": sorted(state.quarantined.items()),
         "producers": {
             number: (p.highest, p.window)
             for number, p in sorted(state.producers.items())

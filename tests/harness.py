@@ -522,6 +522,14 @@ class Harness:
         """Nothing new is taken in for this reason; without one, it is again."""
         self.machine.core.close_to_publishes(" ".join(words.plain))
 
+    def rots(self, words: Words) -> None:
+        """The bytes of these, which are being delivered, are found to be damaged."""
+        machine = self.machine
+        positions = [self.token(words.text("c", "A"), body)[0] for body in words.plain]
+        machine.group.hold(
+            machine.core.quarantine(machine.now, machine.append, positions, "bad CRC", "1.bin")
+        )
+
     def stats(self, words: Words) -> list[str]:
         """What statistics() tells of the queues, and the books of one."""
         if "q" not in words.options:
@@ -533,6 +541,7 @@ class Harness:
         found = self.machine.core.statistics()
         rows = [
             f"{q.name}: ready={q.ready} scheduled={q.scheduled} leased={q.leased}"
+            + (f" quarantined={q.quarantined}" if q.quarantined else "")
             for q in found.queues
         ]
         return f"results={found.results} sessions={found.sessions} " + ", ".join(rows)
@@ -701,6 +710,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "crash": Harness.crash,
     "archive": Harness.archive,
     "closed": Harness.closed,
+    "rots": Harness.rots,
     "stats": Harness.stats,
     "hello": Harness.hello,
     "disconnect": Harness.disconnect,

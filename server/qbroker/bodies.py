@@ -10,20 +10,39 @@ Rule 3. Looking here never touches the disk: what is missing raises Cold, and th
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
 from qbroker.core import records as r
 from qbroker.core.survey import id_of
-from qbroker.log.errors import TrimmedError
+from qbroker.evidence import no_evidence, sentence, whole_batch
+from qbroker.log.errors import CorruptError, TrimmedError
 from qbroker.log.format import StoredRecord
 from qbroker.log.log import Log
+from qbroker.log.salvage import Damage
 from qprotocol import wire
 
 READ_AHEAD_BYTES = 512 * 1024
 _ENTRY_BYTES = 200
 """What an entry costs beside its bytes."""
+
+
+class Damaged(Exception):  # noqa: N818  # a state, not a mistake
+    """The bytes at a position are damaged on disk: ``lost`` says where and why."""
+
+    def __init__(self, position: int, lost: "Lost") -> None:
+        super().__init__(position)
+        self.position = position
+        self.lost = lost
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What is known of damaged bytes: a sentence, and the file in which they are kept."""
+
+    why: str
+    evidence: str
 
 
 class Cold(Exception):  # noqa: N818  # a state, not a mistake
@@ -44,6 +63,8 @@ class Body:
     head: int
     """Bytes before the first message: a result, or the end of an earlier message."""
     offsets: "array[int] | None" = None
+    lost: Lost | None = None
+    """In the place of records that are damaged on disk."""
 
     def starts(self) -> "array[int]":
         """Where each message begins in ``raw``."""
@@ -75,8 +96,11 @@ Loaded = dict[int, list[Body]]
 class Bodies:
     """Batches in memory, least recently used first."""
 
-    def __init__(self, log: Log, bytes_max: int) -> None:
+    def __init__(
+        self, log: Log, bytes_max: int, keep_evidence: Callable[[Damage], str] = no_evidence
+    ) -> None:
         self.log = log
+        self._keep_evidence = keep_evidence
         self._bytes_max = bytes_max
         self._batches: OrderedDict[int, list[Body]] = OrderedDict()
         self._sizes: dict[int, int] = {}
@@ -120,12 +144,32 @@ class Bodies:
         for position in positions:
             if wire.batch_of(position) in loaded:
                 continue
-            for each in self.log.read_block(wire.batch_of(position), READ_AHEAD_BYTES):
+            damaged: list[Damage] = []
+            for each in self._read(wire.batch_of(position), damaged):
                 found = loaded.setdefault(wire.batch_of(each.position), [])
                 body = stored_body(each)
                 if body is not None:
                     found.append(body)
+            for damage in damaged:
+                if not damage.count:
+                    continue  # a digest alone, no record
+                found = loaded.setdefault(wire.batch_of(damage.position), [])
+                lost = Lost(sentence(damage), self._keep_evidence(damage))
+                at = damage.position
+                found.append(Body(at, at, damage.count, b"", 0, None, lost))
+                found.sort(key=_position)
         return loaded
+
+    def _read(self, batch: int, damaged: list[Damage]) -> list[StoredRecord]:
+        """The batch, and some that follow, less what is damaged. Alone, if that is too much."""
+        for min_bytes in (READ_AHEAD_BYTES, 1):
+            try:
+                return self.log.read_block(batch, min_bytes, damaged)
+            except CorruptError as error:
+                damaged.clear()
+                trouble = error
+        damaged.append(whole_batch(trouble, batch, 1 << wire.SLOT_BITS))
+        return []
 
     def keep(self, loaded: Loaded) -> None:
         """Put in what ``load`` gave, but for batches that are here by now. See ``shrink``."""
@@ -136,12 +180,15 @@ class Bodies:
     # Out.
 
     def body(self, position: int) -> Body:
-        """The body of the record that covers ``position``. Raises Cold."""
+        """The body of the record that covers ``position``. Raises Cold or Damaged."""
         found = self._batches.get(wire.batch_of(position))
         if not found:
             raise Cold(position)
         self._batches.move_to_end(wire.batch_of(position))
-        return found[max(0, bisect_right(found, position, key=_position) - 1)]
+        body = found[max(0, bisect_right(found, position, key=_position) - 1)]
+        if body.lost is not None:
+            raise Damaged(position, body.lost)
+        return body
 
     def message(self, position: int, continued: list[int] | None = None) -> bytes:
         """The packed message at ``position``; ``continued`` names the parts it goes on in."""
@@ -194,9 +241,12 @@ def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[
         batch = batches.start
         while batch < batches.stop:
             try:
-                stored = log.read_block(batch)
+                stored = log.read_block(batch, damaged=[])
             except TrimmedError:
                 break
+            except CorruptError:  # said when it is to be delivered; nobody can search it
+                batch += 1
+                continue
             for each in stored:
                 if name in each.body:
                     body = stored_body(each)

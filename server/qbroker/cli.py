@@ -7,7 +7,6 @@ Rule 4. What only one command needs is imported by it: a look at a queue need no
         the web server, the core and the log to load (0.5 s, and 0.2 s without).
 """
 
-import difflib
 import functools
 import json
 import os
@@ -16,40 +15,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from qbroker import config as settings
 from qbroker.config import SETTINGS, Config, ConfigError
+from qbroker.logcommands import log_group
 from qbroker.ops.admin import Admin, RefusedByBroker, Unreachable
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
-from qbroker.ops.show import ago, flat, printable, table
+from qbroker.ops.show import ago, flat
 from qbroker.ops.tables import refresh
+from qbroker.terminal import JSON, Commands, confirm, echo_json, echo_table
 from qprotocol import __version__
 from qprotocol.errors import ProtocolError
 from qprotocol.frames import Inspect, Ok, Peek, Peeked, Purge, Report
 
-if TYPE_CHECKING:
-    from qbroker.log.log import Log
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Commands(click.Group):
-    """A group that knows what was meant."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            known = ", ".join(self.list_commands(ctx))
-            hint = f'did you mean "{near[0]}"?' if near else f"there are {known}"
-            raise click.UsageError(f'no command "{name}": {hint}', ctx)
-        return super().resolve_command(ctx, args)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
 @click.version_option(__version__, prog_name="qbroker")
 def commands() -> None:
     """A durable task broker: one process, one folder."""
+
+
+commands.add_command(log_group)
 
 
 # --- Running, and what it would run with ----------------------------------------------------------
@@ -171,85 +157,6 @@ def tables_command(document: Path, check: bool) -> None:
         document.write_text(made, encoding="utf-8")
 
 
-# --- The log --------------------------------------------------------------------------------------
-
-
-@commands.group("log", cls=Commands)
-def log_group() -> None:
-    """Read a stopped broker's log. Nothing in the folder is changed."""
-
-
-FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-
-
-@contextmanager
-def opened_log(folder: Path) -> "Iterator[Log]":
-    """The log in a data folder (or the log's own), read through an overlay."""
-    from qbroker.log.disk import FileDisk  # noqa: PLC0415  # rule 4
-    from qbroker.log.errors import LogError  # noqa: PLC0415  # rule 4
-    from qbroker.log.log import Log, LogSettings  # noqa: PLC0415  # rule 4
-    from qbroker.ops.overlay import OverlayDisk  # noqa: PLC0415  # rule 4
-    from qbroker.starting import LOG_EXITS, LOG_FOLDER  # noqa: PLC0415  # rule 4
-
-    inner = folder / LOG_FOLDER
-    place = inner if inner.is_dir() else folder
-    if not (place / "META").is_file():
-        raise Trouble(f"{folder} holds no log: give the folder that --data names", Exit.FAILED)
-    try:
-        log = Log.open(OverlayDisk(FileDisk(str(place))), LogSettings())
-        try:
-            yield log
-        finally:
-            log.close()
-    except LogError as error:
-        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
-    except OSError as error:
-        raise Trouble(f"{place} cannot be read: {error.strerror or error}", Exit.FAILED) from error
-
-
-@log_group.command("dump")
-@FOLDER
-@click.option("--from", "first", type=click.IntRange(0), default=0, metavar="POSITION")
-@click.option("--limit", type=click.IntRange(1), help="Records at most.")
-def dump_command(folder: Path, first: int, limit: int | None) -> None:
-    """Print one line a record: position, when it was written, what it says."""
-    from qbroker.core.records import describe  # noqa: PLC0415  # rule 4
-
-    shown = 0
-    with opened_log(folder) as log:
-        for _, records in log.replay(first >> 20):
-            for record in records:
-                if record.position < first:
-                    continue
-                if limit is not None and shown >= limit:
-                    return
-                shown += 1
-                when = datetime.fromtimestamp(record.wall_ms / 1000).astimezone()
-                said = printable(describe(record.type, record.body))
-                click.echo(f"{record.position} {when.isoformat(timespec='milliseconds')} {said}")
-
-
-@log_group.command("verify")
-@FOLDER
-def verify_command(folder: Path) -> None:
-    """Read everything and check every digest; exit 65 if something confirmed is damaged."""
-    batches = records = slots = 0
-    with opened_log(folder) as log:
-        torn = log.statistics().torn_bytes
-        for info, stored in log.replay():
-            batches += 1
-            records += len(stored)
-            slots += info.slots
-        click.echo(
-            f"intact: {records:,} records and {slots:,} positions in {batches:,} batches, "
-            f"{log.oldest:,} to {log.written:,}"
-        )
-    if torn:
-        click.echo(
-            f"{torn:,} bytes at the end were never confirmed: the next start sets them aside"
-        )
-
-
 # --- Asking a running broker ----------------------------------------------------------------------
 
 
@@ -261,7 +168,6 @@ BROKER = click.option(
     metavar="URL",
     help="Where the broker listens; also QBROKER_URL.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 @contextmanager
@@ -289,11 +195,21 @@ def queues_command(broker: str, as_json: bool) -> None:
         echo_json(found)
         return
     counted = ("published", "acked", "failed", "retried", "dead_lettered")
-    header = ("queue", "ready", "scheduled", "leased", "consumers", "oldest", *counted)
+    header = (
+        "queue",
+        "ready",
+        "scheduled",
+        "leased",
+        "consumers",
+        "oldest",
+        "quarantined",
+        *counted,
+    )
     rows = [
         (
             *(queue[column] for column in header[:5]),
             ago(queue["oldest_ready_ms"]) if queue["ready"] else "",
+            queue["quarantined"],
             *(queue["counts"].get(outcome, 0) for outcome in counted),
         )
         for queue in sorted(({**each, "queue": each["name"]} for each in found), key=by_name)
@@ -352,6 +268,28 @@ def purge_command(queue: str, yes: bool, broker: str, as_json: bool) -> None:
         click.echo(f"{count:,} messages dropped from {queue}")
 
 
+@commands.command("quarantine")
+@BROKER
+@JSON
+def quarantine_command(broker: str, as_json: bool) -> None:
+    """List the messages that are damaged on disk, until their queue is purged."""
+    with asking(broker) as admin:
+        found = json.loads(admin.ask(Inspect(what="quarantine"), Report).raw)
+    if as_json:
+        echo_json(found)
+        return
+    header = ("position", "queue", "task", "since", "evidence", "why")
+    rows = [
+        (
+            *(str(row["position"]), row["queue"], row["task"]),
+            datetime.fromtimestamp(row["since_ms"] / 1000).astimezone().isoformat(" ", "seconds"),
+            *(row["evidence"], row["why"]),
+        )
+        for row in found
+    ]
+    echo_table(header, rows)
+
+
 @commands.command("stats")
 @BROKER
 @JSON
@@ -370,22 +308,6 @@ def stats_command(broker: str, as_json: bool) -> None:
 
 def by_name(queue: dict[str, Any]) -> str:
     return str(queue["name"])
-
-
-def confirm(question: str) -> None:
-    """Go on only if a person says yes; where nobody can be asked, --yes has to be given."""
-    if not sys.stdin.isatty():
-        raise Trouble("this is not a terminal, so nobody can be asked: give --yes", Exit.USAGE)
-    if not click.confirm(question):
-        raise Trouble("nothing was done", Exit.FAILED)
-
-
-def echo_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def echo_table(header: Any, rows: Any) -> None:
-    click.echo(table(header, rows, colour=sys.stdout.isatty()))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from qbroker.archive.errors import ArchiveError
-from qbroker.bodies import Bodies, Cold, Loaded, find_minted
+from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
@@ -57,6 +57,8 @@ class Delivery:
         self._connections = connections
         self._readers = readers
         self._outgoing = Outgoing(bodies)
+        self.on_damaged: Callable[[list[int], str, str], None] | None = None
+        """Called with messages that were to be delivered and are damaged, why, and the evidence."""
         self._waiting: dict[int, deque[e.Effect]] = {}
         """Connections whose next effect waits for the disk."""
 
@@ -78,7 +80,7 @@ class Delivery:
         # while publishers learn that theirs is confirmed, which nobody's work waits for.
         for number, pieces in reversed(out.items()):
             connection = self._connections.get(number)
-            if connection:
+            if connection and pieces:  # none is left if all of them are damaged
                 connection.send(b"".join(pieces) if len(pieces) > 1 else pieces[0])
 
     def _add(self, out: dict[int, list[bytes]], effect: e.Effect) -> None:
@@ -99,12 +101,22 @@ class Delivery:
                 connection.close()
                 return
         try:
-            out.setdefault(number, []).extend(self._outgoing.frames(effect))
+            out.setdefault(number, []).extend(self._frames(effect))
         except Cold:
             if not out[number]:
                 del out[number]
             self._waiting[number] = deque((effect,))
             self._load(number, effect)
+
+    def _frames(self, effect: e.Effect) -> list[bytes]:
+        """The bytes of an effect, less what is damaged on disk. Raises Cold."""
+        while True:
+            try:
+                return self._outgoing.frames(effect)
+            except Damaged as damaged:
+                lost = self._outgoing.leave_out(effect, damaged)
+                if lost and self.on_damaged:
+                    self.on_damaged(lost, damaged.lost.why, damaged.lost.evidence)
 
     def _flush(self, out: dict[int, list[bytes]], number: int) -> None:
         pieces = out.pop(number, None)
@@ -140,7 +152,7 @@ class Delivery:
         """
         found: dict[int, bytes] = {}
         for position in lookup.positions:
-            with contextlib.suppress(Cold, IndexError):
+            with contextlib.suppress(Cold, Damaged, IndexError):
                 found[position] = self._bodies.message(position)
         return Found(wanted(found, lookup.id))
 

@@ -29,14 +29,15 @@ from qbroker.config import Config
 from qbroker.core import effects as e
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
-from qbroker.core.results import Found
 from qbroker.core.statistics import Statistics
 from qbroker.delivery import Connection, Delivery
+from qbroker.evidence import Evidence
 from qbroker.groupcommit import Commit, GroupCommit
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
 from qbroker.log.format import rounded
 from qbroker.log.log import Log
+from qbroker.lookups import Lookups
 from qbroker.machine import Machine
 from qbroker.timings import Timings
 from qprotocol import frames as f
@@ -74,13 +75,13 @@ class Engine:
         self._core = core
         self._ages = ages
         self._timings = timings
-        self._bodies = Bodies(log, config.window_bytes_max)
+        self._bodies = Bodies(log, config.window_bytes_max, Evidence(config.data, log).keep)
         self._clock = machine = machine or Machine()
         self._readers, self._writer = machine.readers(), machine.writer()
         self._connections: dict[int, Connection] = {}
         self._delivery = Delivery(self._bodies, self._connections, self._readers)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
-        self._found: deque[tuple[int, f.Frame, Found]] = deque()
+        self._lookups = Lookups(self._delivery, self._readers, self._schedule, self._fail)
         self._group = GroupCommit(
             log,
             self._bodies,
@@ -237,10 +238,7 @@ class Engine:
         """Decide what has arrived, as long as the turn lasts and the batch has room."""
         out: list[e.Effect] = []
         end = began + self._config.turn_ms / 1000
-        while self._found and not self._group.full:
-            number, asked, found = self._found.popleft()
-            if number in self._connections:
-                out += self._core.execute(number, asked, now, self._group.append, found)
+        out += self._lookups.decided(self._core, now, self._group, self._connections)
         inbox = self._inbox
         while inbox and not self._group.full:
             connection, frame = inbox.popleft()
@@ -267,7 +265,7 @@ class Engine:
             return
         for effect in effects:
             if isinstance(effect, e.Lookup):
-                self._look_up(effect)
+                self._lookups.look_up(effect)
         self._delivery.send(effects)
 
     # The log.
@@ -344,28 +342,6 @@ class Engine:
             self._over.set_exception(failure)
 
     # Questions.
-
-    def _look_up(self, lookup: e.Lookup) -> None:
-        """Find what the core asked for; the frame is decided again with it."""
-        assert self._loop is not None
-        found = self._delivery.find_here(lookup)
-        if found.messages and len(found.messages) == len(lookup.positions):
-            self._found.append((lookup.connection, lookup.frame, found))
-            self._schedule()
-            return
-        finder = self._delivery.finder(lookup, found)
-        future = self._loop.run_in_executor(self._readers, finder)
-
-        def done(future: asyncio.Future[Found]) -> None:
-            if future.cancelled() or self.failure is not None:
-                return
-            if failure := future.exception():
-                self._fail(failure)
-                return
-            self._found.append((lookup.connection, lookup.frame, future.result()))
-            self._schedule()
-
-        future.add_done_callback(done)
 
     def _inspected(self, connection: int, frame: f.Inspect) -> e.Effect:
         return e.Send(connection, inspected(self.statistics(), self._log, frame))

@@ -15,10 +15,13 @@ def inspected(statistics: Statistics, log: Log, frame: Inspect) -> Frame:
     if frame.what == "stats":
         found = asdict(statistics)
         found["queues"] = len(statistics.queues)
+        found["quarantined"] = len(statistics.quarantined)
         found["log"] = asdict(log.statistics())
         return report(found, frame.correlation)
+    if frame.what == "quarantine":
+        return report([asdict(row) for row in statistics.quarantined], frame.correlation)
     return Error(
         code="BAD_REQUEST",
-        message=f"there is no table {frame.what!r}: queues or stats",
+        message=f"there is no table {frame.what!r}: queues, stats or quarantine",
         correlation=frame.correlation,
     )

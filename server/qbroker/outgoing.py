@@ -2,9 +2,9 @@
 
 import json
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qbroker.bodies import Bodies
+from qbroker.bodies import Bodies, Cold, Damaged, Lost
 from qbroker.core import effects as e
 from qprotocol import wire
 from qprotocol.codec import encode, encode_in_parts
@@ -46,6 +46,40 @@ class Outgoing:
         assert isinstance(effect, e.Peeked)
         return self._peeked(effect)
 
+    def leave_out(self, effect: e.Effect, damaged: Damaged) -> list[int]:
+        """The effect does without what is damaged there; the messages that nobody gets for it.
+
+        A message is damaged if any record is in which it begins or goes on. An error or a result
+        is left out alone.
+        """
+        at = damaged.position
+        if isinstance(effect, e.Tell):
+            effect.entry = replace(effect.entry, record=0)
+        elif isinstance(effect, e.Peeked):
+            effect.rows = [
+                (*row[:7], 0 if row[7] == at else row[7])
+                for row in effect.rows
+                if row[0] != at and at not in effect.continued.get(row[0], ())
+            ]
+        elif isinstance(effect, e.Hand):
+            positions = [p for first, count in effect.runs for p in range(first, first + count)]
+            lost = [p for p in positions if self._is_lost(p, effect.continued, damaged.lost)]
+            keep_only(effect, [p for p in positions if p not in set(lost)], positions)
+            return lost
+        return []
+
+    def _is_lost(self, position: int, continued: e.Continued, lost: Lost) -> bool:
+        """Whether that loss is the message's."""
+        for each in (position, *continued.get(position, ())):
+            try:
+                self._bodies.body(each)
+            except Damaged as damaged:
+                if damaged.lost == lost:
+                    return True
+            except Cold:
+                continue
+        return False
+
     def needs(self, effect: e.Effect) -> list[int]:
         """A position of every record whose bytes the effect will show."""
         if isinstance(effect, e.Hand):
@@ -62,6 +96,8 @@ class Outgoing:
         return needed
 
     def _deliver(self, hand: e.Hand) -> list[bytes]:
+        if not hand.runs:
+            return []
         chunks = [chunk for run in hand.runs for chunk in self._chunks(*run, hand.continued)]
         total = sum(len(chunk.raw) for chunk in chunks)
         fixed = wire.RUN.size * len(chunks) + wire.TOUCHED.size * len(hand.touched)
@@ -154,6 +190,20 @@ class Outgoing:
             )
         frame = Peeked(count=len(out), raw=b"".join(out), correlation=peeked.correlation)
         return encode_in_parts(frame)
+
+
+def keep_only(hand: e.Hand, kept: list[int], positions: list[int]) -> None:
+    """The delivery is of these messages alone, of those it was of."""
+    index = {position: at for at, position in enumerate(kept)}
+    hand.touched = [
+        (index[positions[row[0]]], *row[1:]) for row in hand.touched if positions[row[0]] in index
+    ]
+    hand.runs = []
+    for position in kept:
+        if hand.runs and sum(hand.runs[-1]) == position:
+            hand.runs[-1] = hand.runs[-1][0], hand.runs[-1][1] + 1
+        else:
+            hand.runs.append((position, 1))
 
 
 def deliver_frame(

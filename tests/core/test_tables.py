@@ -103,6 +103,9 @@ EXAMPLES: dict[str, r.Record] = {
     "came_due": r.CameDue(1_700_000_000_500, 2),
     "forgotten": r.Forgotten([2 << 20]),
     "archived": r.Archived(2 << 20 | 1),
+    "quarantined": r.Quarantined(
+        [2 << 20], "1.qlog is damaged", "1-4096.bin", 1_700_000_000_000, 1_700_086_400_000
+    ),
 }
 
 

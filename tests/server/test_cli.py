@@ -56,7 +56,11 @@ def test_the_version_is_the_distributions(command: Command) -> None:
     ("arguments", "said"),
     [
         (["queus"], 'no command "queus": did you mean "queues"?'),
-        (["xyzzy"], 'no command "xyzzy": there are config, log, peek, purge, queues, serve, stats'),
+        (
+            ["xyzzy"],
+            'no command "xyzzy": there are config, log, peek, purge, quarantine, queues, serve, '
+            "stats",
+        ),
         (["log", "dmup"], 'no command "dmup": did you mean "dump"?'),
         (["serve", "--lissten", "x"], "'--listen'"),
         (["peek"], "Missing argument 'QUEUE'."),

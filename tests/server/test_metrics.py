@@ -22,6 +22,7 @@ def queue(name: str, ready: int = 0, **fields: object) -> QueueStatistics:
         "scheduled": 0,
         "leased": 0,
         "consumers": 0,
+        "quarantined": 0,
         "oldest_ready": 0,
         "oldest_ready_ms": 0,
         "counts": {},
@@ -83,6 +84,7 @@ def test_figures_come_out_as_they_went_in() -> None:
         scheduled=6,
         leased=7,
         consumers=8,
+        quarantined=9,
         oldest_ready_ms=1500,
         counts={"published": 20, "acked": 2},
     )
@@ -90,6 +92,7 @@ def test_figures_come_out_as_they_went_in() -> None:
     assert found['qbroker_queue_messages{queue="mail",state="ready"}'] == 5
     assert found['qbroker_queue_messages{queue="mail",state="scheduled"}'] == 6
     assert found['qbroker_queue_messages{queue="mail",state="leased"}'] == 7
+    assert found['qbroker_queue_messages{queue="mail",state="quarantined"}'] == 9
     assert found['qbroker_queue_consumers{queue="mail"}'] == 8
     assert found['qbroker_queue_oldest_ready_seconds{queue="mail"}'] == 1.5
     assert found['qbroker_messages_total{outcome="published",queue="mail"}'] == 20

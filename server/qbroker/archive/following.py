@@ -27,7 +27,7 @@ MESSAGE_CHARS_MAX = 500
 ROUTES_MAX = 100_000
 """Packed routes remembered; beyond it they are worked out again."""
 _FIXED = wire.MESSAGE.size
-_SUCCESS, _REVOKED = int(State.SUCCESS), int(State.REVOKED)
+_SUCCESS, _FAILURE, _REVOKED = int(State.SUCCESS), int(State.FAILURE), int(State.REVOKED)
 
 Row = tuple[Any, ...]
 """The columns of the table of tasks, in its order."""
@@ -288,6 +288,21 @@ class Follower:
             )
             self.changes.settled[position] = self._with_tries(row)
 
+    def quarantined(self, stored: StoredRecord) -> None:
+        """Damaged on disk: nobody can read what they were, not even their ids."""
+        record = unpacked(stored, r.Quarantined)
+        for position in record.positions:
+            number = dict(self.known.holders({position: -1})).get(position)
+            grant = self.known.end(number, 1) if number else None
+            self.known.forget(position)
+            worker, started = (grant.worker, grant.granted_ms) if grant else (None, None)
+            row: Row = (
+                *(position, None, None, None, None, None, None),
+                *(worker, _FAILURE, 0, started, record.finished_ms, None),
+                *(record.keep_until_ms, 0, f"quarantined: {record.why}", None, None, None),
+            )
+            self.changes.settled[position] = row
+
     def purged(self, stored: StoredRecord) -> None:
         self.known.purge(unpacked(stored, r.Purged).queue)
 
@@ -311,6 +326,7 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Settled.TYPE: Follower.settled,
     r.Returned.TYPE: Follower.returned,
     r.Removed.TYPE: Follower.removed,
+    r.Quarantined.TYPE: Follower.quarantined,
     r.Purged.TYPE: Follower.purged,
     r.Forgotten.TYPE: Follower.forgotten,
 }

@@ -205,7 +205,7 @@ def decide_declare(state: BrokerState, _now: Now, _connection: int, frame: Decla
 
 
 def decide_purge(state: BrokerState, _now: Now, _connection: int, frame: Purge) -> Decision:
-    """Every waiting message is dropped: the ready and the delayed ones."""
+    """Every waiting message is dropped: the ready and the delayed ones. The quarantine, too."""
     queue = state.queues.get(frame.queue)
     if queue is None:
         raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
@@ -228,6 +228,9 @@ def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
     for kept in (state.names, state.continued, state.results.waiters):
         gone |= delayed & kept.keys()
     queue.ready = queue.scheduled = 0
+    lanes = {lane.number for lane in queue.lanes}
+    for position in [p for p, row in state.quarantined.items() if row[0] in lanes]:
+        del state.quarantined[position]
     for position in gone:
         state.finish(position, PURGED, keep=False, synced=queue.synced)
         state.forget(position)

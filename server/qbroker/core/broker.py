@@ -23,7 +23,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from qbroker.core import asking, consuming, endings, passing, publishing, sessions, settling
+from qbroker.core import (
+    asking,
+    consuming,
+    endings,
+    passing,
+    publishing,
+    quarantine,
+    sessions,
+    settling,
+)
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
@@ -93,6 +102,14 @@ class Broker:
         decision = sessions.decide_disconnected(self.state, now, connection)
         return self._carry_out(connection, None, decision, append)
 
+    def quarantine(
+        self, now: Now, append: AppendRaw, positions: list[int], why: str, evidence: str
+    ) -> list[Effect]:
+        """The bytes of these messages, which were to be delivered, are damaged: set them aside."""
+        for record in quarantine.decide_quarantine(self.state, now, positions, why, evidence):
+            self._make_true(record, append)
+        return self._take_effects()
+
     def dispatch(self, append: AppendRaw) -> list[Effect]:
         """Hand out what can be handed out, up to a turn's worth."""
         return consuming.dispatch(self.state, append) if self.state.dirty else []
@@ -148,6 +165,8 @@ class Broker:
     def statistics(self) -> Statistics:
         """What may be looked at. Costs a step a queue."""
         state = self.state
+        rows = state.quarantined.values()
+        quarantined = Counter(state.lanes[row[0]].queue.number for row in rows)
         return Statistics(
             tuple(
                 QueueStatistics(
@@ -156,6 +175,7 @@ class Broker:
                     queue.scheduled,
                     queue.leased,
                     len(state.listening[queue.number]),
+                    quarantined[queue.number],
                     queue.oldest(),
                     0,
                     dict(queue.counts),
@@ -171,6 +191,7 @@ class Broker:
             state.duplicates,
             len(state.uploads),
             len(state.producers),
+            quarantine.quarantined_messages(state),
         )
 
     def _carry_out(
@@ -276,5 +297,6 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Purged: asking.apply_purged,
     r.CameDue: passing.apply_came_due,
     r.Forgotten: asking.apply_forgotten,
+    r.Quarantined: quarantine.apply_quarantined,
     r.Archived: asking.apply_archived,
 }

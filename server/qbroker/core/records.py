@@ -365,6 +365,20 @@ class Archived(Record):
         return True
 
 
+@dataclass(slots=True)
+class Quarantined(Record):
+    """The bytes of these leased messages are damaged on disk: nobody will get them."""
+
+    TYPE: ClassVar[int] = 18
+    positions: list[int]
+    why: str
+    """Where the damage is, and what it is."""
+    evidence: str
+    """The file in which the damaged bytes are kept; empty if they could not be."""
+    finished_ms: int
+    keep_until_ms: int
+
+
 RECORDS: dict[int, type[Record]] = {cls.TYPE: cls for cls in Record.__subclasses__()}
 HAS_RAW = {number: cls in (Published, PartStored, Settled) for number, cls in RECORDS.items()}
 NAMES = {number: cls.__name__ for number, cls in RECORDS.items()}

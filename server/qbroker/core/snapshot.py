@@ -276,6 +276,14 @@ def restore_continued(state: BrokerState, block: Block) -> None:
     state.continued = unpack_columns(block)[0]
 
 
+def save_quarantined(state: BrokerState) -> bytes:
+    return pack_columns(state.quarantined)
+
+
+def restore_quarantined(state: BrokerState, block: Block) -> None:
+    state.quarantined = {p: tuple(row) for p, row in unpack_columns(block)[0].items()}
+
+
 _WINDOW_BYTES = PRODUCER_WINDOW // 8
 
 
@@ -345,6 +353,7 @@ SECTIONS: dict[str, Section] = {
     "moved": Section(("moved", "origin"), save_moved, restore_moved),
     "named": Section(("named", "names"), save_named, restore_named),
     "continued": Section(("continued",), save_continued, restore_continued),
+    "quarantined": Section(("quarantined",), save_quarantined, restore_quarantined),
     "producers": Section(("producers",), save_producers, restore_producers),
     "results": Section(("results",), save_results, restore_results),
     "uploads": Section(("uploads",), save_uploads, restore_uploads),

@@ -103,6 +103,8 @@ class BrokerState:
     """Ids chosen by callers, of live messages, to positions."""
     names: dict[int, bytes] = field(default_factory=dict)
     continued: dict[int, list[int]] = field(default_factory=dict)
+    quarantined: dict[int, tuple[int, int, str, str]] = field(default_factory=dict)
+    """Positions set aside: (lane number, since when in ms, why, file of evidence)."""
     producers: dict[int, Producer] = field(default_factory=dict)
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.

@@ -13,11 +13,25 @@ class QueueStatistics:
     scheduled: int
     leased: int
     consumers: int
+    quarantined: int
+    """Messages set aside because their bytes are damaged on disk."""
     oldest_ready: int
     """The position of the oldest ready message; 0 if there is none."""
     oldest_ready_ms: int
     """Its age; filled by the engine, who knows when each batch was written."""
     counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedMessage:
+    """One row for people. Where it was, since when it is set aside, and why."""
+
+    position: int
+    queue: str
+    task: str
+    since_ms: int
+    why: str
+    evidence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +48,5 @@ class Statistics:
     duplicates: int
     uploads: int
     producers: int
+    quarantined: tuple[QuarantinedMessage, ...] = ()
     window_bytes: int = 0

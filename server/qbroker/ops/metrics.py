@@ -37,6 +37,7 @@ OUTCOMES = (
     "cancelled",
     "rejected",
     "purged",
+    "quarantined",
 )
 """What is counted of messages, in the order of their lives."""
 
@@ -111,6 +112,7 @@ def depths(_: Snapshot, queues: Queues) -> Samples:
         sums[label, "ready"] += queue.ready
         sums[label, "scheduled"] += queue.scheduled
         sums[label, "leased"] += queue.leased
+        sums[label, "quarantined"] += queue.quarantined
     return sums.items()
 
 
@@ -137,7 +139,8 @@ METRICS: tuple[Row, ...] = (
         f"Messages by what happened to them: {', '.join(OUTCOMES)}.",
         ("queue", "outcome"), outcomes),
     Row("qbroker_queue_messages", "gauge", "messages",
-        "Messages in a queue now: ready, scheduled or leased.", ("queue", "state"), depths),
+        "Messages in a queue now: ready, scheduled, leased or quarantined (damaged on disk).",
+        ("queue", "state"), depths),
     Row("qbroker_queue_oldest_ready_seconds", "gauge", "seconds",
         "Age of the oldest message that could be delivered: alert on this.", ("queue",), oldest),
     Row("qbroker_queue_consumers", "gauge", "subscriptions",

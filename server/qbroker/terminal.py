@@ -1,0 +1,44 @@
+"""What all commands share: a group that knows what was meant, tables, JSON, a question."""
+
+import difflib
+import json
+import sys
+from typing import Any
+
+import click
+
+from qbroker.ops.exits import Exit, Trouble
+from qbroker.ops.show import table
+
+JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+class Commands(click.Group):
+    """A group that knows what was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            known = ", ".join(self.list_commands(ctx))
+            hint = f'did you mean "{near[0]}"?' if near else f"there are {known}"
+            raise click.UsageError(f'no command "{name}": {hint}', ctx)
+        return super().resolve_command(ctx, args)
+
+
+def confirm(question: str) -> None:
+    """Go on only if a person says yes; where nobody can be asked, --yes has to be given."""
+    if not sys.stdin.isatty():
+        raise Trouble("this is not a terminal, so nobody can be asked: give --yes", Exit.USAGE)
+    if not click.confirm(question):
+        raise Trouble("nothing was done", Exit.FAILED)
+
+
+def echo_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def echo_table(header: Any, rows: Any) -> None:
+    click.echo(table(header, rows, colour=sys.stdout.isatty()))
