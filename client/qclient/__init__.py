@@ -11,6 +11,7 @@ from qclient.exceptions import (
     OutcomeUnknown,
     QBrokerError,
     RefusedError,
+    SyncSubtaskError,
     UnknownId,
 )
 from qclient.failures import ResultTimeout, TaskFailure, TaskRevoked
@@ -47,6 +48,7 @@ __all__ = [
     "Retry",
     "Signature",
     "SoftTimeLimitExceeded",
+    "SyncSubtaskError",
     "Task",
     "TaskFailure",
     "TaskRevoked",

@@ -172,7 +172,8 @@ class AsyncConnection:
             self._connecting = None
 
     async def _attempt(self) -> None:
-        requests = self._pending.requests.values()
+        attempts, requests = self._pending.attempts, self._pending.requests.values()
+        began = min((r.deadline - r.timeout_s for r in requests), default=0.0)
         timeout_s = left_s(max((r.deadline for r in requests), default=0.0))
         wire = Wire(self._hello(), self._took)
         try:
@@ -182,12 +183,15 @@ class AsyncConnection:
                 await wire.opened
         except RefusedError as error:
             wire.close()
+            attempts.refused(time.monotonic())
             self._pending.why = str(error)
             if not error.retryable:
                 for request in list(self._pending.requests.values()):
                     self._pending.refuse(request, error)
         except (OSError, QBrokerError) as error:  # TimeoutError is an OSError
             wire.close()
+            if isinstance(error, TimeoutError) and attempts.refused_since(began):
+                return
             why = reason_of(error) if isinstance(error, OSError) else str(error)
             self._pending.why = (
                 f"no broker at {self.address}: {why}; is `qbroker serve` running there?"

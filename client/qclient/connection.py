@@ -191,8 +191,11 @@ class Connection:
         try:
             link = Link.open(self.address, self._hello(), timeout_s=timeout_s)
         except ConnectError as error:
-            self._pending.why = str(error)
+            late = time.monotonic() >= request.deadline
+            if not (late and attempts.refused_since(request.deadline - request.timeout_s)):
+                self._pending.why = str(error)
         except RefusedError as error:
+            attempts.refused(time.monotonic())
             with self._lock:
                 self._pending.why = str(error)
                 if not error.retryable:

@@ -29,6 +29,10 @@ class ConnectError(NotDone):
     """No connection to the broker: nobody listens, or it did not answer in time."""
 
 
+class SyncSubtaskError(NotDone, RuntimeError):
+    """A running task was about to wait for another one, which can end in a deadlock."""
+
+
 class ConnectionLost(QBrokerError):
     """The connection ended. What was asked on it and not answered is not known."""
 
@@ -95,6 +99,10 @@ class TooManyConnections(RefusedError, NotDone):
 
 class ShuttingDown(RefusedError, NotDone):
     """The broker is stopping."""
+
+
+class DiskStalled(RefusedError, NotDone):
+    """The broker's disk does not answer: nobody is let in until it does."""
 
 
 class BadRequest(RefusedError, NotDone):
@@ -170,6 +178,7 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "TIMED_OUT": TimedOut,
     "TOO_MANY_CONNECTIONS": TooManyConnections,
     "SHUTTING_DOWN": ShuttingDown,
+    "DISK_STALLED": DiskStalled,
     "BAD_REQUEST": BadRequest,
     "BAD_MESSAGE": BadMessage,
     "BODY_TOO_LARGE": BodyTooLarge,

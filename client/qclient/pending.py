@@ -267,6 +267,7 @@ class Attempts:
     def __init__(self) -> None:
         self._count = 0
         self._latest = 0.0
+        self._refused = 0.0
 
     def wait_s(self, now: float, timeout_s: float) -> float:
         """Seconds to wait before another attempt: each call gets four at least."""
@@ -280,6 +281,14 @@ class Attempts:
         """An attempt begins."""
         self._count += 1
         self._latest = now
+
+    def refused(self, now: float) -> None:
+        """The broker said why it takes nobody in."""
+        self._refused = now
+
+    def refused_since(self, began: float) -> bool:
+        """Whether it did so since then: that tells more than the silence of a later attempt."""
+        return self._refused >= began
 
     def succeed(self) -> None:
         """A connection was of use: the broker said something on it."""

@@ -11,7 +11,8 @@ Rule 2. Waiting is the broker's: one Watch is answered when the task ends, nobod
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from qclient.exceptions import NotDone, OutcomeUnknown, refusal
+from qclient.context import current_request
+from qclient.exceptions import NotDone, OutcomeUnknown, SyncSubtaskError, refusal
 from qclient.failures import ResultTimeout, TaskRevoked, raised
 from qclient.serialization import decode
 from qprotocol.frames import Cancel, Forget, Ok, Result, Watch
@@ -85,7 +86,13 @@ class AsyncResult(Generic[R]):
 
     # Asking and waiting, in the caller's thread.
 
-    def get(self, timeout: float | None = None, propagate: bool = True) -> R:
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
         """What the task returned, once it is finished.
 
         ``timeout`` in seconds, None for ever. Raises ResultTimeout if it is not finished by
@@ -93,7 +100,13 @@ class AsyncResult(Generic[R]):
         if the broker knows nothing of it. With ``propagate=False`` a failure is returned
         instead of raised. One round trip if it is finished already; a wait can last up to a
         second longer if the broker does not answer.
+
+        Inside a running task it raises SyncSubtaskError at once: a pool whose children all wait
+        for tasks that wait for a child never ends. ``disable_sync_subtasks=False`` waits all
+        the same; have workers for the other task that this one cannot use up.
         """
+        if disable_sync_subtasks:
+            refuse_inside_task(self.id)
         waiting = Waiting(self, timeout)
         while True:
             frame, timeout_s = waiting.question()
@@ -162,8 +175,16 @@ class AsyncResult(Generic[R]):
 
     # The same from asyncio.
 
-    async def get_async(self, timeout: float | None = None, propagate: bool = True) -> R:  # noqa: ASYNC109
+    async def get_async(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
         """Like ``get``, without blocking the loop."""
+        if disable_sync_subtasks:
+            refuse_inside_task(self.id)
         waiting = Waiting(self, timeout)
         connection = self.app.async_connection()
         while True:
@@ -272,3 +293,14 @@ class Waiting:
                 f"task {self.result.id} was {self.state or 'not heard of'} when "
                 f"{self.timeout:g} s were over: {error}"
             ) from error
+
+
+def refuse_inside_task(task_id: str) -> None:
+    """Raise SyncSubtaskError if a task runs here."""
+    request = current_request.get()
+    if request is not None:
+        raise SyncSubtaskError(
+            f"{request.task}[{request.id}] would wait for task {task_id} and hold its place in the "
+            f"pool meanwhile: if all children wait so, none is left to run what they wait for; "
+            f"let that task send what comes next, or call get(disable_sync_subtasks=False)"
+        )

@@ -50,6 +50,12 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow(
             "SHUTTING_DOWN", "The broker is stopping; reconnect.", retryable=True, closes=True
         ),
+        ErrorRow(
+            "DISK_STALLED",
+            "The broker's disk does not answer, and so the broker does not; reconnect later.",
+            retryable=True,
+            closes=True,
+        ),
         ErrorRow("BAD_REQUEST", "A field has a value that makes no sense; nothing was done."),
         ErrorRow(
             "BAD_MESSAGE",

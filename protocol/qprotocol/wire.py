@@ -80,9 +80,9 @@ is a packed failure."""
 REJECT = 4
 """Not wanted: to the dead letters at once. The result is the reason, UTF-8."""
 EXTEND = 5
-"""Still running: a plain consumer's sign of life for one lease."""
+"""Still running. Nothing is kept or prolonged: the answer says whether the lease is still valid."""
 PROGRESS = 6
-"""Still running: the result is what to show to those who watch."""
+"""As EXTEND. The result, meant for those who watch, is checked and not kept yet."""
 START = 7
 """About to run an ACK_EARLY message; it may begin once this is confirmed, and never again."""
 CRASH = 8

@@ -104,6 +104,8 @@ class Config:
         "Address for clients and workers; port 0 takes a free one.")
     http: str = setting("127.0.0.1:7718", ADDRESS_OR_NONE, None,
         "Address for metrics and health; empty for none.")
+    http_connections_max: int = setting(64, COUNT, (1, 10_000),
+        "HTTP connections at once; one more is answered 503 and closed.")
     insecure_listen: bool = setting(False, BOOL, None,
         "Listen beyond this machine without TLS: whoever connects can run your tasks.")
 

@@ -70,9 +70,10 @@ class Server:
         self._keeping = keeping(config, stores, self._engine)
         self._engine.boot(self._version, socket.gethostname())
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
-        self._http = Http(self._metrics, self._report)
+        self._http = Http(self._metrics, self._report, config.http_connections_max)
         self._listener = Listener(self._engine, self._terms(), limits(config))
         self._listener.watch.on_tick = self._health.tick
+        self._listener.watch.disk_hangs = lambda: self._health.stalled
         self._space.on_change = self._room_changed
         self._told_to_stop: asyncio.Event
         self._bug: BaseException | None = None

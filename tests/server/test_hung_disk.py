@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from qbroker.ops.exits import Exit
+from qclient import App, NotDone
 from qprotocol.codec import encode
 from qprotocol.frames import Blocked, Publish, Published, Unblocked
 from qprotocol.message import Message
@@ -124,3 +125,29 @@ def test_a_stop_does_not_wait_for_a_disk_that_hangs(broker: Any, hang: Path, unt
     assert code == Exit.DISK
     assert "the disk did not finish within" in said
     assert Published not in [type(frame) for frame in iter(peer.hear, None)]
+
+
+def test_whoever_comes_while_the_disk_hangs_learns_that_it_does(
+    broker: Any, hang: Path, until: Until
+) -> None:
+    """The Hello of a stranger waits for the disk, too: he is not told that he was late."""
+    peer = broker.connect().shake_hands()
+    hang.touch()
+    raw = Message("mail", b"x").pack()
+    peer.say(Publish(correlation=3, producer=5, sequence=1, count=1, raw=raw))
+    # Then one who comes is turned away with the reason, whoever it is
+    for role, more in (("producer", {}), ("worker", {"session": bytes(range(16))})):
+        with pytest.raises(AssertionError, match="the broker's disk does not answer") as caught:
+            broker.connect().shake_hands(role, **more)
+        assert "DISK_STALLED" in str(caught.value)
+    # And a client says it in its own error: nothing was done
+    app = App("shop", broker=broker.url, set_as_current=False)
+    app.conf.broker_timeout_s = 3
+    with pytest.raises(NotDone, match="the broker's disk does not answer"):
+        app.send_task("t")
+    # And who was in before is answered once the disk is back, as is who comes then
+    hang.unlink()
+    assert peer.expect(Published).correlation == 3
+    until(lambda: broker.health()["status"] == "ok")
+    app.send_task("t")
+    app.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -274,6 +275,27 @@ def test_killing_the_parent_ends_every_process_and_the_task_runs_elsewhere(make_
         assert handle.get(timeout=15) == "gate"
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("victim", ["parent", "import process"])
+def test_orphans_end_without_the_kernels_help(pool, victim, broker, workshop):
+    """Where no signal tells of a parent's death (macOS), processes that run tasks see it."""
+    shop = workshop(broker, pool)
+    shop.env["PYTHONPATH"] = str(Path(__file__).parent / "orphans")
+    worker = shop.worker("-c", "2" if pool != "solo" else "1")
+    shop.send("held", "gate")
+    began = shop.wait_for_mark("began", "gate")
+    (importer, *children) = worker.processes()
+    assert int(began[2]) in (importer, *children)
+    assert bool(children) == (pool == "prefork")
+    # When one is gone that the others live by: the worker's own help is not wanted here
+    os.kill(worker.pid, signal.SIGSTOP if victim == "import process" else signal.SIGKILL)
+    if victim == "import process":
+        os.kill(importer, signal.SIGKILL)
+    until(lambda: not any(map(alive, (importer, *children))), "all processes end")
+    if victim == "import process":
+        os.kill(worker.pid, signal.SIGKILL)
+
+
 def test_a_running_task_survives_the_brokers_death_and_runs_once(make_broker, workshop):
     """The broker is killed and comes back while a task runs: it runs on, once, to its result."""
     broker = make_broker()
@@ -291,3 +313,18 @@ def test_a_running_task_survives_the_brokers_death_and_runs_once(make_broker, wo
         assert handle.get(timeout=15) == "gate"
         assert waiting.get(timeout=15) == 42
         assert len(shop.marks("began")) == 1
+
+
+@pytest.mark.parametrize("how", ["refused", "asyncio"])
+def test_a_task_that_waits_for_another_is_told_before_it_does(shop, how):
+    """One child, and two tasks that would need it: the first fails at once, and says why."""
+    shop.worker("-c", "1")
+    with pytest.raises(TaskFailure, match="would wait for task .* and hold its place in the pool"):
+        shop.call("waits_for_another", 1, how)
+    until(lambda: shop.call("add", 1, 1) == 2, "the child is free")
+
+
+def test_a_task_may_wait_for_another_if_it_says_so(prefork):
+    """With a child to spare it works."""
+    prefork.worker("-c", "2")
+    assert prefork.call("waits_for_another", 1, "wanted") == 2

@@ -109,6 +109,8 @@ class Workshop:
         self.gates.mkdir(parents=True, exist_ok=True)
         self.app = App("tests", broker=broker.url, set_as_current=False)
         self.workers: list[Worker] = []
+        self.env: dict[str, str] = {}
+        """For workers from now on."""
 
     def worker(
         self, *flags: str, ready: bool = True, app: str = "shop", broker: str = ""
@@ -169,6 +171,7 @@ class Worker:
             "SHOP_QUEUE": shop.queue,
             "SHOP_MARKS": str(shop.marks_file),
             "SHOP_GATES": str(shop.gates),
+            **shop.env,
         }
         with self.log_file.open("wb") as output:
             self.process = subprocess.Popen(

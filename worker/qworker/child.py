@@ -37,7 +37,8 @@ EXIT_NOT_LOADED = 1
 def main() -> int:
     """The process's whole life. Its exit code means something only if nothing was loaded."""
     control = Control(socket.socket(fileno=int(sys.argv[1])))
-    die_with_parent(int(sys.argv[2]))
+    parent_pid = int(sys.argv[2])
+    die_with_parent(parent_pid, forks=True)
     # A signal to the whole group or cgroup reaches this process too; the parent decides.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
@@ -60,7 +61,7 @@ def main() -> int:
         start = control.expect("start")
     except EOFError:  # the parent ended, or will not go on with this application
         return 0
-    inside.become(start["child"], start["slots"])
+    inside.become(start["child"], start["slots"], parent_pid)
     return 0
 
 

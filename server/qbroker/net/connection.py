@@ -236,6 +236,11 @@ class Connection(asyncio.Protocol):
         self._dismiss(code, message)
         self._part()
 
+    def turn_away(self, code: str, message: str) -> None:
+        """Tell the peer why it is not served now, and hang up. It did nothing wrong."""
+        self._dismiss(code, message)
+        self._part()
+
     def hang_up(self) -> None:
         """Flush, shut our side, throw away what still comes (rule 3)."""
         transport, self._decoder = self._transport, None
@@ -313,6 +318,11 @@ class Connection(asyncio.Protocol):
     @property
     def hanging_up(self) -> bool:
         return self._decoder is None
+
+    @property
+    def unanswered(self) -> bool:
+        """It said Hello, and has no Welcome yet."""
+        return self._submitted and not self.session.is_open
 
     @property
     def unsent_bytes(self) -> int:

@@ -7,6 +7,8 @@ Rule 1. The watch's clock stands still while the loop does (a hung disk, SIGSTOP
         are not blamed for words that were waiting in our own sockets.
 Rule 2. Movement is read off byte counters, so the hot path needs no clock.
 Rule 3. A peer that is not read for the moment is not silent.
+Rule 4. Whose Hello waits for a disk that hangs is told so: it is not to blame, and a Welcome would
+        promise what the broker cannot do.
 """
 
 import asyncio
@@ -17,6 +19,11 @@ from qbroker.net.connection import LINGER_S, STALL_S, Connection, Limits
 SLICES = 8
 TICK_S_MIN, TICK_S_MAX = 0.005, 0.125
 ROUNDS_A_HEARTBEAT = 4
+
+DISK_STALLED = (
+    "the broker's disk does not answer, and nothing can be promised before it does: "
+    "try again later, and look at the disk of the broker's machine"
+)
 
 
 class Watch:
@@ -51,6 +58,7 @@ class Watch:
         self._slice = 0
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self.disk_hangs: Callable[[], bool] = lambda: False
         self.on_tick: Callable[[float], None] | None = None
         """Called with the seconds since the last tick, for others who need a timer."""
 
@@ -108,6 +116,9 @@ class Watch:
         """Judge one connection by what moved since the last look."""
         if connection.hanging_up:
             self._see_off(connection)
+            return
+        if connection.unanswered and self.disk_hangs():
+            connection.turn_away("DISK_STALLED", DISK_STALLED)
             return
         self._listen_to(connection)
         self._speak_to(connection)

@@ -47,10 +47,15 @@ class Health:
         self._stuck_s = self._stuck_s + elapsed_s if waiting and not moved else 0.0
 
     @property
+    def stalled(self) -> bool:
+        """Whether the disk hangs."""
+        return self._stuck_s > STALLED_S
+
+    @property
     def status(self) -> str:
         if self.stopping:
             return "stopping"
-        return "stalled" if self._stuck_s > STALLED_S else "ok"
+        return "stalled" if self.stalled else "ok"
 
     def report(self, written: int, durable: int) -> dict[str, object]:
         """What /health says of a log whose batches are ``written`` and ``durable`` so far."""

@@ -1,5 +1,6 @@
 """The application that the worker's tests run. Tasks leave marks in a file: what, when, who."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -153,6 +154,15 @@ def describe(self, *args, **kwargs):
 @app.task
 def parent():
     return describe.delay().id
+
+
+@app.task
+def waits_for_another(number, how):
+    options = {} if how == "refused" else {"disable_sync_subtasks": False}
+    result = add.delay(number, 1)
+    if how == "asyncio":
+        return asyncio.run(result.get_async(timeout=20))
+    return result.get(timeout=20, **options)
 
 
 @app.task

@@ -48,11 +48,10 @@ class Inside:
         self._runners: list[Runner] = []
         self._log: TaskLog | None = None
 
-    def become(self, number: int, slots: list[int], parent_pid: int = 0) -> None:
+    def become(self, number: int, slots: list[int], parent_pid: int) -> None:
         """This process runs tasks with those slots, until it is told to stop."""
         terms = self.terms
-        if parent_pid:
-            die_with_parent(parent_pid)
+        die_with_parent(parent_pid)
         self._own_pid = os.getpid()
         process = f"child-{number + 1}"
         logs.set_up(terms.level, terms.log_format, process)
