@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import Machine
+from machine import Machine
 from qbroker.core.records import Archived, Forgotten
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import ARCHIVED_MAX, Settings

@@ -7,7 +7,7 @@ from time import perf_counter
 import pytest
 
 from digest import check_places
-from harness import Machine, Peer
+from machine import Machine, Peer
 from qbroker.core import records as r
 from qbroker.core.leases import Attempts, Grant, Member
 from qbroker.core.queues import Lane, Queue

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digest import check_places
-from harness import Machine, Peer
+from machine import Machine, Peer
 from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
 from qprotocol import frames as f
 from qprotocol import wire

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from digest import check_places, digest
-from harness import Machine, Peer
+from machine import Machine, Peer
 from qbroker.ages import Ages
 from qbroker.core import leaving
 from qbroker.core.broker import Broker

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from digest import check_places, exact
-from harness import Machine, Peer
+from machine import Machine, Peer
 from qbroker.ages import Ages
 from qbroker.core import leaving, passing
 from qbroker.core.broker import Broker

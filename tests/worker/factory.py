@@ -1,6 +1,6 @@
 """A whole worker and a whole broker in one thread: the real code of both, and a world that errs.
 
-`Factory` is the broker (harness.Machine), the parent's session and watch, and some members with
+`Factory` is the broker (machine.Machine), the parent's session and watch, and some members with
 their runners. Nothing of them is replaced but clock and network, and the two threads are steps:
 `Session` and `Watchman` do what they do when the factory says so. While a task runs, the world
 goes on: others run theirs, connections are cut, the broker is killed.
@@ -25,7 +25,7 @@ import qworker.session
 import qworker.settlements
 import qworker.watch
 import qworker.watchman
-from harness import Machine, Peer
+from machine import Machine, Peer
 from qbroker.core.settings import Settings
 from qclient.exceptions import ConnectError, ConnectionLost
 from qprotocol import frames as f

@@ -1,0 +1,157 @@
+"""How positions, grants, records and frames look in a transcript, and how some are read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from machine import START_MS
+from qbroker.core import records as r
+from qprotocol import frames as f
+from qprotocol import wire
+from qprotocol.failure import Failure
+from qprotocol.message import unpack_message
+from qprotocol.states import State
+
+
+def shown_position(position: int) -> str:
+    """batch:slot"""
+    return f"{wire.batch_of(position)}:{position & ((1 << wire.SLOT_BITS) - 1)}"
+
+
+def read_position(text: str) -> int:
+    batch, slot = text.split(":")
+    return int(batch) << wire.SLOT_BITS | int(slot)
+
+
+def shown_grant(grant: int) -> str:
+    """epoch.counter"""
+    return f"{wire.grant_epoch(grant)}.{grant & ((1 << wire.EPOCH_SHIFT) - 1)}"
+
+
+def read_grant(text: str) -> int:
+    epoch, counter = text.split(".")
+    return int(epoch) << wire.EPOCH_SHIFT | int(counter)
+
+
+def shown_token(position: int, grant: int) -> str:
+    return f"{shown_position(position)}#{shown_grant(grant)}"
+
+
+def shown_value(name: str, value: Any) -> str:
+    if name.endswith("_ms") and isinstance(value, int) and value > START_MS // 2:
+        return f"+{value - START_MS}"
+    if name in ("position", "first"):
+        return shown_position(value)
+    if name == "positions":
+        rows = [v if isinstance(v, list) else [v] for v in value]
+        return ",".join(":".join([shown_position(row[0]), *map(str, row[1:])]) for row in rows)
+    if name == "grant":
+        return shown_grant(value)
+    if name in ("result", "raw"):
+        return shown_bytes(value)
+    if isinstance(value, r.MessageBatch):
+        return shown_batch(value)
+    if isinstance(value, bytes):
+        return value.rstrip(b"-").decode(errors="backslashreplace")
+    return str(value)
+
+
+def shown_batch(batch: r.MessageBatch) -> str:
+    """lane/priority×count+due of each run, then what expires and what is named."""
+    runs = [
+        f"lane{lane}"
+        + (f"/{priority}" if priority else "")
+        + f"×{count}"
+        + (f"@{shown_value('due_ms', due)}" if due else "")
+        for lane, priority, count, due in batch.runs
+    ]
+    expiring = [f"expires[{i}]={shown_value('expires_ms', ms)}" for i, ms in batch.expiring]
+    named = [f"id[{i}]={name.decode()}" for i, name in batch.named]
+    return " ".join([*runs, *expiring, *named])
+
+
+def shown_bytes(raw: bytes) -> str:
+    if len(raw) > 60:
+        return f"{len(raw)} bytes"
+    try:
+        failure = Failure.unpack(raw)
+    except ValueError:
+        return raw.decode(errors="backslashreplace")
+    return f"{failure.kind}({failure.message})"
+
+
+def shown_fields(value: Any, left_out: tuple[str, ...]) -> str:
+    """The fields that are not empty."""
+    items = []
+    for each in fields(value):
+        found = getattr(value, each.name)
+        if each.name not in left_out and found not in (0, "", b"", [], None, False):
+            items.append(f"{each.name}={shown_value(each.name, found)}")
+    return " ".join(items)
+
+
+CHANGE_NAMES = {
+    value: name.lower()
+    for name, value in vars(r).items()
+    if name.isupper() and isinstance(value, int)
+}
+
+
+def shown_record(record: r.Record) -> str:
+    kind = type(record).__name__
+    if isinstance(record, r.Published | r.PartStored):
+        return f"{kind} {shown_batch(record.batch)} {shown_fields(record, ('batch', 'wall_ms'))}"
+    if isinstance(record, r.LaneOpened):
+        rest = shown_fields(record, ("number", "queue"))
+        return f"{kind} number={record.number} queue={record.queue} {rest}".rstrip()
+    if isinstance(record, r.Granted):
+        runs = [
+            f"lane{lane}"
+            + (f"/{priority}" if priority else "")
+            + f":{shown_position(first)}×{count}"
+            for lane, priority, first, count in record.entries
+        ]
+        return f"{kind} {shown_fields(record, ('entries',))} {' '.join(runs)}"
+    if isinstance(record, r.Acked):
+        runs = [f"{shown_token(first, grant)}×{count}" for grant, first, count in record.runs]
+        return f"{kind} {' '.join(runs)}"
+    if isinstance(record, r.Settled):
+        left_out = ("change", "state", "finished_ms", "follow_on", "keep_until_ms")
+        then = f" then {shown_batch(record.follow_on)}" if record.follow_on.count else ""
+        name = CHANGE_NAMES[record.change]
+        return f"{kind} {name} {shown_fields(record, left_out)}{then}"
+    if isinstance(record, r.QueueOpened):
+        given = {k: v for k, v in record.options.items() if v and v not in (1_000, 600_000)}
+        extra = " ".join(f"{k}={v}" for k, v in given.items())
+        return f"{kind} number={record.number} name={record.name} {extra}".rstrip()
+    return f"{kind} {shown_fields(record, ('finished_ms', 'keep_until_ms', 'wall_ms'))}"
+
+
+def shown_archived(row: dict[str, Any]) -> str:
+    """Position, state and names; then what else there is, less what a test cannot foresee."""
+    left_out = ("position", "state", "published_ms", "started_ms", "finished_ms")
+    rest = [f"{name}={row[name]}" for name in row if name not in left_out and row[name]]
+    return " ".join([shown_position(row["position"]), row["state"], *rest])
+
+
+def shown_result(frame: f.Result) -> str:
+    about = shown_fields(frame, ("correlation", "raw", "state", "finished_ms"))
+    raw = f" raw={shown_bytes(frame.raw)}" if frame.raw else ""
+    return f"{State(frame.state).name} {about}{raw}"
+
+
+def peeked(raw: bytes) -> Iterator[str]:
+    at, size = 0, wire.PEEKED.size
+    while at < len(raw):
+        position, _, *counters, state, n_reason, n_error = wire.PEEKED.unpack_from(raw, at)
+        at += size
+        reason, error = raw[at : at + n_reason], raw[at + n_reason : at + n_reason + n_error]
+        at += n_reason + n_error
+        message = unpack_message(raw[at:])
+        at += 4 + int.from_bytes(raw[at : at + 4], "little")
+        note = " ".join(str(count) for count in counters) if any(counters) else ""
+        words = [f"{message.body.decode()}@{shown_position(position)}", State(state).name, note]
+        words += [reason.decode(), shown_bytes(error) if error else ""]
+        yield " ".join(word for word in words if word)
