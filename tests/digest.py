@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
 from qbroker.core.settings import PRODUCER_IDLE_MS
-from qbroker.core.state import BrokerState
+from qbroker.core.state import BrokerState, Upload
 from qbroker.core.timers import Timers
 
 
@@ -53,7 +54,7 @@ def exact(state: BrokerState) -> dict[str, Any]:
         "expiries": entries(state.expiries),
         "timers": entries(state.timers),
         "sizes": (state.timers.size, state.expiries.size),
-        "delayed": state.delayed,
+        "delayed": [q.delayed for q in state.numbered],
         "late": state.late,
         "cancelled": state.cancelled,
         "grants": sorted(
@@ -64,7 +65,7 @@ def exact(state: BrokerState) -> dict[str, Any]:
         "results": list(state.results.finished.items()),
         "named results": state.results.names,
         "runs": {run.number: list(run) for x in state.lanes for run in x.runs.values() if run.size},
-        "uploads": state.uploads,
+        "uploads": {key: staged(upload) for key, upload in state.uploads.items()},
     }
 
 
@@ -84,8 +85,17 @@ def scheduled(state: BrokerState) -> list[tuple[int, int, int]]:
 
 def entries(timers: Timers) -> list[tuple[int, int, int]]:
     """(due_ms, position, run number) of all entries, in their order."""
-    found = [each for bucket in timers._buckets.values() for each in bucket.entries()]
-    return sorted([*found, *timers._current[timers._head :]])
+    return sorted(timers.entries())
+
+
+def staged(upload: Upload) -> list[Any]:
+    """An upload under way."""
+    timed = entries(upload.timers), entries(upload.expiries)
+    rest = [getattr(upload, each.name) for each in fields(upload) if each.name not in TIMED]
+    return [*timed, *rest]
+
+
+TIMED = ("timers", "expiries")
 
 
 def check_places(state: BrokerState) -> dict[int, str]:

@@ -13,7 +13,6 @@ from qbroker.core.leases import Attempts, Grant, Member
 from qbroker.core.queues import Lane, Queue
 from qbroker.core.results import DEADLINES_SPARE, Finished, Results, Waiter
 from qbroker.core.settings import DISPATCH_MESSAGES_MAX
-from qbroker.core.timers import Timers
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.message import Message
@@ -194,33 +193,6 @@ def test_a_result_that_is_replaced_keeps_its_name() -> None:
     assert results.names == {b"id": 2}
     assert results.prune(100, 10) == [2]
     assert results.names == {}
-
-
-def test_timers_tell_what_they_hold_before_and_after_they_are_opened() -> None:
-    timers = Timers()
-    timers.push(10_000, 1, 7)
-    timers.push(10_001, 2, 7)
-    assert timers.holds(10_000, 1, 7)
-    assert timers.due(10_000, 9) == 1
-    assert timers.holds(10_001, 2, 7)
-    assert not timers.holds(10_001, 3, 7)
-    assert not timers.holds(99_000, 3, 7)
-    assert timers.pop(10_000, 1) == [(10_000, 1, 7)]
-    assert not timers.holds(10_000, 1, 7)
-
-
-def test_timers_of_some_runs_are_dropped_and_the_others_stay() -> None:
-    timers = Timers()
-    entries = [(1, 7), (9_000, 7), (9_001, 8), (99_000, 8), (200_000, 7)]
-    for position, (due_ms, run) in enumerate(entries):
-        timers.push(due_ms, position, run)
-    assert timers.due(1, 9) == 1
-    assert timers.drop({7}) == {0, 1, 4}
-    assert timers.size == 2
-    assert timers.due(99_000, 9) == 2
-    assert [position for _, position, _ in timers.pop(99_000, 2)] == [2, 3]
-    assert timers.due(300_000, 9) == 0
-    assert timers.next_ms() == 0
 
 
 def test_most_records_have_no_raw_bytes() -> None:

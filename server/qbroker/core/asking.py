@@ -79,8 +79,10 @@ def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
     if position in run:
         return Finished(State.QUEUED, 0, 0, 0, 0, 0)
     due_ms = place_of(raw)[-1]
-    held = state.timers.holds(due_ms, position, run.number) and position not in state.cancelled
-    return Finished(State.SCHEDULED, 0, 0, 0, 0, 0) if held else None
+    group = run.lane.queue.number
+    if position in state.cancelled or not state.timers.holds(group, due_ms, position):
+        return None
+    return Finished(State.SCHEDULED, 0, 0, 0, 0, 0)
 
 
 def lookup(
@@ -222,9 +224,10 @@ def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
     runs = [run for lane in queue.lanes for run in lane.runs.values()]
     for run in runs:
         run.clear()
-    delayed = state.timers.drop({run.number for run in runs}) if queue.scheduled else set()
+    trees = state.timers.drop(queue.number)
+    delayed = {p for tree in trees for leaf in tree.leaves for p in leaf.positions}
     delayed, state.cancelled = delayed - state.cancelled, state.cancelled - delayed
-    state.delayed -= delayed
+    queue.delayed.clear()
     for kept in (state.names, state.continued, state.results.waiters):
         gone |= delayed & kept.keys()
     queue.ready = queue.scheduled = 0

@@ -40,7 +40,7 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
 def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     """The record for messages whose time is over while they wait; running ones go on."""
     over = []
-    for _, position, number in state.expiries.pop(now.wall_ms, count):
+    for _, position, number in state.expiries.pop(count):
         if position in state.leases:
             state.late.add(position)
         elif state.waits_in(number, position):
@@ -54,13 +54,13 @@ def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
 
 def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> None:
     """Delayed messages are ready: new ones at the end of their run, others in front."""
-    for _, position, number in state.timers.pop(record.wall_ms, record.count):
+    for _, position, number in state.timers.pop(record.count):
         if position in state.cancelled:
             state.cancelled.discard(position)
             continue
         run = state.run_numbered(number)
         run.lane.queue.scheduled -= 1
-        state.delayed.discard(position)
+        run.lane.queue.delayed.discard(position)
         attempts = state.attempts.get(position)
         if attempts:
             state.attempts[position] = attempts._replace(waits=False)

@@ -13,6 +13,7 @@ from qbroker.core.moment import Now
 from qbroker.core.settings import RETRY_AFTER_MS
 from qbroker.core.state import Arrival, BrokerState, Producer, Upload
 from qbroker.core.survey import RefusedError, Survey, check_named, duplicate, too_large
+from qbroker.core.timers import Entry
 from qprotocol import wire
 from qprotocol.frames import Frame, Part, Publish, Published
 from qprotocol.limits import (
@@ -222,30 +223,46 @@ def apply_messages(
 ) -> None:
     """Messages wait, from position ``first`` on."""
     lanes, at = state.lanes, first
+    timed: dict[int, list[Entry]] = {}
     for number, priority, count, due_ms in batch.runs:
         lane = lanes[number]
         run = lane.runs.get(priority) or lane.run(priority)
         if due_ms:
-            state.later(run, at, due_ms)
+            timed.setdefault(lane.queue.number, []).append((due_ms, at, run.number))
         else:
             state.ready(run, at, count)
         lane.queue.counts[count_as] += count
         at += count
+    for group, entries in timed.items():
+        state.timers.add(group, entries)
+        state.numbered[group].scheduled += len(entries)
     if batch.expiring:
-        places = spread(batch)
-        for index, expires_ms in batch.expiring:
-            number, priority, due_ms = places[index]
-            state.expiries.push(expires_ms, first + index, lanes[number].run(priority).number)
-            if due_ms:
-                state.delayed.add(first + index)
+        expiries, both = expiring(state, first, batch)
+        for group, entries in expiries.items():
+            state.expiries.add(group, entries)
+        for group, positions in both.items():
+            state.numbered[group].delayed |= positions
     for index, name in batch.named:
         state.named[name] = first + index
         state.names[first + index] = name
 
 
-def spread(batch: r.MessageBatch) -> list[tuple[int, int, int]]:
-    """(lane number, priority, due_ms or 0) of each message."""
-    return [(run[0], run[1], run[3]) for run in batch.runs for _ in range(run[2])]
+def expiring(
+    state: BrokerState, first: int, batch: r.MessageBatch
+) -> tuple[dict[int, list[Entry]], dict[int, set[int]]]:
+    """By queue number: when messages expire, and the positions of those that are delayed, too."""
+    places = [run for run in batch.runs for _ in range(run[2])]
+    expiries: dict[int, list[Entry]] = {}
+    both: dict[int, set[int]] = {}
+    for index, expires_ms in batch.expiring:
+        number, priority, _, due_ms = places[index]
+        lane, position = state.lanes[number], first + index
+        group = lane.queue.number
+        entry = expires_ms, position, lane.run(priority).number
+        expiries.setdefault(group, []).append(entry)
+        if due_ms:
+            both.setdefault(group, set()).add(position)
+    return expiries, both
 
 
 def apply_published(state: BrokerState, position: int, record: r.Published) -> None:
@@ -283,16 +300,24 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
     if record.lead:
         upload.continued.setdefault(upload.last, []).append(position)
     at = position
+    timed: dict[int, list[Entry]] = {}
     for number, priority, count, due_ms in batch.runs:
         if due_ms:
-            upload.delayed.append((due_ms, at, number, priority))
+            lane = state.lanes[number]
+            entry = due_ms, at, lane.run(priority).number
+            timed.setdefault(lane.queue.number, []).append(entry)
         else:
             staged = upload.staged.setdefault((number, priority), array("Q"))
             staged.extend(range(at, at + count))
         at += count
+    for group, entries in timed.items():
+        upload.timers.add(group, entries)
     if batch.expiring:
-        places = spread(batch)
-        upload.expiring += [(ms, position + i, *places[i]) for i, ms in batch.expiring]
+        expiries, both = expiring(state, position, batch)
+        for group, entries in expiries.items():
+            upload.expiries.add(group, entries)
+        for group, positions in both.items():
+            upload.delayed.setdefault(group, set()).update(positions)
     upload.named += [(name, position + i) for i, name in batch.named]
     upload.count += batch.count
     upload.parts += len(batch.raw)
@@ -301,21 +326,24 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
 
 
 def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -> None:
-    """The upload is true: its staged runs are hung into their lanes whole."""
+    """The upload is true: its staged runs, and its timers, are hung in whole."""
     upload = state.uploads.pop((record.connection, record.correlation))
     for (number, priority), positions in upload.staged.items():
         run = state.lanes[number].run(priority)
         run.adopt(positions)
         state.offered(run, len(positions))
         run.lane.queue.counts["published"] += len(positions)
-    for due_ms, position, number, priority in upload.delayed:
-        run = state.lanes[number].run(priority)
-        state.later(run, position, due_ms)
-        run.lane.queue.counts["published"] += 1
-    for expires_ms, position, number, priority, due_ms in upload.expiring:
-        state.expiries.push(expires_ms, position, state.lanes[number].run(priority).number)
-        if due_ms:
-            state.delayed.add(position)
+    for group, count in upload.timers.counts():
+        queue = state.numbered[group]
+        queue.scheduled += count
+        queue.counts["published"] += count
+    state.timers.adopt(upload.timers)
+    state.expiries.adopt(upload.expiries)
+    for group, both in upload.delayed.items():
+        queue = state.numbered[group]
+        fewer, more = sorted((queue.delayed, both), key=len)
+        more |= fewer
+        queue.delayed = more
     for name, position in upload.named:
         state.named[name] = position
         state.names[position] = name

@@ -243,6 +243,7 @@ class Queue:
 
     __slots__ = (
         "counts",
+        "delayed",
         "lanes",
         "leased",
         "levels",
@@ -265,6 +266,8 @@ class Queue:
         self.lanes: list[Lane] = []
         self.ready = 0
         self.scheduled = 0
+        self.delayed: set[int] = set()
+        """Positions in the timers that also have an expiry."""
         self.leased = 0
         self.levels: dict[int, list[tuple[int, int, Run]]] = {}
         """Priority to a heap of (head, run number, run) of its runs that are not empty.

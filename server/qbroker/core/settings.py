@@ -36,9 +36,9 @@ ACK_MESSAGES_MAX = 65_536
 """Messages one Ack frame may name: some ten milliseconds of work."""
 DISPATCH_MESSAGES_MAX = 4_000
 """Messages handed out in one turn; more wait for the next."""
-DUE_MESSAGES_MAX = 2_000
+DUE_MESSAGES_MAX = 1_500
 """Delayed messages made ready in one turn."""
-EXPIRE_MESSAGES_MAX = 1_000
+EXPIRE_MESSAGES_MAX = 500
 """Messages taken out in one turn because they expired."""
 LOST_MESSAGES_MAX = 4_000
 """Messages of those who left or were lost looked at in one turn, and given back."""

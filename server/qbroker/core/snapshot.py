@@ -12,6 +12,7 @@ Rule 3. A section whose form changes gets a new VERSION; the old one is read on.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
@@ -93,10 +94,11 @@ def tidy(state: BrokerState, wall_ms: int) -> None:
     old = wall_ms - PRODUCER_IDLE_MS
     for number in [n for n, p in state.producers.items() if p.seen_ms < old]:
         del state.producers[number]
-    due = state.expiries.pop(wall_ms, state.expiries.due(wall_ms, state.expiries.size))
+    due = state.expiries.pop(state.expiries.due(wall_ms, state.expiries.size))
     for due_ms, position, number in due:
         if position in state.leases or state.waits_in(number, position):
-            state.expiries.push(due_ms, position, number)
+            group = state.run_numbered(number).lane.queue.number
+            state.expiries.push(group, due_ms, position, number)
 
 
 # Queues, lanes and what waits in them.
@@ -119,15 +121,16 @@ def save_queues(state: BrokerState) -> bytes:
     """Queues and lanes in the order of their numbers."""
     queues = [[q.name, q.options.as_dict(), q.ready, q.scheduled, q.leased] for q in state.numbered]
     lanes = [[lane.queue.number, lane.task, lane.keys] for lane in state.lanes]
-    return pack_columns([queues, lanes])
+    return pack_columns([queues, lanes], [column(sorted(q.delayed)) for q in state.numbered])
 
 
 def restore_queues(state: BrokerState, block: Block) -> None:
     """Whether a queue's confirms wait for the disk is as the settings say now."""
-    queues, lanes = unpack_columns(block)[0]
+    (queues, lanes), delayed = unpack_columns(block)
     for number, (name, options, *counts) in enumerate(queues):
         queue = state.open_queue(number, name, QueueOptions.parse(options))
         queue.ready, queue.scheduled, queue.leased = counts
+        queue.delayed = set(delayed[number])
     for number, (of, task, keys) in enumerate(lanes):
         state.open_lane(number, state.numbered[of], task, keys)
 
@@ -167,7 +170,7 @@ def timers(name: str) -> Section:
     return Section((name,), save, restore)
 
 
-POSITIONS = ("delayed", "late", "cancelled")
+POSITIONS = ("late", "cancelled")
 
 
 def save_positions(state: BrokerState) -> bytes:
@@ -315,29 +318,32 @@ def restore_results(state: BrokerState, block: Block) -> None:
 
 
 def save_uploads(state: BrokerState) -> bytes:
-    """A row an upload, a column for each run it has staged."""
+    """A row an upload; a column for each run it has staged, then those of its timers."""
     rows, columns = [], []
     for key, upload in state.uploads.items():
+        timers, expiries = upload.timers.saved(), upload.expiries.saved()
+        delayed = {group: list(positions) for group, positions in upload.delayed.items()}
         rows.append(
             [
-                *(key, list(upload.staged), upload.delayed, upload.expiring, upload.named),
+                *(key, list(upload.staged), timers[0], expiries[0], delayed, upload.named),
                 *(upload.continued, upload.last, upload.count, upload.parts),
             ]
         )
-        columns += list(upload.staged.values())
+        columns += [*upload.staged.values(), *timers[1], *expiries[1]]
     return pack_columns(rows, columns)
 
 
 def restore_uploads(state: BrokerState, block: Block) -> None:
     rows, columns = unpack_columns(block)
     waiting = iter(columns)
-    for key, staged, delayed, expiring, named, continued, last, count, parts in rows:
+    for key, staged, timers, expiries, delayed, named, *rest in rows:
         state.uploads[tuple(key)] = Upload(
             {tuple(run): next(waiting) for run in staged},
-            [tuple(each) for each in delayed],
-            [tuple(each) for each in expiring],
+            Timers.restored(timers, list(islice(waiting, 3 * len(timers)))),
+            Timers.restored(expiries, list(islice(waiting, 3 * len(expiries)))),
+            {group: set(positions) for group, positions in delayed.items()},
             [tuple(each) for each in named],
-            *(continued, last, count, parts),
+            *rest,
         )
 
 

@@ -51,10 +51,10 @@ class Upload:
 
     staged: dict[tuple[int, int], "array[int]"] = field(default_factory=dict)
     """(lane number, priority) to positions."""
-    delayed: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """(due_ms, position, lane number, priority)"""
-    expiring: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    """(expires_ms, position, lane number, priority, due_ms or 0)"""
+    timers: Timers = field(default_factory=Timers)
+    expiries: Timers = field(default_factory=Timers)
+    delayed: dict[int, set[int]] = field(default_factory=dict)
+    """Queue number to the positions that are in both."""
     named: list[tuple[bytes, int]] = field(default_factory=list)
     continued: dict[int, list[int]] = field(default_factory=dict)
     """A message that goes on in later parts, to those parts' positions."""
@@ -85,9 +85,9 @@ class BrokerState:
     lane_of: dict[tuple[int, str, bytes], Lane] = field(default_factory=dict)
     """(queue number, task, keys) to the lane."""
     timers: Timers = field(default_factory=Timers)
+    """Messages that wait for their time, by queue number."""
     expiries: Timers = field(default_factory=Timers)
-    delayed: set[int] = field(default_factory=set)
-    """Positions in the timers that also have an expiry."""
+    """When a message may not begin any more, by queue number."""
     late: set[int] = field(default_factory=set)
     """Leased messages whose time to begin is over, should they come back."""
     leases: dict[int, Grant] = field(default_factory=dict)
@@ -184,8 +184,9 @@ class BrokerState:
 
     def later(self, run: Run, position: int, due_ms: int) -> None:
         """The message waits for ``due_ms``."""
-        self.timers.push(due_ms, position, run.number)
-        run.lane.queue.scheduled += 1
+        queue = run.lane.queue
+        self.timers.push(queue.number, due_ms, position, run.number)
+        queue.scheduled += 1
 
     def unlease(self, position: int) -> Run:
         """The message is not leased any more; it is in no place now. Where it came from."""
@@ -208,7 +209,7 @@ class BrokerState:
             if late:
                 for position in late.intersection(range(start, start + length)):
                     late.discard(position)
-                    self.expiries.push(1, position, run.number)
+                    self.expiries.push(run.lane.queue.number, 1, position, run.number)
         consumer = grant.consumer
         if consumer:
             consumer.unsettled -= count
@@ -220,7 +221,7 @@ class BrokerState:
         attempts = self.attempts.get(position)
         if attempts.waits if attempts else position not in run:
             self.cancelled.add(position)
-            self.delayed.discard(position)
+            run.lane.queue.delayed.discard(position)
             run.lane.queue.scheduled -= 1
         else:
             run.remove(position, 1)
@@ -228,10 +229,10 @@ class BrokerState:
 
     def waits_in(self, run_number: int, position: int) -> bool:
         """Whether the message waits, ready or for its time, in that run."""
-        attempts = self.attempts.get(position)
+        run, attempts = self.run_numbered(run_number), self.attempts.get(position)
         if attempts:
-            return attempts.waits or attempts.run is self.run_numbered(run_number)
-        return position in self.delayed or position in self.run_numbered(run_number)
+            return attempts.waits or attempts.run is run
+        return position in run.lane.queue.delayed or position in run
 
     def listen_again(self, consumer: Consumer) -> None:
         """The consumer may have room: look at its queues."""
