@@ -86,6 +86,7 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.Purge: (f.Ok,),
     f.Peek: (f.Peeked,),
     f.Inspect: (f.Report,),
+    f.Search: (f.Report,),
     f.Bye: (f.Ok,),
 }
 """Requests, and what answers them with the same correlation id; Error may answer any."""

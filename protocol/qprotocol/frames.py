@@ -399,6 +399,30 @@ class Report(Frame):
     """Raw: JSON in UTF-8."""
 
 
+@frame(0x56, CLIENT)
+class Search(Frame):
+    """Look through settled tasks, newest first. Answered by Report.
+
+    Empty text and 0 ask for nothing. ``id`` names one task, and the others are not looked
+    at; its report is {"task": row or null}. Else {"tasks": rows, "next": text, "cut": bool}:
+    the next page is asked for with ``after`` that text, which is empty behind the last one;
+    with ``cut`` the search took too long and looked at a part only. ``state`` is a number
+    of states.State; ``worker`` and ``error`` may be the beginning of one. Times are when
+    tasks were finished, in ms since 1970: from ``since_ms`` on, before ``until_ms``.
+    """
+
+    id: "str" = ""
+    task: "str" = ""
+    queue: "str" = ""
+    worker: "str" = ""
+    state: "int" = 0
+    error: "str" = ""
+    since_ms: "int" = 0
+    until_ms: "int" = 0
+    limit: "int" = 50
+    after: "str" = ""
+
+
 # Pushes, and the end.
 
 

@@ -98,7 +98,13 @@ def with_settings(command: F) -> F:
 
 @commands.command("serve")
 @with_settings
-def serve_command(config: Config) -> None:
+@click.option(
+    "--move-archive-aside",
+    "move_aside",
+    is_flag=True,
+    help="Keep a damaged or foreign archive under another name, and begin a new one.",
+)
+def serve_command(config: Config, move_aside: bool) -> None:
     """Run a broker until SIGTERM or Ctrl-C.
 
     Each setting may also be a variable (QBROKER_LISTEN) or a key of the TOML file. Exit codes:
@@ -115,7 +121,7 @@ def serve_command(config: Config) -> None:
     from qbroker.server import serve  # noqa: PLC0415  # rule 4
 
     open_journal(config.log_level, config.log_format)
-    code = serve(config, functools.partial(click.echo, color=False))
+    code = serve(config, functools.partial(click.echo, color=False), move_aside=move_aside)
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing is left to be done, and to free ten million messages one by one takes seconds.

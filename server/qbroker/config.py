@@ -134,9 +134,9 @@ class Config:
     result_bytes_max: int = setting(MIB, SIZE, (0, 64 * MIB),
         "Largest result of a task: a larger one fails the task with a reason.")
     result_ttl_ms: int = setting(DAY, DURATION, (SECOND, 3650 * DAY),
-        "How long a result can be asked for, for tasks that do not say.")
+        "How long a result can be asked for: then its bytes go, and get() knows it no more.")
     results_max: int = setting(1_000_000, COUNT, (0, 1_000_000_000),
-        "Results kept at once: beyond it the oldest go before their time.")
+        "Results in memory at once, until they are archived: beyond it the oldest go first.")
     named_ids_max: int = setting(1_000_000, COUNT, (0, 100_000_000),
         "Ids not minted by our clients, kept to find and deduplicate; they cost memory.")
     delay_max_ms: int = setting(365 * DAY, DURATION, (SECOND, 3650 * DAY),
@@ -145,6 +145,18 @@ class Config:
         "Longest wait between two tries: exponential backoff stops growing here.")
     poison_max: int = setting(3, COUNT, (1, 1000),
         "Workers a message may take down before it is set aside as a dead letter.")
+
+    # The archive of settled tasks
+    archive: bool = setting(True, BOOL, None,
+        "Keep settled tasks on disk; else results stay in memory and nothing can be searched.")
+    archive_ttl_ms: int = setting(7 * DAY, DURATION, (SECOND, 3650 * DAY),
+        "How long a settled task can be searched for.")
+    archive_bytes_max: int = setting(10 * GIB, SIZE, (MIB, 16 * 1024 * GIB),
+        "Most the archive may hold: beyond it the oldest rows go before their time.")
+    archive_lag_bytes: int = setting(64 * MIB, SIZE, (MIB, 1024 * GIB),
+        "Log not archived yet, beyond which successes without a result get no row.")
+    archive_lag_bytes_max: int = setting(GIB, SIZE, (MIB, 1024 * GIB),
+        "Log not archived yet, beyond which publishes are refused until it has caught up.")
 
     # Uploads: publishes larger than a frame, which arrive in parts
     upload_messages_max: int = setting(50_000, COUNT, (1, 10_000_000),
@@ -309,6 +321,12 @@ def check_together(config: Config) -> None:
         (1, "batch_bytes_max", "segment_bytes", "a batch would not fit into a log file"),
         (1, "body_bytes_max", "upload_bytes_max", "the largest body could never arrive"),
         (1, "result_bytes_max", "upload_bytes_max", "the largest result could never arrive"),
+        (
+            1,
+            "archive_lag_bytes",
+            "archive_lag_bytes_max",
+            "publishes would stop before rows are shed",
+        ),
         (1, "retry_max_ms", "delay_max_ms", "the longest retry would be refused as a delay"),
         (2, "heartbeat_ms", "session_timeout_ms", "one late heartbeat would lose a session"),
     ]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from qbroker.ages import Ages
+from qbroker.archiving import Archiving
 from qbroker.bodies import Bodies
 from qbroker.config import Config
 from qbroker.core import effects as e
@@ -32,13 +33,14 @@ from qbroker.core.moment import Now
 from qbroker.core.statistics import Statistics
 from qbroker.delivery import Connection, Delivery
 from qbroker.evidence import Evidence
-from qbroker.groupcommit import Commit, GroupCommit
+from qbroker.groupcommit import Commit, collector
 from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
 from qbroker.log.format import rounded
 from qbroker.log.log import Log
 from qbroker.lookups import Lookups
 from qbroker.machine import Machine
+from qbroker.searching import Searches
 from qbroker.timings import Timings
 from qprotocol import frames as f
 
@@ -69,6 +71,7 @@ class Engine:
         timings: Timings,
         *,
         machine: Machine | None = None,
+        archive: Archiving | None = None,
     ) -> None:
         self._config = config
         self._log = log
@@ -79,16 +82,14 @@ class Engine:
         self._clock = machine = machine or Machine()
         self._readers, self._writer = machine.readers(), machine.writer()
         self._connections: dict[int, Connection] = {}
-        self._delivery = Delivery(self._bodies, self._connections, self._readers)
-        self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
-        self._lookups = Lookups(self._delivery, self._readers, self._schedule, self._fail)
-        self._group = GroupCommit(
-            log,
-            self._bodies,
-            fsync=config.fsync,
-            interval_ms=config.fsync_interval_ms,
-            batch_bytes_max=config.batch_bytes_max,
+        questions, searches = (
+            (archive.questions, archive.searches) if archive else (None, Searches(None))
         )
+        self._delivery = Delivery(self._bodies, self._connections, self._readers, questions)
+        self._lookups = Lookups(self._delivery, self._readers, self._schedule, self._fail)
+        self._searches = searches
+        self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
+        self._group = collector(config, log, self._bodies)
         self._committing = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -248,6 +249,9 @@ class Engine:
                 self.inbox_bytes -= len(frame.raw) + 64
                 if type(frame) is f.Inspect:
                     out.append(self._inspected(connection.number, frame))
+                elif type(frame) is f.Search:
+                    is_hidden = self._core.is_forgotten
+                    self._searches.ask(connection.number, frame, is_hidden, self._answer)
                 else:
                     out += self._core.execute(connection.number, frame, now, self._group.append)
             if self._clock.seconds() > end:
@@ -342,6 +346,15 @@ class Engine:
             self._over.set_exception(failure)
 
     # Questions.
+
+    def archived(self, upto: int) -> None:
+        """The archive holds what was settled up to that position; memory lets go of it."""
+        self._core.archived(upto)
+        self._due_ms = 0
+        self._schedule()
+
+    def _answer(self, connection: int, answer: f.Frame) -> None:
+        self._delivery.send([e.Send(connection, answer)])
 
     def _inspected(self, connection: int, frame: f.Inspect) -> e.Effect:
         return e.Send(connection, inspected(self.statistics(), self._log, frame))

@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from qbroker.bodies import Bodies
+from qbroker.config import Config
 from qbroker.core import effects as e
 from qbroker.core import records as r
 from qbroker.log.batch import BatchBuilder
@@ -179,3 +180,14 @@ class GroupCommit:
         if any(waiting) or self._sync_owed(mono_ms):
             return True
         return self._fsync == "always" and not waiting
+
+
+def collector(config: Config, log: Log, bodies: Bodies) -> GroupCommit:
+    """What collects records into batches, as the settings say."""
+    return GroupCommit(
+        log,
+        bodies,
+        fsync=config.fsync,
+        interval_ms=config.fsync_interval_ms,
+        batch_bytes_max=config.batch_bytes_max,
+    )

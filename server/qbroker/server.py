@@ -23,6 +23,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from qbroker.archiving import Archiving
 from qbroker.checkpoint.keeping import Keeping
 from qbroker.config import Config, is_loopback
 from qbroker.engine import Engine
@@ -35,7 +36,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.health import Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
-from qbroker.space import Level, Room
+from qbroker.space import Level
 from qbroker.starting import Say, Stores, core_settings, open_stores
 from qbroker.timings import Timings
 from qbroker.writer import Writer
@@ -52,7 +53,7 @@ _log = logging.getLogger("qbroker")
 class Server:
     """A broker that is being built, runs, and stops. ``run`` is all there is to call."""
 
-    def __init__(self, config: Config, stores: Stores, say: Say) -> None:
+    def __init__(self, config: Config, stores: Stores, say: Say, *, move_aside: bool) -> None:
         self._config = config
         self._log = stores.log
         self._space = stores.space
@@ -63,8 +64,9 @@ class Server:
         begun, done = self._metrics.batch_records, self._metrics.sync_seconds
         timings = Timings(turn=self._metrics.turn_seconds, sync=done, batch_records=begun)
         machine = Machine(writer=partial(Writer, stores.space.patiently))
+        self._archiving = archive = Archiving(config, stores.log, may_move_aside=move_aside)
         self._engine = Engine(
-            config, stores.log, stores.core, stores.ages, timings, machine=machine
+            config, stores.log, stores.core, stores.ages, timings, machine=machine, archive=archive
         )
         self._stores = stores
         self._keeping = keeping(config, stores, self._engine)
@@ -74,7 +76,8 @@ class Server:
         self._listener = Listener(self._engine, self._terms(), limits(config))
         self._listener.watch.on_tick = self._health.tick
         self._listener.watch.disk_hangs = lambda: self._health.stalled
-        self._space.on_change = self._room_changed
+        self._space.on_change = archive.on_refusal = self._judge_publishes
+        archive.has_room = lambda: self._space.room.level < Level.CRITICAL
         self._told_to_stop: asyncio.Event
         self._bug: BaseException | None = None
 
@@ -90,6 +93,7 @@ class Server:
         try:
             await self._listen()
             self._keeping.start()
+            self._archiving.start(self._engine)
             await first_of(turning, self._told_to_stop.wait())
             if not turning.done() and self._bug is None:
                 await first_of(turning, self._say_goodbye())
@@ -99,6 +103,7 @@ class Server:
             raise
         finally:
             watching.cancel()
+            await self._archiving.stop()
             await self._keeping.stop()
             self._listener.abort()
             await self._http.close()
@@ -200,15 +205,17 @@ class Server:
             wall_ms=wall_ms,
         )
 
-    def _room_changed(self, room: Room) -> None:
+    def _judge_publishes(self, _: object = None) -> None:
         """Publishes are refused, or taken again; who waits is told."""
-        self._engine.close_to_publishes(room.refusal)
-        self._listener.close_to_publishes(room.refusal)
+        why = self._space.room.refusal or self._archiving.refusal
+        self._engine.close_to_publishes(why)
+        self._listener.close_to_publishes(why)
 
     def _report(self) -> dict[str, object]:
         room = self._space.room
         report = self._health.report(self._log.written, self._log.durable)
-        return report | {"disk": room.level.name.lower(), "disk_free_bytes": room.free_bytes}
+        report |= {"disk": room.level.name.lower(), "archive": self._archiving.report()}
+        return report | {"disk_free_bytes": room.free_bytes}
 
     def _snapshot(self) -> Snapshot:
         log, last = self._log.statistics(), self._keeping.last
@@ -226,6 +233,7 @@ class Server:
             checkpoint_s=last.seconds,
             checkpoint_bytes=last.bytes,
             checkpoint_failures=last.failures,
+            archive=self._archiving.statistics(),
             loop_lag_s=self._listener.watch.take_lag(),
             started_s=self._started_s,
             version=self._version,
@@ -303,7 +311,7 @@ def show_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def serve(config: Config, say: Say) -> Exit:
+def serve(config: Config, say: Say, *, move_aside: bool = False) -> Exit:
     """Run a broker in this thread until it ends; how it ended. Raises Trouble.
 
     The process should end right after it, by os._exit: the loop is not closed, for that
@@ -311,7 +319,7 @@ def serve(config: Config, say: Say) -> Exit:
     """
     stores = open_stores(config, say)
     try:
-        server = Server(config, stores, say)
+        server = Server(config, stores, say, move_aside=move_aside)
         return asyncio.Runner(loop_factory=new_loop).run(server.run())
     except LogFailed as failure:  # while the new epoch was written
         raise Trouble(str(failure), Exit.DISK) from failure

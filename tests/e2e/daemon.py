@@ -54,6 +54,8 @@ class Daemon:
         self.faults = folder / "faults"
         room = {"disk_low_bytes": "64MiB", "disk_critical_bytes": "16MiB"}  # of any machine's disk
         self.settings = {"claims_ms": 300, **room, **settings}
+        self.flags: list[str] = []
+        """More words for its command line."""
         self.port = 0
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -81,6 +83,7 @@ class Daemon:
         command = [*wrapper, str(SCRIPTS / "qbroker"), "serve", "--data", str(self.data)]
         for name, value in flags.items():
             command += ["--" + name.replace("_", "-"), str(value)]
+        command += self.flags
         env = clean_env()
         if is_faulty:
             self.faults.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def test_a_keeper_that_dies_is_told_of_and_the_broker_goes_on(
     broker.fault("slow", is_on=True, text="0.05")
     talker = broker.connect()
     next_checkpoint(broker, talker, end=".qckp.tmp")
-    (keeper,) = children(broker.pid)
+    (keeper,) = [pid for pid in children(broker.pid) if runs(pid, "qbroker.checkpoint")]
     os.kill(keeper, signal.SIGKILL)
     until(lambda: "no checkpoint was written" in broker.last_words(), "the warning")
     assert "it is tried again in 30 s" in broker.last_words()
@@ -120,6 +120,10 @@ def children(pid: int) -> list[int]:
     threads = Path(f"/proc/{pid}/task").iterdir()
     text = " ".join((thread / "children").read_text() for thread in threads)
     return [int(word) for word in text.split()]
+
+
+def runs(pid: int, module: str) -> bool:
+    return module in Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def damage(path: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from qbroker.core.statistics import QueueStatistics, Statistics
+from qbroker.core.statistics import ArchiveStatistics, QueueStatistics, Statistics
 from qbroker.net.complaints import Complaints
 from qbroker.ops.health import STALLED_S, Health
 from qbroker.ops.journal import open_journal
@@ -57,6 +57,7 @@ def snapshot(*queues: QueueStatistics, **fields: object) -> Snapshot:
         "checkpoint_failures": 22,
         "disk_free_bytes": 13,
         "disk_level": 1,
+        "archive": ArchiveStatistics(14, 15, 16, 17, 0.25, "", 18, 19),
         "loop_lag_s": 0.5,
         "started_s": 1.5,
         "version": "1.2",

@@ -191,6 +191,19 @@ FRAMES: dict[str, f.Frame] = {
     "error_shortest": f.Error(code="BAD_FRAME", message="", details={}),
     "consume_nothing": f.Consume(subscription=0, queues=[], credit=0, correlation=1),
     "blocked_with_code": f.Blocked(reason="disk", code="RESOURCE_EXHAUSTED"),
+    "search": f.Search(
+        correlation=17,
+        task="shop.bill",
+        queue="emails",
+        worker="00ff",
+        state=7,
+        error="OSError",
+        since_ms=1_700_000_000_000,
+        until_ms=1_700_000_001_000,
+        limit=5,
+        after="1700000000500:3145728",
+    ),
+    "search_one": f.Search(correlation=18, id=MINTED),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -50,3 +50,21 @@ class Statistics:
     producers: int
     quarantined: tuple[QuarantinedMessage, ...] = ()
     window_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveStatistics:
+    """The archive, as of its last transaction. Rows are counted since it was made."""
+
+    batch: int = 0
+    rows: int = 0
+    shed: int = 0
+    """Rows left out because it was too far behind."""
+    bytes: int = 0
+    seconds: float = 0.0
+    """What the last transaction took."""
+    trouble: str = ""
+    """Why nothing is archived, in a sentence; empty if all is well."""
+    lag_batches: int = 0
+    lag_bytes: int = 0
+    """Of the log, durable and not archived."""

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qbroker.core.statistics import QueueStatistics, Statistics
+from qbroker.core.statistics import ArchiveStatistics, QueueStatistics, Statistics
 from qbroker.ops.histogram import Histogram
 
 QUEUES_MAX = 200
@@ -64,6 +64,7 @@ class Snapshot:
     checkpoint_bytes: int
     checkpoint_failures: int
     """Since the start."""
+    archive: ArchiveStatistics
     loop_lag_s: float
     """The latest the event loop was since the last snapshot."""
     started_s: float
@@ -182,10 +183,29 @@ METRICS: tuple[Row, ...] = (
     Row("qbroker_leases", "gauge", "messages",
         "Messages that are handed out now.", (), one(lambda s: s.statistics.leases)),
     Row("qbroker_results", "gauge", "results",
-        "Results that can be asked for.", (), one(lambda s: s.statistics.results)),
+        "Results in memory, not archived yet.", (), one(lambda s: s.statistics.results)),
     Row("qbroker_results_dropped_total", "counter", "results",
-        "Results dropped before their time, for results_max.",
+        "Results dropped from memory before they were archived, for results_max.",
         (), one(lambda s: s.statistics.results_dropped)),
+    Row("qbroker_archive_rows_total", "counter", "tasks",
+        "Settled tasks that were archived, since the archive was made.",
+        (), one(lambda s: s.archive.rows)),
+    Row("qbroker_archive_shed_total", "counter", "tasks",
+        "Successes without a result that got no row, for archive_lag_bytes.",
+        (), one(lambda s: s.archive.shed)),
+    Row("qbroker_archive_bytes", "gauge", "bytes",
+        "What the archive holds; archive_bytes_max is its limit.",
+        (), one(lambda s: s.archive.bytes)),
+    Row("qbroker_archive_lag_batches", "gauge", "batches",
+        "Batches that are durable in the log and not archived.",
+        (), one(lambda s: s.archive.lag_batches)),
+    Row("qbroker_archive_lag_bytes", "gauge", "bytes",
+        "Bytes of log that are not archived.", (), one(lambda s: s.archive.lag_bytes)),
+    Row("qbroker_archive_transaction_seconds", "gauge", "seconds",
+        "How long the archive's last transaction took.", (), one(lambda s: s.archive.seconds)),
+    Row("qbroker_archive_failed", "gauge", "",
+        "1 while nothing is archived: alert on this, /health and the journal say why.",
+        (), one(lambda s: float(bool(s.archive.trouble)))),
     Row("qbroker_window_bytes", "gauge", "bytes",
         "Bodies kept in memory near the heads of queues.",
         (), one(lambda s: s.statistics.window_bytes)),
