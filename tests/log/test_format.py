@@ -39,6 +39,7 @@ HEADER = SegmentHeader(
     previous=bytes(range(32, 48)),
     salt=0x1122334455667788,
     size=64 << 20,
+    generation=9,
 )
 STAMP = Stamp(durable_upto=6, epoch=5, wall_ms=1_700_000_000_000, key_min=10, key_max=20)
 
@@ -52,17 +53,17 @@ def example() -> tuple[bytes, bytes]:
 
 
 def test_a_segment_header_is_these_bytes() -> None:
-    """A header written by any version 1 can be read for ever."""
+    """A header written by any version 2 can be read for ever."""
     block = pack_segment_header(HEADER)
     assert len(block) == 4096
-    assert block[:96].hex() == GOLDEN_SEGMENT
-    assert not block[96:].strip(b"\0")
+    assert block[:104].hex() == GOLDEN_SEGMENT
+    assert not block[104:].strip(b"\0")
     assert first_chain(block).hex() == GOLDEN_FIRST_CHAIN
     assert unpack_segment_header(block) == HEADER
 
 
 def test_a_batch_is_these_bytes() -> None:
-    """A batch written by any version 1 can be read for ever."""
+    """A batch written by any version 2 can be read for ever."""
     data, digest = example()
     assert len(data) == SECTOR_BYTES
     assert data[:122].hex() == GOLDEN_BATCH
@@ -86,11 +87,11 @@ def test_what_was_packed_is_read_back() -> None:
 
 
 def test_a_footer_is_these_bytes() -> None:
-    """A footer written by any version 1 can be read for ever."""
-    footer = Footer(7, 9, 12, 8192, 10, 20, bytes(range(16)))
+    """A footer written by any version 2 can be read for ever."""
+    footer = Footer(7, 9, 12, 8192, 10, 20, bytes(range(16)), 3, bytes(range(16, 32)))
     block = pack_footer(footer, HEADER.seed)
     assert len(block) == SECTOR_BYTES
-    assert block[:72].hex() == GOLDEN_FOOTER
+    assert block[:96].hex() == GOLDEN_FOOTER
     assert unpack_footer(b"x" + block, 1, HEADER.seed) == footer
 
 
@@ -132,7 +133,7 @@ def test_a_flipped_bit_of_a_record_is_seen_by_its_own_checksum() -> None:
 
 def test_a_flipped_bit_of_a_footer_is_seen() -> None:
     """All of a footer's sector is guarded."""
-    block = pack_footer(Footer(7, 9, 12, 8192, 10, 20, bytes(16)), HEADER.seed)
+    block = pack_footer(Footer(7, 9, 12, 8192, 10, 20, bytes(16), 3, bytes(16)), HEADER.seed)
     for at in range(len(block)):
         damaged = bytearray(block)
         damaged[at] ^= 1 << at % 8
@@ -243,11 +244,11 @@ def resigned(data: bytearray) -> bytes:
 
 
 GOLDEN_SEGMENT = (
-    "51424c4f4753454701000000537986b7000102030405060708090a0b0c0d0e0f101112131415161718191a1b"
-    "1c1d1e1f02000000000000000700000000000000202122232425262728292a2b2c2d2e2f8877665544332211"
-    "0000000400000000"
+    "51424c4f4753454702000000b49cc97d000102030405060708090a0b0c0d0e0f101112131415161718191a"
+    "1b1c1d1e1f02000000000000000700000000000000202122232425262728292a2b2c2d2e2f887766554433"
+    "221100000004000000000900000000000000"
 )
-GOLDEN_FIRST_CHAIN = "cba66e8ac5dcab7c96feead442ac9037"
+GOLDEN_FIRST_CHAIN = "6b1d09ccb6d170d2085ff3730e49ff50"
 GOLDEN_BATCH = (
     "51424154cacc0b61070000000000000000020000020000000400000000000000060000000000000005000000"
     "000000000068e5cf8b0100000a000000000000001400000000000000a89814cb050000000000700000000000"
@@ -255,6 +256,7 @@ GOLDEN_BATCH = (
 )
 GOLDEN_DIGEST = "34c9920aa32ed0b8bb258a381ef93d6b"
 GOLDEN_FOOTER = (
-    "51454e4401223e5e070000000000000009000000000000000c0000000000000000200000000000000a000000"
-    "000000001400000000000000000102030405060708090a0b0c0d0e0f"
+    "51454e44e1b7b942070000000000000009000000000000000c0000000000000000200000000000000a0000"
+    "00000000001400000000000000000102030405060708090a0b0c0d0e0f0300000000000000101112131415"
+    "161718191a1b1c1d1e1f"
 )

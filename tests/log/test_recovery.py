@@ -1,4 +1,4 @@
-"""From a directory to a log: what is cut, what is refused, and what is said."""
+"""From a directory to a log: what is cut, what is kept, and what is said."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import errno
 
 import pytest
 
-from qbroker.log.disk import write_whole
 from qbroker.log.errors import (
     CorruptError,
-    ForeignError,
-    FormatError,
     LockedError,
     LogFailed,
     UnreadableError,
 )
 from qbroker.log.format import (
-    FOOTER_BYTES,
-    SEGMENT_HEADER,
     SEGMENT_HEADER_BYTES,
     Footer,
     pack_footer,
@@ -100,112 +95,6 @@ def test_a_lock_that_fails_is_disk_trouble(story) -> None:
         story.reopen()
 
 
-# --- Cut at every byte
-
-
-def test_a_file_cut_at_any_byte_ends_at_a_whole_batch(story) -> None:
-    """Of an unclean end only batches that are whole remain, in order, and nothing else."""
-    for number in range(4):
-        story.put(bytes([65 + number]) * 300 * number)
-    whole = bytes(story.file())
-    ends = {
-        info.number: sum(i.length for i, _ in story.log.replay() if i.number <= info.number)
-        for info, _ in story.log.replay()
-    }
-    story.disk.kill()
-    for size in range(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + ends[4] + 600):
-        disk = story.disk.copy()
-        disk.files[FIRST].cached = bytearray(whole[:size])
-        disk.files[FIRST].durable = bytearray(whole[:size])
-        kept = [n for n, end in ends.items() if SEGMENT_HEADER_BYTES + end <= size]
-        assert batches_of(disk, story.settings) == {n: story.given[n] for n in kept}
-        again = disk.copy()
-        assert list(batches_of(again, story.settings)) == kept
-
-
-def test_a_file_cut_inside_its_header_is_refused(story) -> None:
-    """A segment has its name only once its header is durable."""
-    story.put(b"a")
-    content = story.file()
-    story.disk.kill()
-    for size in (0, 7, 100, SEGMENT_HEADER_BYTES - 1):
-        disk = story.disk.copy()
-        disk.files[FIRST].cached = content[:size]
-        disk.files[FIRST].durable = content[:size]
-        with pytest.raises(CorruptError, match="no segment header"):
-            Log.open(disk, story.settings)
-
-
-# --- Flip every byte
-
-
-def test_damage_anywhere_in_an_unclean_segment_is_cut_above_durable_or_refused(story) -> None:
-    """What a later batch says was durable is never cut; the last one alone may be."""
-    story.put(b"a" * 100)
-    story.put(b"b" * 600)
-    story.put(b"c" * 100)
-    story.put(b"d" * 10)
-    content = story.file()
-    end = story.log._segments[0].end
-    story.disk.kill()
-    outcomes = set()
-    for at in range(end + 600):
-        content[at] ^= 1 << at % 8
-        disk = story.disk.copy()
-        try:
-            found = batches_of(disk, story.settings)
-        except (CorruptError, FormatError):
-            outcomes.add("refused")
-            assert at < end - 512
-        else:
-            assert found == {n: story.given[n] for n in found}
-            outcomes.add(len(found))
-            if at < end:
-                assert len(found) == 3
-                assert torn_files(disk)
-        content[at] ^= 1 << at % 8
-    assert outcomes == {"refused", 3, 4}
-
-
-def test_damage_anywhere_after_a_clean_stop_is_refused(story) -> None:
-    """A sealed file has no torn tail: every byte of it was confirmed, the footer too."""
-    story.put(b"a" * 100)
-    story.put(b"b" * 600)
-    story.log.close()
-    content = story.file()
-    story.disk.kill()
-    for at in range(len(content)):
-        content[at] ^= 1 << at % 8
-        with pytest.raises((CorruptError, FormatError)):
-            batches_of(story.disk.copy(), story.settings)
-        content[at] ^= 1 << at % 8
-    assert batches_of(story.disk, story.settings) == story.given
-
-
-def test_a_sealed_file_cut_short_is_refused(story) -> None:
-    """Its mode says that it had a footer."""
-    story.fill(3)
-    story.log.close()
-    for cut in (1, FOOTER_BYTES, FOOTER_BYTES + 700):
-        disk = story.disk.copy()
-        for content in (disk.files[FIRST].cached, disk.files[FIRST].durable):
-            del content[-cut:]
-        with pytest.raises(CorruptError, match="it was sealed, but no footer"):
-            Log.open(disk, story.settings)
-
-
-def test_damage_in_an_older_segment_is_refused(story) -> None:
-    """A later segment proves that the earlier one was durable, to the last byte."""
-    story.fill(60)
-    story.disk.kill()
-    content = story.file(0)
-    for at in range(0, len(content), 7):
-        content[at] ^= 0x10
-        with pytest.raises((CorruptError, FormatError)):
-            batches_of(story.disk.copy(), story.settings)
-        content[at] ^= 0x10
-
-
 # --- The decision
 
 
@@ -214,7 +103,7 @@ def test_a_torn_end_is_kept_as_evidence_and_counted(story) -> None:
     story.fill(2)
     story.put(b"never confirmed" * 50, sync=False)
     content = story.file()
-    offset = story.log._segments[0].end - 1024
+    offset = story.log._manifest.segments[0].end - 1024
     content[offset + 600] ^= 1
     torn = bytes(content[offset : offset + 1024])
     story.killed()
@@ -347,7 +236,7 @@ def test_an_old_record_under_a_new_header_is_not_handed_out(story) -> None:
 def test_a_damaged_header_met_by_the_index_is_named(story) -> None:
     """After a clean start the index is built when first asked, and says what it stumbled on."""
     story.fill(3)
-    story.put(b"last")
+    story.put(b"last", keys=(5, 9))
     story.log.close()
     story.reopen()
     content = story.file(0)
@@ -379,12 +268,13 @@ def test_a_footer_that_contradicts_its_batches_is_damage(story) -> None:
     story.fill(3)
     story.log.close()
     story.reopen()
-    sealed = story.log._segments[0]
-    footer = Footer(1, 3, 3, sealed.end, 1, 0, b"another digest..")
+    sealed = story.log._manifest.segments[0]
+    other = b"another digest.."
+    footer = Footer(1, 3, 3, sealed.end, 1, 0, other, 1, other)
     story.file(0)[sealed.end :] = pack_footer(footer, sealed.seed)
     with pytest.raises(CorruptError, match="does not continue"):
         story.killed()
-    sealed.chain = footer.chain
+    sealed.content = other
     with pytest.raises(CorruptError, match="the footer's digest disagrees"):
         list(story.log.replay())
 
@@ -404,154 +294,6 @@ def test_a_file_cut_under_a_running_broker_is_damage(story) -> None:
             with pytest.raises(CorruptError, match=f"{FIRST} is damaged at byte 4096"):
                 read()
         content.extend(saved)
-
-
-# --- META and the order of files
-
-
-def test_a_missing_meta_beside_data_is_refused(story) -> None:
-    """Absence is never inferred: a directory with data and without META is not new."""
-    story.put(b"a")
-    story.disk.kill()
-    del story.disk.files["META"]
-    with pytest.raises(CorruptError, match="missing, but 0+1.qlog holds data"):
-        story.reopen()
-
-
-def test_a_creation_cut_short_begins_anew(story) -> None:
-    """Before META is there, nothing was ever confirmed."""
-    story.disk.kill()
-    del story.disk.files["META"]
-    story.reopen()
-    story.put(b"a")
-    assert story.killed().written == 1
-
-
-def test_a_missing_segment_is_refused(story) -> None:
-    """The oldest and the newest are named in META; any between breaks the chain."""
-    story.fill(100)
-    story.disk.kill()
-    names = sorted(name for name in story.disk.files if name.endswith(".qlog"))
-    for gone, sentence in (
-        (0, "the file is missing"),
-        (1, "does not continue"),
-        (-1, "the file is missing"),
-    ):
-        disk = story.disk.copy()
-        del disk.files[names[gone]]
-        with pytest.raises(CorruptError, match=sentence):
-            Log.open(disk, story.settings)
-
-
-def test_an_unsealed_file_that_is_not_the_last_is_refused(story) -> None:
-    """A successor is made only once the file before is sealed."""
-    story.fill(30)
-    content = story.file(0)
-    del content[-512:]
-    story.disk.kill()
-    with pytest.raises(CorruptError, match="it was sealed"):
-        story.reopen()
-
-
-def test_a_file_under_another_name_is_refused(story) -> None:
-    """Name and header agree on the first batch."""
-    story.put(b"a")
-    story.log.close()
-    story.disk.files["00000000000000000002.qlog"] = story.disk.files[FIRST]
-    with pytest.raises(CorruptError, match="begins at batch 1"):
-        story.reopen()
-
-
-def test_files_of_another_log_are_refused(story, new_story) -> None:
-    """Directories that were mixed, or the wrong cluster's, are told from damage."""
-    story.fill(3)
-    other = new_story(SimDisk(seed=5))
-    other.put(b"x")
-    story.disk.kill()
-    mixed = story.disk.copy()
-    mixed.files[FIRST] = other.disk.files[FIRST]
-    with pytest.raises(ForeignError, match="belongs to log"):
-        Log.open(mixed, story.settings)
-    with pytest.raises(ForeignError, match="belongs to cluster"):
-        Log.open(story.disk, LogSettings(cluster=b"c" * 16))
-
-
-def test_a_newer_format_is_left_untouched(story) -> None:
-    """An older version says which one it would need, whichever file it sees first."""
-    story.fill(3)
-    story.log.close()
-    newer = story.disk.copy()
-    for content in (newer.files[FIRST].cached, newer.files[FIRST].durable):
-        content[8:12] = (2).to_bytes(4, "little")
-    with pytest.raises(FormatError, match="format 2, this version reads format 1"):
-        Log.open(newer, story.settings)
-    newer = story.disk.copy()
-    newer.files["META"].cached = bytearray(b"qbroker log\nformat 2\nwho knows\n")
-    with pytest.raises(FormatError, match="META has format 2"):
-        Log.open(newer, story.settings)
-
-
-def test_a_segment_header_of_format_zero_is_damage(story) -> None:
-    """No version ever wrote it."""
-    story.put(b"a")
-    story.file()[8] = 0
-    story.disk.kill()
-    with pytest.raises(CorruptError, match="segment header checksum"):
-        story.reopen()
-    assert SEGMENT_HEADER.size <= SEGMENT_HEADER_BYTES
-
-
-def test_every_byte_of_meta_is_guarded(story) -> None:
-    """Unreadable metadata stops the start."""
-    story.disk.kill()
-    content = story.disk.files["META"].cached
-    for at in range(len(content)):
-        for bit in (0, 7):
-            content[at] ^= 1 << bit
-            with pytest.raises((CorruptError, FormatError)):
-                read_meta(story.disk)
-            content[at] ^= 1 << bit
-    for cut in range(len(content)):
-        disk = story.disk.copy()
-        del disk.files["META"].cached[cut:]
-        with pytest.raises(CorruptError):
-            read_meta(disk)
-
-
-def test_a_trim_cut_short_is_finished_by_the_next_start(story) -> None:
-    """META goes first: files it no longer counts are leftovers, not gaps."""
-    story.fill(100)
-    story.disk.kill()
-    story.reopen()
-    before = dict(story.disk.files)
-    oldest = story.log.trim(60)
-    story.disk.files = before | {"META": story.disk.files["META"]}
-    assert FIRST in story.disk.files
-    story.killed()
-    assert list(story.contents()) == list(range(oldest, 101))
-    assert FIRST not in story.disk.files
-    assert read_meta(story.disk).oldest == oldest
-
-
-def test_a_trim_removes_nothing_that_meta_counts(story) -> None:
-    """On a full disk META may still count an older segment as the newest; trim sets it right."""
-    story.log.prepare_next()
-    story.fill(23)
-    story.disk.fill_up()
-    story.fill(1)
-    assert read_meta(story.disk).newest == 1
-    story.disk.capacity = None
-    story.log.trim(24)
-    assert list(story.killed().replay()) != []
-    assert read_meta(story.disk).newest == 25
-
-
-def test_half_made_files_are_removed_and_strangers_left(story) -> None:
-    """*.tmp was never renamed, so it was never needed; other names are not ours."""
-    for name in ("roll.tmp", "META.tmp", "x.torn.tmp", "notes.txt"):
-        write_whole(story.disk.create(name), 0, b"x")
-    story.killed()
-    assert set(story.disk.files) == {FIRST, "META", "notes.txt"}
 
 
 # --- The disk during recovery

@@ -37,7 +37,7 @@ class Reader(Blocks, Protocol):
     @property
     def log_id(self) -> bytes: ...
     @property
-    def oldest(self) -> int: ...
+    def whole_from(self) -> int: ...
     def replay(self, first: int, upto: int) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]: ...
 
 
@@ -68,7 +68,7 @@ class Archivist:
         self._follower = Follower(store.known(), Messages(reader))
         self.read = store.batch
         """The last batch that was read; the store may be behind."""
-        self.missed = max(0, reader.oldest - store.batch - 1) if store.batch else 0
+        self.missed = max(0, reader.whole_from - store.batch - 1) if store.batch else 0
         """Batches the log had let go before they were archived."""
         self._since_ms = 0
         self._swept_ms = 0
@@ -85,7 +85,7 @@ class Archivist:
                 "the archive", f"it tells of batch {self._store.batch}, the log ends at {upto}"
             )
         self._follower.is_shedding = is_shedding
-        first = max(self.read + 1, self._reader.oldest)
+        first = max(self.read + 1, self._reader.whole_from)
         for info, stored in self._reader.replay(first, upto):
             if self.read == self._store.batch:
                 self._since_ms = self._mono_ms()

@@ -39,7 +39,7 @@ class ReadableLog(Protocol):
     @property
     def log_id(self) -> bytes: ...
     @property
-    def oldest(self) -> int: ...
+    def whole_from(self) -> int: ...
     def digest(self, batch: int) -> bytes: ...
 
 
@@ -83,8 +83,8 @@ class Shelf:
             else:
                 found.damaged = damaged
                 return found
-        if log.oldest > 1:
-            raise NoCheckpoint(log.oldest, damaged)
+        if log.whole_from > 1:
+            raise NoCheckpoint(log.whole_from, damaged)
         return Restored(Broker(settings), Ages(), damaged=damaged)
 
     def add(self, about: Checkpoint, core: Broker, ages: Ages) -> int:

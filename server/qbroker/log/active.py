@@ -45,7 +45,8 @@ class SegmentWriter:
 
     def has_room(self, length: int) -> bool:
         """Whether a batch of this length fits, and the footer behind it."""
-        return self.segment.end + length + FOOTER_BYTES <= self.size
+        segment = self.segment
+        return not segment.sealed and segment.end + length + FOOTER_BYTES <= self.size
 
     def enlarge(self, length: int) -> None:
         """There is room for this one batch, larger than segments usually are. NoRoom if not."""
@@ -89,6 +90,8 @@ class SegmentWriter:
             index.key_min,
             index.key_max,
             segment.chain,
+            segment.number_last,
+            segment.content,
         )
         write_whole(self.file, segment.end, pack_footer(footer, segment.seed))
         self.file.truncate(segment.end + FOOTER_BYTES)

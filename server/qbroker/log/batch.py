@@ -23,6 +23,7 @@ from qbroker.log.format import (
     RECORD_HEADER_BYTES,
     SLOT_BITS,
     SLOTS_MAX,
+    StoredRecord,
     chained,
     rounded,
 )
@@ -43,6 +44,11 @@ class BatchBuilder:
         self.bytes: int = BATCH_OVERHEAD_BYTES
         self.bytes_max = bytes_max
         self.records: list[tuple[int, int, int, int, int, Sequence[bytes]]] = []
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the bodies alone."""
+        return self.bytes - BATCH_OVERHEAD_BYTES - RECORD_HEADER_BYTES * len(self.records)
 
     @property
     def empty(self) -> bool:
@@ -85,6 +91,21 @@ class BatchBuilder:
         self.slots = slot + count
         self.bytes += RECORD_HEADER_BYTES + length
         return self.number << SLOT_BITS | slot
+
+    def keep(self, record: StoredRecord, type: int, parts: Sequence[bytes]) -> None:  # noqa: A002
+        """A record of the batch that this one stands for is in it, with this type and body.
+
+        Position, count and flags stay. In order of positions; the slots are set by whoever
+        cleans. TooLargeError, and nothing added.
+        """
+        length = sum(map(len, parts))
+        if length > RECORD_BYTES_MAX:
+            raise TooLargeError("a record", length, RECORD_BYTES_MAX)
+        if not 1 <= type <= 255:
+            raise ValueError(f"record type {type} out of range")
+        slot = record.position & (SLOTS_MAX - 1)
+        self.records.append((type, record.flags, record.count, slot, length, parts))
+        self.bytes += RECORD_HEADER_BYTES + length
 
 
 @dataclass(slots=True)

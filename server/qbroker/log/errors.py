@@ -100,15 +100,14 @@ class DamagedRecord(CorruptError):  # noqa: N818  # a state of the record, not a
 
 
 class TrimmedError(LogError, LookupError):
-    """The position is older than the oldest batch kept."""
+    """What stood at the position is gone: dropped with its segment, or cleaned out of it."""
 
-    def __init__(self, position: int, oldest: int) -> None:
+    def __init__(self, position: int, why: str) -> None:
         super().__init__(
-            f"batch {position >> 20} (position {position}) is gone: the log starts at batch "
-            f"{oldest}; what it held was released before; ask the archive instead"
+            f"batch {position >> 20} (position {position}) is gone: {why}; what it held was "
+            "released before; ask the archive instead"
         )
         self.position = position
-        self.oldest = oldest
 
 
 class NoSuchPosition(LogError, LookupError):  # noqa: N818  # a lookup, named as in the wire protocol
@@ -127,11 +126,26 @@ class FormatError(LogError):
     """The directory was written by a version with another format."""
 
     def __init__(self, file: str, found: int, known: int) -> None:
+        wrote, start = (
+            ("a newer version", "that version, or a later one")
+            if found > known
+            else ("a version from before the first release", "that version, to empty its queues")
+        )
         super().__init__(
-            f"{file} has format {found}, this version reads format {known}; it was written by a "
-            "newer version and is left untouched; start that version, or a later one"
+            f"{file} has format {found}, this version reads format {known}; it was written by "
+            f"{wrote} and is left untouched; start {start}"
         )
         self.found = found
+
+
+class StaleError(LogError):
+    """A rewritten segment does not stand for what the log has there now. Nothing changed."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(
+            f"the rewritten segment of batches {first} to {last} was not taken: what it was made "
+            "of is not what is there; the log is as before; rewrite what it has now"
+        )
 
 
 class LockedError(LogError):

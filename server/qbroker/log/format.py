@@ -23,7 +23,7 @@ from hashlib import blake2b
 from struct import Struct
 from zlib import crc32
 
-FORMAT = 1
+FORMAT = 2
 SECTOR_BYTES = 512
 SLOT_BITS = 20
 SLOTS_MAX = 1 << SLOT_BITS
@@ -42,15 +42,16 @@ class Malformed(Exception):  # noqa: N818  # never leaves the log room
 #
 #   0        8        12     16            32          48       56      64
 #   | magic  | format | crc  | cluster id  | log id    | number | first | previous 16 |
-#   80       88       96                                                         4096
-#   | salt   | size   | zeros                                                       |
+#   80       88       96           104                                           4096
+#   | salt   | size   | generation | zeros                                          |
 #
 # number: 1, 2, 3 ... for ever. first: the first batch's number, also the file's name.
 # previous: the last digest of the segment before. salt: random, in every checksum.
-# size: bytes allocated when made. crc: over all 4096 bytes but itself.
+# size: bytes allocated when made. generation: 0 as it was written; else how often what is
+# here was cleaned. crc: over all 4096 bytes but itself.
 SEGMENT_MAGIC = b"QBLOGSEG"
 SEGMENT_HEADER_BYTES = 4096
-SEGMENT_HEADER = Struct("<8sII16s16sQQ16sQQ")
+SEGMENT_HEADER = Struct("<8sII16s16sQQ16sQQQ")
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class SegmentHeader:
     previous: bytes
     salt: int
     size: int
+    generation: int = 0
 
     @property
     def seed(self) -> int:
@@ -86,6 +88,7 @@ def pack_segment_header(header: SegmentHeader) -> bytes:
             header.previous,
             header.salt,
             header.size,
+            header.generation,
         )
         return fields.ljust(SEGMENT_HEADER_BYTES, b"\0")
 
@@ -104,8 +107,8 @@ def segment_format(block: bytes) -> int:
 
 def unpack_segment_header(block: bytes) -> SegmentHeader:
     """The header in these 4096 bytes; Malformed if a bit of them is wrong."""
-    _, _, crc, cluster, log, number, first, previous, salt, size = SEGMENT_HEADER.unpack_from(block)
-    header = SegmentHeader(cluster, log, number, first, previous, salt, size)
+    _, _, crc, *fields = SEGMENT_HEADER.unpack_from(block)
+    header = SegmentHeader(*fields)
     if segment_format(block) != FORMAT or pack_segment_header(header) != block:
         raise Malformed(f"segment header checksum {crc:08x} disagrees")
     return header
@@ -150,14 +153,18 @@ RECORD_FIELDS = Struct("<IQBBH")
 # Footer: one sector behind the last batch of a sealed segment. It is written only after
 # all before it is durable, so behind a valid footer any bad byte is corruption.
 #
-#   0       4      8       16     24        32    40        48        56        72    512
-#   | magic | crc  | first | last | records | end | key_min | key_max | chain 16 | zeros |
+#   0       4      8       16     24        32    40        48        56        72
+#   | magic | crc  | first | last | records | end | key_min | key_max | chain 16 |
+#   72            80           96                                            512
+#   | number_last | content 16 | zeros                                         |
 #
-# end: where the footer begins. chain: the last batch's digest; it covers every byte before.
-# An empty segment has last = first - 1. crc: seeded by the salt, over all behind it.
+# end: where the footer begins. chain: the log's digest at batch `last`, which the next
+# segment continues. An empty segment has last = first - 1. number_last: the number of the
+# last segment in it. content: the digest of the last batch in this file. Only cleaning
+# makes chain and content, number and number_last differ. crc: seeded, over all behind it.
 FOOTER_MAGIC = b"QEND"
-FOOTER = Struct("<4sIQQQQQQ16s")
-FOOTER_FIELDS = Struct("<QQQQQQ16s")
+FOOTER = Struct("<4sIQQQQQQ16sQ16s")
+FOOTER_FIELDS = Struct("<QQQQQQ16sQ16s")
 FOOTER_BYTES = SECTOR_BYTES
 
 
@@ -203,6 +210,8 @@ class Footer:
     key_min: int
     key_max: int
     chain: bytes
+    number_last: int
+    content: bytes
 
 
 def rounded(length: int) -> int:
@@ -244,14 +253,18 @@ def check_batch(content: memoryview, salt: int, chain: bytes) -> bytes:
     return digest
 
 
-def unpack_records(data: bytes, at: int, info: BatchInfo, seed: int) -> list[StoredRecord]:
+def unpack_records(
+    data: bytes, at: int, info: BatchInfo, seed: int, *, sparse: bool = False
+) -> list[StoredRecord]:
     """All records of the batch whose header is at `at`, every checksum verified.
 
-    Malformed if one disagrees. One object a record.
+    Malformed if one disagrees. `sparse`: it was cleaned, slots may be empty. One object
+    a record.
     """
     end = at + info.length - CHAIN_BYTES
     at += BATCH_HEADER_BYTES
     position = info.number << SLOT_BITS
+    last = position + info.slots
     wall_ms = info.wall_ms
     found: list[StoredRecord] = []
     view = memoryview(data)
@@ -261,12 +274,12 @@ def unpack_records(data: bytes, at: int, info: BatchInfo, seed: int) -> list[Sto
         crc, length, where, type_, flags, count = RECORD_HEADER.unpack_from(data, at)
         body = at + RECORD_HEADER_BYTES
         stop = body + length
-        if stop > end or where != position:
+        if stop > end or (where != position and not (sparse and position < where < last)):
             raise Malformed(f"record header senseless (position {where}, length {length})")
         if crc32(view[at + 4 : stop], seed) != crc or not type_:
-            raise Malformed(f"checksum of the record at position {position} disagrees")
+            raise Malformed(f"checksum of the record at position {where} disagrees")
         found.append(StoredRecord(where, type_, flags, count, data[body:stop], wall_ms))
-        position += count
+        position = where + count
         at = stop
     return found
 
@@ -290,6 +303,8 @@ def pack_footer(footer: Footer, seed: int) -> bytes:
         footer.key_min,
         footer.key_max,
         footer.chain,
+        footer.number_last,
+        footer.content,
     ).ljust(FOOTER_BYTES - 8, b"\0")
     return FOOTER_MAGIC + crc32(fields, seed).to_bytes(4, "little") + fields
 

@@ -22,10 +22,20 @@ NO_KEY = (1 << 64) - 1
 class BatchIndex:
     """The sparse index of one segment whose first batch is `first`."""
 
-    __slots__ = ("first", "key_max", "key_maxima", "key_min", "key_minima", "numbers", "offsets")
+    __slots__ = (
+        "first",
+        "key_max",
+        "key_maxima",
+        "key_min",
+        "key_minima",
+        "last",
+        "numbers",
+        "offsets",
+    )
 
     def __init__(self, first: int) -> None:
         self.first = first
+        self.last = first - 1
         self.numbers = array("I")  # less `first`: four bytes are enough for one segment
         self.offsets = array("I")
         self.key_minima = array("Q")
@@ -36,6 +46,7 @@ class BatchIndex:
     def add(self, info: BatchInfo, offset: int) -> None:
         """The batch at `offset` can be found. In order, each once."""
         low, high = info.key_min, info.key_max
+        self.last = info.number
         if high:
             self.key_min = min(self.key_min, low)
             self.key_max = max(self.key_max, high)
@@ -50,8 +61,8 @@ class BatchIndex:
         self.numbers.append(info.number - self.first)
 
     def floor(self, number: int) -> int:
-        """The offset of the last known batch at or before `number`, which the segment holds."""
-        return self.offsets[bisect_right(self.numbers, number - self.first) - 1]
+        """The offset of the last known batch at or before `number`; of the first, if none is."""
+        return self.offsets[max(bisect_right(self.numbers, number - self.first) - 1, 0)]
 
     def candidates(self, key: int, last: int) -> list[range]:
         """Batch numbers that may hold `key`, as ranges, oldest first; `last` ends the segment.

@@ -2,12 +2,16 @@
 
     begin -> BatchBuilder.add ... -> commit -> written -> (sync) -> durable
     read, read_block, candidates, replay        from any thread, up to `written`
-    trim, close
+    adopt, drop, trim                           from one thread beside commit
+    close
 
 Rules:
 
-1. One writer: commit, sync, trim and close are never called at the same time. begin
-   and add for later batches may run beside them.
+1. One writer: commit, sync and close are never called at the same time; nor are adopt,
+   drop and trim, but these may run in another thread beside commit and sync, as
+   prepare_next and begin and add for later batches may. They share the list of files and
+   META with a roll (see has_room), under one lock: so a commit that rolls may wait for
+   them, some syncs long; one that does not roll never does.
 2. Batches are committed in the order they were begun, none left out.
 3. After an error of the disk the log is fenced: every verb but close raises LogFailed.
    Nothing is tried twice (the kernel may have dropped what a sync failed to write).
@@ -15,58 +19,45 @@ Rules:
    raises DamagedRecord; `read_block` and `replay` go on if they are given a list, leave bad
    records out and append a Damage for each stretch: file, offset and length (evidence() gives
    the bytes), position and number of the slots lost. A damaged batch header is CorruptError.
+5. What is dropped or cleaned away leaves no trace but TrimmedError. Batches from `whole_from`
+   on are as they were written; what is older may have gaps and be sparse.
 """
 
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from time import perf_counter
 
-from qbroker.log.active import SEGMENT_BYTES_MIN, prepare_spare, size_for
+from qbroker.log.active import prepare_spare, size_for
 from qbroker.log.batch import BatchBuilder, Stamp
+from qbroker.log.cleaning import Rewritten
 from qbroker.log.disk import FULL, Disk, File
 from qbroker.log.errors import LogError, LogFailed, NoRoom, NoSuchPosition, TrimmedError
 from qbroker.log.format import (
-    BATCH_BYTES_MAX,
-    SECTOR_BYTES,
+    FOOTER_BYTES,
+    SEGMENT_HEADER_BYTES,
     SLOT_BITS,
     BatchInfo,
     StoredRecord,
     rounded,
 )
-from qbroker.log.lookup import READ_BLOCK_BYTES, digest_behind, find_block, find_record
-from qbroker.log.meta import NO_CLUSTER, write_meta
+from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_digest, find_record
+from qbroker.log.manifest import Manifest
 from qbroker.log.recovery import Recovered, next_segment, recover
 from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment
-from qbroker.log.statistics import LogStatistics
+from qbroker.log.settings import LogSettings
+from qbroker.log.statistics import (
+    Books,
+    LogStatistics,
+    SegmentStatistics,
+    of_segments,
+    summed,
+)
 from qbroker.log.window import Handles
 
-SEGMENT_BYTES = 64 << 20
-SEGMENT_BYTES_MAX = 2 << 30  # offsets in the index have 32 bits
-BATCH_BYTES_LIMIT = 1 << 30  # as has the length of a batch; also what a reader must hold
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """What may be chosen. Sizes in bytes; `cluster` is an id of 16 bytes, zeros for none."""
-
-    segment_bytes: int = SEGMENT_BYTES
-    batch_bytes_max: int = BATCH_BYTES_MAX
-    cluster: bytes = NO_CLUSTER
-
-    def __post_init__(self) -> None:
-        for name, size, low, high in (
-            ("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
-            ("batch_bytes_max", self.batch_bytes_max, SECTOR_BYTES, BATCH_BYTES_LIMIT),
-        ):
-            if not low <= size <= high:
-                raise ValueError(
-                    f"{name} is {size}; the format cannot hold that; choose {low} to {high}"
-                )
+__all__ = ["Log", "LogSettings"]
 
 
 class Log:
@@ -80,18 +71,15 @@ class Log:
     __slots__ = (
         "_active",
         "_begun",
+        "_books",
         "_disk",
         "_failure",
         "_handles",
-        "_last_sync_s",
-        "_meta",
-        "_segments",
+        "_manifest",
         "_settings",
         "_spare",
-        "_torn_bytes",
         "clean",
         "durable",
-        "oldest",
         "written",
     )
 
@@ -99,16 +87,14 @@ class Log:
         active = found.active
         self._disk = disk
         self._settings = settings
-        self._meta = found.meta
         self._active = active
-        self._segments = [*found.sealed, active.segment]
         self._handles = Handles(disk)
+        self._books = Books(found.torn_bytes)
+        self._manifest = Manifest(disk, self._handles, found.meta, found.sealed, self._books)
+        self._manifest.add(active.segment)
         self._spare: File | None = None
         self._failure: LogFailed | None = None
-        self._torn_bytes = found.torn_bytes
         self.clean = found.clean
-        self._last_sync_s = 0.0
-        self.oldest = found.meta.oldest
         self.written = active.segment.last
         self.durable = self.written
         self._begun = self.written
@@ -138,7 +124,17 @@ class Log:
     @property
     def log_id(self) -> bytes:
         """16 random bytes, given when the directory was made."""
-        return self._meta.log
+        return self._manifest.meta.log
+
+    @property
+    def oldest(self) -> int:
+        """The lowest batch kept, or the next one, if none is."""
+        return self._manifest.segments[0].first
+
+    @property
+    def whole_from(self) -> int:
+        """The lowest batch from which on nothing was dropped or cleaned."""
+        return self._manifest.meta.whole_from
 
     def begin(self) -> BatchBuilder:
         """A builder for the next batch number. May be kept and filled while others commit."""
@@ -173,6 +169,8 @@ class Log:
             stamp = Stamp(self.durable, epoch, wall_ms, keys[0], keys[1])
             self._active.append(batch, stamp)
             self.written = batch.number
+            self._books.user += batch.body_bytes
+            self._books.batches += length
             if sync:
                 self._sync()
         except OSError as error:
@@ -214,9 +212,8 @@ class Log:
         Raises TrimmedError, NoSuchPosition, CorruptError; of these DamagedRecord if it
         alone is bad. Two or three small reads, and the record's own bytes.
         """
-        number = position >> SLOT_BITS
-        segment = self._holding(number, position)
-        return find_record(segment, self._file(segment), position)
+        segment, file = self._found(position)
+        return find_record(segment, file, position)
 
     def read_block(
         self,
@@ -228,11 +225,12 @@ class Log:
 
         Whole batches, at least one; ends with the batch that reaches `min_bytes`, or
         with the segment. Go on with the last record's batch plus one, or `batch` + 1 if
-        the list is empty, as it is when these batches were. Raises like `read`; with a
+        the list is empty, as it is when these batches were. In a cleaned segment it
+        begins with the next batch kept. Raises like `read`; with a
         list for `damaged`, bad records are left out and described there (see rule 4).
         """
-        segment = self._holding(batch, batch << SLOT_BITS)
-        return find_block(segment, self._file(segment), batch, min_bytes, damaged)
+        segment, file = self._found(batch << SLOT_BITS)
+        return find_block(segment, file, batch, min_bytes, damaged)
 
     def evidence(self, damage: Damage) -> bytes:
         """The bytes as they are on disk now. OSError, also once the file is gone."""
@@ -240,59 +238,61 @@ class Log:
 
     def digest(self, batch: int) -> bytes:
         """What the next batch is chained to: it stands for all up to there. Raises like `read`."""
-        return digest_behind(self._segments, batch, self._holding, self._file)
+        known = self._manifest.digest_behind(batch)
+        return known or find_digest(*self._found(batch << SLOT_BITS), batch)
 
     def candidates(self, key: int) -> list[range]:
         """Batch numbers that may hold this key, as ranges, oldest first.
 
         Those whose committed key ranges, folded over 16 KiB of log, include it; so a
-        range may hold batches that do not. Walks the entries of matching segments only.
+        range may hold batches that do not, or that are gone. Walks the entries of
+        segments whose key range includes it, and reads those not read yet.
         """
-        self._check()
         found: list[range] = []
-        for segment in self._segments[:]:
-            index = segment.indexed(self._file(segment))
-            if index.key_min <= key <= index.key_max:
-                found += index.candidates(key, segment.last)
+        for segment, file in self._files(lambda segment: segment.may_hold(key)):
+            index = segment.indexed(file)
+            found += index.candidates(key, min(segment.last, index.last))
         return found
 
     def replay(
         self, first: int = 0, damaged: list[Damage] | None = None
     ) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
-        """All batches from `first` on (0: from the oldest), in order, with their records.
+        """All batches from `first` on (0: all there are), in order, with their records.
 
-        For the start, before anything is committed. Every digest and checksum is
-        verified: CorruptError at the first that disagrees, or `damaged` as in rule 4.
-        Memory: 4 MiB, or one batch.
+        For the start, before anything is committed. TrimmedError if `first` is below
+        `whole_from`: only with 0 gaps are passed over, and cleaned segments are sparse.
+        Every digest and checksum is verified: CorruptError at the first that disagrees,
+        or `damaged` as in rule 4. Memory: 4 MiB, or one batch.
         """
-        self._check()
-        for segment in self._segments[:]:
-            if segment.last >= first:
-                yield from segment.replay(self._file(segment), first, damaged)
+        if 0 < first < self.whole_from:
+            raise TrimmedError(first << SLOT_BITS, f"the log is whole from {self.whole_from} on")
+        for segment, file in self._files(lambda segment: segment.last >= first):
+            yield from segment.replay(file, first, damaged)
+
+    def adopt(self, rewritten: Rewritten) -> bool:
+        """The rewritten file stands for the segments it was made of; they are gone.
+
+        False, and the log as before, on a full disk. CorruptError, ForeignError or
+        StaleError, and the log as before, if the file is not what it should be; LogFailed.
+        It is removed then. Reads on their way finish. A rename, META, some syncs.
+        """
+        return self._cleaned("an adoption", lambda: self._manifest.adopt(rewritten))
+
+    def drop(self, firsts: Collection[int]) -> bool:
+        """The segments that begin at these batches are gone, wherever they are.
+
+        Reads of what went raise TrimmedError. False, and nothing gone, on a disk too full
+        for META. ValueError for the active segment; those gone already are passed over.
+        LogFailed. META names the gap before files go: a crash in between leaves none.
+        """
+        return self._cleaned("a drop", lambda: self._manifest.drop(firsts))
 
     def trim(self, before: int) -> int:
         """Whole sealed segments older than batch `before` are gone; returns the oldest kept.
 
-        Reads of what went raise TrimmedError. What is gone is first named in META, so
-        a crash in between leaves no gap. LogFailed.
+        A drop from the beginning: see there.
         """
-        self._check()
-        gone = [s for s in self._segments[:-1] if s.last < before]
-        if gone:
-            kept = self._segments[len(gone) :]
-            self.oldest = kept[0].first
-            self._segments = kept
-            try:
-                self._meta.oldest = self.oldest
-                # A full disk may have kept META from counting it; what it counts must stay.
-                self._meta.newest = self._active.segment.first
-                write_meta(self._disk, self._meta)
-                for segment in gone:
-                    self._handles.forget(segment.name)
-                    self._disk.remove(segment.name)
-                self._disk.sync_directory()
-            except OSError as error:
-                raise self._fence("a trim", error) from error
+        self.drop([s.first for s in self._manifest.segments[:-1] if s.last < before])
         return self.oldest
 
     def close(self) -> None:
@@ -313,17 +313,12 @@ class Log:
 
     def statistics(self) -> LogStatistics:
         """What may be looked at, as of now. Sums over segments; no disk is asked."""
-        segments = self._segments[:]
-        return LogStatistics(
-            len(segments),
-            sum(segment.disk_bytes for segment in segments),
-            self.oldest,
-            self.written,
-            self.durable,
-            self._torn_bytes,
-            self._last_sync_s,
-            self._spare is not None,
-        )
+        spare = self._spare is not None
+        return summed(self.segments(), self._books, self.written, self.durable, spare_ready=spare)
+
+    def segments(self) -> list[SegmentStatistics]:
+        """A row for each segment, oldest first. No disk is asked."""
+        return of_segments(self._manifest.segments)
 
     @property
     def spare_ready(self) -> bool:
@@ -346,11 +341,12 @@ class Log:
         sizes = (least, max(least, self._settings.segment_bytes))
         spare, self._spare = self._spare, None
         try:
-            self._active = next_segment(self._disk, self._meta, self._active.segment, sizes, spare)
+            self._active = next_segment(self._disk, self._active.segment, sizes, spare)
         except NoRoom:
             self._spare = spare
             raise
-        self._segments.append(self._active.segment)
+        self._manifest.add(self._active.segment)
+        self._books.batches += SEGMENT_HEADER_BYTES + FOOTER_BYTES
 
     def _sync(self) -> None:
         """All that is written is durable; OSError. Not asked of the disk if it already is."""
@@ -358,27 +354,40 @@ class Log:
         if self.durable < written:
             started = perf_counter()
             self._active.file.sync_data()
-            self._last_sync_s = perf_counter() - started
+            self._books.last_sync_s = perf_counter() - started
             self.durable = written
 
-    def _holding(self, number: int, position: int) -> Segment:
-        """The segment of this batch; TrimmedError, NoSuchPosition."""
+    def _cleaned(self, doing: str, change: Callable[[], bool]) -> bool:
+        """What the change of the manifest returns; fences if the disk refuses it."""
         self._check()
-        segments = self._segments
-        if number < self.oldest:
-            raise TrimmedError(position, self.oldest) if number else _never(position)
+        try:
+            return change()
+        except OSError as error:
+            raise self._fence(doing, error) from error
+
+    def _found(self, position: int) -> tuple[Segment, File]:
+        """The segment that holds this batch, and its file; TrimmedError, NoSuchPosition."""
+        self._check()
+        number = position >> SLOT_BITS
+        if not number:
+            raise NoSuchPosition(position, "batches are counted from 1")
         if number > self.written:
             raise NoSuchPosition(position, f"the newest batch is {self.written}")
-        return segments[bisect_right(segments, number, key=_first) - 1]
-
-    def _file(self, segment: Segment) -> File:
-        """The segment's file, for reading. Fences if it cannot be opened and was not trimmed."""
         try:
-            return self._handles.of(segment.name)
+            found = self._manifest.found(number)
         except OSError as error:
-            if segment.first < self.oldest:
-                raise TrimmedError(segment.last << SLOT_BITS, self.oldest) from error
-            raise self._fence(f"opening {segment.name} for reading", error) from error
+            raise self._fence(f"opening the file of batch {number} for reading", error) from error
+        if found is None:
+            raise TrimmedError(position, "its segment was dropped")
+        return found
+
+    def _files(self, wanted: Callable[[Segment], bool]) -> Iterator[tuple[Segment, File]]:
+        """The segments wanted, oldest first, and their files. Fences if one cannot be opened."""
+        self._check()
+        try:
+            yield from self._manifest.files(wanted)
+        except OSError as error:
+            raise self._fence("opening a segment for reading", error) from error
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -388,11 +397,3 @@ class Log:
         """No later call succeeds; returns what to raise."""
         self._failure = LogFailed(doing, error)
         return self._failure
-
-
-def _first(segment: Segment) -> int:
-    return segment.first
-
-
-def _never(position: int) -> NoSuchPosition:
-    return NoSuchPosition(position, "batches are counted from 1")

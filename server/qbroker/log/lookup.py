@@ -5,10 +5,8 @@ Safe in any thread, beside the one writer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from qbroker.log.disk import File
-from qbroker.log.errors import DamagedRecord, NoSuchPosition
+from qbroker.log.errors import DamagedRecord, NoSuchPosition, TrimmedError
 from qbroker.log.format import (
     BATCH_HEADER_BYTES,
     CHAIN_BYTES,
@@ -23,7 +21,6 @@ from qbroker.log.format import (
     unpack_record,
     unpack_records,
 )
-from qbroker.log.manifest import segment_behind
 from qbroker.log.salvage import Damage, salvaged
 from qbroker.log.segment import Segment
 from qbroker.log.window import Window
@@ -31,6 +28,7 @@ from qbroker.log.window import Window
 LOOKUP_BYTES = 16 << 10
 """Read at once when one record is looked up: about the distance of two index entries."""
 READ_BLOCK_BYTES = 256 << 10
+CLEANED = "nothing needed it any more when its segment was cleaned"
 
 
 def find_record(segment: Segment, file: File, position: int) -> StoredRecord:
@@ -44,6 +42,8 @@ def find_record(segment: Segment, file: File, position: int) -> StoredRecord:
     offset = SEGMENT_HEADER_BYTES
     try:
         offset, info = _locate(segment, window, number)
+        if info is None or info.number != number:
+            raise TrimmedError(position, CLEANED)
         if slot >= info.slots:
             raise NoSuchPosition(position, f"its batch has {info.slots} slots")
         try:
@@ -69,10 +69,10 @@ def find_block(
     try:
         offset, info = _locate(segment, window, number)
         stop = offset + min_bytes
-        while True:
+        while info is not None:
             at = window.batch(offset, info, end)
             try:
-                found += unpack_records(window.data, at, info, segment.seed)
+                found += unpack_records(window.data, at, info, segment.seed, sparse=segment.sparse)
             except Malformed as error:
                 if damaged is None:
                     raise
@@ -80,56 +80,50 @@ def find_block(
                 found += intact
                 damaged += bad
             offset += info.length
-            number += 1
-            if number > last or offset >= stop:
-                return found
-            info = window.batch_header(offset, segment.seed)
-            if info.number != number:
-                raise Malformed(f"batch {info.number} stands in the place of {number}")
+            number = info.number + 1
+            if number > last or offset >= min(stop, end):
+                break
+            info = _in_place(segment, window.batch_header(offset, segment.seed), number)
+        return found
     except (Malformed, OSError) as error:
         raise segment.damaged(offset, number, error) from error
 
 
-def digest_behind(
-    segments: list[Segment],
-    batch: int,
-    holding: Callable[[int, int], Segment],
-    file: Callable[[Segment], File],
-) -> bytes:
-    """What the batch behind this one is chained to.
-
-    Where a segment ends with it, the next one knows: also when what was before is gone.
-    """
-    following = segment_behind(segments, batch)
-    if following is not None:
-        return following.header.previous
-    segment = holding(batch, batch << SLOT_BITS)
-    return find_digest(segment, file(segment), batch)
-
-
 def find_digest(segment: Segment, file: File, number: int) -> bytes:
-    """The digest of this batch, as it stands on disk, unproved. CorruptError."""
+    """The digest of this batch, as it stands on disk, unproved. TrimmedError, CorruptError."""
     if number == segment.last:
         return segment.chain
+    if segment.sparse:
+        raise TrimmedError(number << SLOT_BITS, CLEANED)
     window, offset = Window(file, LOOKUP_BYTES), SEGMENT_HEADER_BYTES
     try:
         offset, info = _locate(segment, window, number)
+        assert info is not None
         at = window.at(offset + info.length - CHAIN_BYTES, CHAIN_BYTES)
     except (Malformed, OSError) as error:
         raise segment.damaged(offset, number, error) from error
     return bytes(window.data[at : at + CHAIN_BYTES])
 
 
-def _locate(segment: Segment, window: Window, number: int) -> tuple[int, BatchInfo]:
-    """Offset and header of the batch, which this segment holds."""
+def _locate(segment: Segment, window: Window, number: int) -> tuple[int, BatchInfo | None]:
+    """Offset and header of the batch.
+
+    In a cleaned segment of the next one kept, if it is gone; None if there is none.
+    """
     offset = segment.indexed(window.file).floor(number)
-    while True:
+    while not (segment.sparse and offset >= segment.end):
         info = window.batch_header(offset, segment.seed)
-        if info.number == number:
-            return offset, info
-        if info.number > number:
-            raise Malformed(f"batch {info.number} stands in the place of {number}")
+        if info.number >= number:
+            return offset, _in_place(segment, info, number)
         offset += info.length
+    return offset, None
+
+
+def _in_place(segment: Segment, info: BatchInfo, number: int) -> BatchInfo:
+    """The header, if it may stand where this batch is expected; else Malformed."""
+    if info.number != number and not (segment.sparse and number < info.number <= segment.last):
+        raise Malformed(f"batch {info.number} stands in the place of {number}")
+    return info
 
 
 def _covering(
@@ -159,11 +153,16 @@ def _covering(
 def _rescued(
     segment: Segment, window: Window, batch: tuple[int, BatchInfo], position: int, why: str
 ) -> StoredRecord:
-    """The record all the same, if it is a neighbour that is damaged; else DamagedRecord."""
+    """The record all the same, if only a neighbour is damaged; else DamagedRecord.
+
+    Or TrimmedError, once every record is verified and none of them is the one.
+    """
     window.batch(*batch, segment.end)
     intact, damaged = salvaged(segment, window, *batch, why)
     for record in intact:
         if record.position <= position < record.position + record.count:
             return record
-    lost = [d for d in damaged if d.position <= position < d.position + d.count]
-    raise DamagedRecord(position, lost[0])
+    for damage in damaged:
+        if damage.position <= position < damage.position + damage.count:
+            raise DamagedRecord(position, damage)
+    raise TrimmedError(position, CLEANED)

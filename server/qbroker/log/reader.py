@@ -18,16 +18,14 @@ from qbroker.log.disk import Disk, File
 from qbroker.log.errors import CorruptError, NoSuchPosition, TrimmedError
 from qbroker.log.format import SLOT_BITS, BatchInfo, StoredRecord
 from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_digest, find_record
-from qbroker.log.manifest import check_order, open_segment, segment_behind
+from qbroker.log.manifest import check_next, check_order, counted, digest_in, open_segment
 from qbroker.log.meta import Meta, read_meta
 from qbroker.log.salvage import Damage
-from qbroker.log.segment import SUFFIX, Segment, segment_name
+from qbroker.log.segment import Segment, segment_name
 from qbroker.log.window import Handles
 
 READER_HANDLES_MAX = 4
 """Files kept open: few, because what is removed takes room until it is closed."""
-LOOKS_MAX = 20
-"""How often META is read anew because a file it counts had gone, before that is damage."""
 
 
 class LogReader:
@@ -38,7 +36,7 @@ class LogReader:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._handles = Handles(disk, READER_HANDLES_MAX)
-        self._meta: Meta = read_meta(disk)
+        self._meta = read_meta(disk)
         self._segments: list[Segment] = []
 
     @classmethod
@@ -59,15 +57,29 @@ class LogReader:
     @property
     def oldest(self) -> int:
         """The lowest batch kept, when META was last read."""
-        return self._meta.oldest
+        return self._segments[0].first
+
+    @property
+    def whole_from(self) -> int:
+        """The lowest batch from which on nothing was dropped or cleaned, by the same look."""
+        return self._meta.whole_from
+
+    def sealed(self, upto: int) -> list[Segment]:
+        """The sealed segments wholly at or below batch `upto`, oldest first, by a new look.
+
+        For cleaning: what may be rewritten (see rewrite) or dropped.
+        """
+        self._look()
+        return [s for s in self._segments if s.sealed and s.last <= upto]
 
     def replay(
         self, first: int, upto: int, damaged: list[Damage] | None = None
     ) -> Iterator[tuple[BatchInfo, list[StoredRecord]]]:
-        """All batches from `first` (0: from the oldest) to `upto`, in order, with records.
+        """All batches from `first` (0: all there are) to `upto`, in order, with records.
 
         Every digest and checksum is verified: CorruptError at the first that disagrees,
-        UnreadableError where the disk refuses, TrimmedError if `first` is gone. With a
+        UnreadableError where the disk refuses, TrimmedError if one was dropped or its
+        segment cleaned; but with 0 gaps are passed over, and cleaned segments sparse. With a
         list for `damaged`, bad records are left out and described (rule 4 in log.py).
         Goes on behind the last batch of an earlier call and reads nothing before it.
         Memory: 4 MiB, or one batch.
@@ -75,6 +87,8 @@ class LogReader:
         number = first or self.oldest
         while number <= upto:
             segment, file = self._holding(number)
+            if first and segment.sparse:
+                raise TrimmedError(number << SLOT_BITS, "its segment was cleaned")
             if number <= segment.last:
                 for info, records in segment.replay(file, number, damaged):
                     if info.number > upto:
@@ -85,9 +99,9 @@ class LogReader:
                     if info.number >= number:
                         yield info, records
             else:
-                self._segments.append(self._next(segment))
+                self._go_on(segment)
                 continue
-            number = max(number, segment.last + 1)
+            number = max(number, segment.last + 1 if first else self._after(segment))
 
     def read(self, position: int) -> StoredRecord:
         """The record that covers this position, which was durable when it was given out.
@@ -113,11 +127,8 @@ class LogReader:
 
     def digest(self, batch: int) -> bytes:
         """What the batch behind this one is chained to: see Log.digest."""
-        following = segment_behind(self._segments, batch)
-        if following is not None:
-            return following.header.previous
-        segment, file = self._reaching(batch)
-        return find_digest(segment, file, batch)
+        known = digest_in(self._meta, self._segments, batch)
+        return known or find_digest(*self._reaching(batch), batch)
 
     def _reaching(self, number: int) -> tuple[Segment, File]:
         """The segment that holds the batch, walked up to it."""
@@ -133,42 +144,60 @@ class LogReader:
     def _holding(self, number: int) -> tuple[Segment, File]:
         """The segment that holds the batch, or the last one known, and its file."""
         while True:
-            if number < self.oldest:
-                raise TrimmedError(number << SLOT_BITS, self.oldest)
-            segment = self._segments[bisect_right(self._segments, number, key=_first) - 1]
+            at = max(bisect_right(self._segments, number, key=_first) - 1, 0)
+            segment = self._segments[at]
+            in_a_gap = number > segment.last and at + 1 < len(self._segments)
+            if number < segment.first or in_a_gap:
+                raise TrimmedError(number << SLOT_BITS, "its segment was dropped")
             try:
                 return segment, self._handles.of(segment.name)
             except FileNotFoundError:
                 self._look()  # ends with files that are there, so each round is one removal
 
-    def _next(self, sealed: Segment) -> Segment:
-        """The segment that continues this one: it is there, because it holds durable batches."""
+    def _after(self, segment: Segment) -> int:
+        """The first batch behind the segment, and behind the gap that may follow it."""
+        at = bisect_right(self._segments, segment.last, key=_first)
+        return self._segments[at].first if at < len(self._segments) else segment.last + 1
+
+    def _go_on(self, sealed: Segment) -> None:
+        """The segment behind the last one is known: it is there, for it holds durable batches."""
         name = segment_name(sealed.last + 1)
         try:
             following = self._opened(name)
         except FileNotFoundError as error:
-            raise _missing(name, sealed.last + 1) from error
-        check_order([sealed, following])
-        return following
+            self._look()
+            if self._segments[-1].last <= sealed.last:
+                why = "the file is missing"
+                raise CorruptError(name, 0, sealed.last + 1, sealed.last + 1, why) from error
+            return
+        check_next((sealed.span, sealed.name), (following.span, name))
+        self._segments.append(following)
 
     def _look(self) -> None:
-        """META and the ends of all files are read anew; what was walked stays known."""
-        for _ in range(LOOKS_MAX):
-            self._meta = read_meta(self._disk)
-            oldest = segment_name(self._meta.oldest)
-            names = [n for n in self._disk.names() if n.endswith(SUFFIX) and n >= oldest]
-            # One walked only in part, which has a successor now, is taken as its footer says.
-            known = {s.name: s for s in self._segments if s.sealed or s.name == names[-1]}
+        """META and the ends of all files are read anew; what was walked stays known.
+
+        Files and META cannot be read at one stroke: if they do not fit, and META has
+        changed since, they are read once more.
+        """
+        meta = read_meta(self._disk)
+        while True:
             try:
-                if oldest not in names:
-                    raise FileNotFoundError(oldest)
-                self._segments = [known.get(name) or self._opened(name) for name in names]
-            except FileNotFoundError as error:
-                missing = error
-            else:
-                check_order(self._segments)
+                self._segments = self._found(meta)
+                self._meta = meta
                 return
-        raise _missing(oldest, self._meta.oldest) from missing
+            except (CorruptError, FileNotFoundError):
+                before, meta = meta, read_meta(self._disk)
+                if meta == before:
+                    raise
+
+    def _found(self, meta: Meta) -> list[Segment]:
+        """The segments META counts, as their ends describe them."""
+        names, _ = counted(meta, self._disk.names())
+        # One walked only in part, which has a successor now, is taken as its footer says.
+        known = {s.name: s for s in self._segments if s.sealed or s.name == names[-1]}
+        segments = [known.get(name) or self._opened(name) for name in names]
+        check_order(meta, segments)
+        return segments
 
     def _opened(self, name: str) -> Segment:
         return open_segment(self._disk.open(name), name, self.log_id)
@@ -176,7 +205,3 @@ class LogReader:
 
 def _first(segment: Segment) -> int:
     return segment.first
-
-
-def _missing(name: str, number: int) -> CorruptError:
-    return CorruptError(name, 0, number, number, "the file is missing")

@@ -4,8 +4,9 @@ The steps, as in LOG.md:
 
  1. Sync the directory; remove half-made files (*.tmp) except the spare segment.
  2. Read META. No META: nothing was ever confirmed here, make a new log.
- 3. Remove segments that trim had given up; the oldest kept and the newest must be there.
- 4. Each segment but the last must be sealed and chained to the one before.
+ 3. Of the segments find those META counts; the newest and the cleaned must be there.
+ 4. Each but the last must be sealed; each, and each gap, must continue the one before.
+    Only then remove files that a drop or an adoption had left over.
  5. The last: sync it, drop its cached pages, then read. Sealed: done.
  6. Not sealed: walk its batches to the first that is not intact, at batch L.
  7. Search all behind it for batch headers and footers. D is the highest batch any of
@@ -27,7 +28,7 @@ from qbroker.log.active import (
     allocated,
     create_segment,
 )
-from qbroker.log.disk import FULL, READ_ONLY, READ_WRITE, Disk, File, write_whole
+from qbroker.log.disk import FULL, READ_WRITE, Disk, File, write_whole
 from qbroker.log.errors import CorruptError, ForeignError
 from qbroker.log.format import (
     BATCH_MAGIC,
@@ -40,7 +41,7 @@ from qbroker.log.format import (
     unpack_batch_header,
     unpack_footer,
 )
-from qbroker.log.manifest import check_order, open_segment
+from qbroker.log.manifest import check_order, check_sealed, counted, open_segment
 from qbroker.log.meta import META_NAME, NO_CLUSTER, Meta, read_meta, write_meta
 from qbroker.log.segment import REPLAY_BYTES, SUFFIX, Segment, segment_name
 from qbroker.log.walk import Walk
@@ -48,7 +49,10 @@ from qbroker.log.walk import Walk
 
 @dataclass(slots=True)
 class Recovered:
-    """What recovery hands to Log: sealed segments, oldest first, and the new active one."""
+    """What recovery hands to Log: sealed segments, oldest first, and the new active one.
+
+    META need not count the active one yet.
+    """
 
     meta: Meta
     sealed: list[Segment]
@@ -67,55 +71,39 @@ def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Reco
     disk.sync_directory()
     names = _tidied(disk)
     spare = disk.open(SPARE_NAME, write=True) if SPARE_NAME in names else None
-    names = [name for name in names if name.endswith(SUFFIX)]
     if META_NAME not in disk.names():
         return _create(disk, names, segment_bytes, cluster, spare)
     meta = read_meta(disk)
     if cluster not in (meta.cluster, NO_CLUSTER):
         raise ForeignError(META_NAME, f"cluster {meta.cluster.hex()}, not {cluster.hex()}")
-    names = _kept(disk, names, meta)
-    segments = [_opened(disk, name, meta, name == names[-1]) for name in names]
-    check_order(segments)
+    kept, leftovers = counted(meta, names)
+    segments = [_opened(disk, name, meta, is_last=name == kept[-1]) for name in kept]
+    check_order(meta, segments)
+    for name in leftovers:
+        disk.remove(name)
     last = segments[-1]
     clean = last.sealed
     torn_bytes = 0 if clean else _settle_tail(disk, last)
     if last.empty:
         active = _taken_again(disk, segments.pop())
     else:
-        active = next_segment(disk, meta, last, (SEGMENT_BYTES_MIN, segment_bytes), spare)
+        active = next_segment(disk, last, (SEGMENT_BYTES_MIN, segment_bytes), spare)
     return Recovered(meta, segments, active, torn_bytes, clean)
 
 
 def next_segment(
-    disk: Disk, meta: Meta, last: Segment, sizes: tuple[int, int], spare: File | None
+    disk: Disk, last: Segment, sizes: tuple[int, int], spare: File | None
 ) -> SegmentWriter:
-    """A new segment continues `last`, and META counts it.
+    """A new segment continues `last`; META does not count it yet.
 
     `sizes` are the least and the wanted number of bytes.
     """
     salt = int.from_bytes(disk.entropy(8), "little")
+    old = last.header
     header = SegmentHeader(
-        meta.cluster, meta.log, last.header.number + 1, last.last + 1, last.chain, salt, sizes[1]
+        old.cluster, old.log, last.number_last + 1, last.last + 1, last.chain, salt, sizes[1]
     )
-    writer = create_segment(disk, header, sizes[0], spare)
-    _count(disk, meta, header.first)
-    return writer
-
-
-def _count(disk: Disk, meta: Meta, newest: int) -> None:
-    """META counts the newest segment too, so that its loss would be noticed.
-
-    On a full disk it keeps counting an older one: the log must go on, and what is
-    lost is a second look, not data.
-    """
-    older = meta.newest
-    meta.newest = newest
-    try:
-        write_meta(disk, meta)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        meta.newest = older
+    return create_segment(disk, header, sizes[0], spare)
 
 
 def _tidied(disk: Disk) -> list[str]:
@@ -134,9 +122,11 @@ def _create(
 ) -> Recovered:
     """A new log. META comes last: without it, whatever is here was never used."""
     for name in names:
+        if not name.endswith(SUFFIX):
+            continue
         if name != segment_name(1) or _written_end(disk.open(name), SEGMENT_HEADER_BYTES):
             raise CorruptError(META_NAME, 0, 1, 1, f"it is missing, but {name} holds data")
-    meta = Meta(cluster, disk.entropy(16), 1, 1)
+    meta = Meta(cluster, disk.entropy(16), 1)
     salt = int.from_bytes(disk.entropy(8), "little")
     header = SegmentHeader(cluster, meta.log, 1, 1, bytes(16), salt, segment_bytes)
     active = create_segment(disk, header, SEGMENT_BYTES_MIN, spare)
@@ -144,20 +134,8 @@ def _create(
     return Recovered(meta, [], active, 0, clean=True)
 
 
-def _kept(disk: Disk, names: list[str], meta: Meta) -> list[str]:
-    """The segments META counts. Older ones are what a trim did not finish removing."""
-    oldest = segment_name(meta.oldest)
-    for first in (meta.oldest, meta.newest):
-        if segment_name(first) not in names:
-            raise CorruptError(segment_name(first), 0, first, first, "the file is missing")
-    for name in names:
-        if name < oldest:
-            disk.remove(name)
-    return [name for name in names if name >= oldest]
-
-
-def _opened(disk: Disk, name: str, meta: Meta, is_last: bool) -> Segment:
-    """The segment as its header and footer describe it; only the last may lack the footer.
+def _opened(disk: Disk, name: str, meta: Meta, *, is_last: bool) -> Segment:
+    """The segment as its header and footer describe it.
 
     The last is first synced and dropped from the cache: a killed process leaves content
     that is not on disk yet, a failed sync leaves content that never will be.
@@ -167,12 +145,7 @@ def _opened(disk: Disk, name: str, meta: Meta, is_last: bool) -> Segment:
         file.sync()
         file.forget_cache()
     segment = open_segment(file, name, meta.log)
-    if segment.sealed:
-        disk.protect(name, READ_ONLY)
-    elif not is_last or file.mode() == READ_ONLY:
-        # Read-only means sealed: the mode is set only once the footer is durable.
-        why = "it was sealed, but no footer ends it"
-        raise CorruptError(name, file.size(), segment.first, segment.first, why)
+    check_sealed(disk, file, segment, is_last=is_last)
     return segment
 
 

@@ -19,7 +19,8 @@ from qbroker.log.format import (
     pack_segment_header,
     unpack_footer,
 )
-from qbroker.log.index import BatchIndex
+from qbroker.log.index import NO_KEY, BatchIndex
+from qbroker.log.meta import Span
 from qbroker.log.salvage import Damage
 from qbroker.log.walk import Walk
 from qbroker.log.window import Window
@@ -31,28 +32,48 @@ FOLLOW_BYTES = 256 << 10
 """Read at once behind a writer: what comes at a time is little."""
 
 
-def segment_name(first: int) -> str:
-    """The file's name; sorting names sorts batches."""
-    return f"{first:020d}{SUFFIX}"
+def segment_name(first: int, generation: int = 0) -> str:
+    """The file's name; sorting names sorts batches. A cleaned one has its generation in it."""
+    return f"{first:020d}.{generation}{SUFFIX}" if generation else f"{first:020d}{SUFFIX}"
 
 
 class Segment:
     """What is known of one file, and how it is read. Reads are safe beside one writer.
 
-    `last` is its last batch (first - 1 if there is none), `end` the offset behind it,
-    `chain` its digest, `records` how many there are.
+    It covers batches up to `last` (first - 1 if there is none) and segments up to
+    `number_last`; its batches end at `end`. `chain` is the log's digest at `last`, which
+    the next segment continues, `content` the digest of its own last batch: the same, as
+    long as nothing was cleaned. `records` is how many there are. `keys` and `digest` are
+    known of a sealed one that was opened: range of keys, and the footer's digest.
     """
 
-    __slots__ = ("chain", "end", "header", "index", "last", "name", "records", "sealed", "seed")
+    __slots__ = (
+        "chain",
+        "content",
+        "digest",
+        "end",
+        "header",
+        "index",
+        "keys",
+        "last",
+        "name",
+        "number_last",
+        "records",
+        "sealed",
+        "seed",
+    )
 
     def __init__(self, header: SegmentHeader) -> None:
         self.header = header
         self.seed = header.seed
-        self.name = segment_name(header.first)
+        self.name = segment_name(header.first, header.generation)
         self.last = header.first - 1
+        self.number_last = header.number
         self.end = SEGMENT_HEADER_BYTES
-        self.chain = first_chain(pack_segment_header(header))
+        self.chain = self.content = first_chain(pack_segment_header(header))
         self.records = 0
+        self.keys = (NO_KEY, 0)
+        self.digest = b""
         self.sealed = False
         self.index: BatchIndex | None = BatchIndex(header.first)
 
@@ -67,6 +88,17 @@ class Segment:
         return self.last < self.header.first
 
     @property
+    def sparse(self) -> bool:
+        """Whether it was cleaned: batches and slots may be missing."""
+        return self.header.generation > 0
+
+    @property
+    def span(self) -> Span:
+        """The stretch of the log that it is."""
+        h = self.header
+        return Span(h.first, self.last, h.number, self.number_last, h.previous, self.chain)
+
+    @property
     def disk_bytes(self) -> int:
         """What it takes on disk, less what is allocated ahead."""
         return self.end + FOOTER_BYTES if self.sealed else self.end
@@ -77,15 +109,19 @@ class Segment:
         self.index.add(info, self.end)
         self.end += info.length
         self.records += info.records
-        self.chain = chain
+        self.chain = self.content = chain
         self.last = info.number  # last of all: readers look here first
 
-    def adopt(self, footer: Footer) -> None:
+    def seal(self, footer: Footer, digest: bytes) -> None:
         """It is as the footer says; the index is built when first needed."""
         self.last = footer.last
+        self.number_last = footer.number_last
         self.end = footer.end
         self.chain = footer.chain
+        self.content = footer.content
         self.records = footer.records
+        self.keys = (footer.key_min, footer.key_max)
+        self.digest = digest
         self.sealed = True
         self.index = None
 
@@ -110,7 +146,7 @@ class Segment:
             walk.on(info)
             if wanted:
                 yield info, records
-        if walk.chain != self.chain and not damaged:
+        if walk.chain != self.content and not damaged:
             raise self.damaged(walk.offset, self.last, Malformed("the footer's digest disagrees"))
         if self.index is None:
             self.index = index
@@ -137,21 +173,24 @@ class Segment:
         except (Malformed, OSError) as error:
             raise self.damaged(walk.offset, walk.number, error) from error
 
+    def may_hold(self, key: int) -> bool:
+        """Whether the key is in the range of its keys. Never reads."""
+        index = self.index
+        low, high = (index.key_min, index.key_max) if index else self.keys
+        return low <= key <= high
+
     def indexed(self, file: File) -> BatchIndex:
         """Its index, built from the batch headers if nobody has yet. CorruptError."""
         if self.index is None:
-            window = Window(file, REPLAY_BYTES)
-            offset = SEGMENT_HEADER_BYTES
+            walk = Walk(self, file, REPLAY_BYTES)
             index = BatchIndex(self.first)
-            for number in range(self.first, self.last + 1):
+            while walk.offset < self.end:
                 try:
-                    info = window.batch_header(offset, self.seed)
-                    if info.number != number:
-                        raise Malformed(f"batch {info.number} stands in the place of {number}")
+                    info = walk.peek()
                 except (Malformed, OSError) as error:
-                    raise self.damaged(offset, number, error) from error
-                index.add(info, offset)
-                offset += info.length
+                    raise self.damaged(walk.offset, walk.number, error) from error
+                index.add(info, walk.offset)
+                walk.on(info)
             self.index = index
         return self.index
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 
 class Walk:
-    """See the module. `number` and `chain` are those the batch at `offset` must have.
+    """See the module. `number` and `chain` are those the batch at `offset` must have;
+    in a cleaned segment its number may be higher.
 
     With a list for `damaged`, records that do not verify are described there and left
     out, and the walk goes on, as long as the batch's header is intact.
@@ -75,14 +76,20 @@ class Walk:
         self.number = number
         self.chain = chain
 
+    def peek(self) -> BatchInfo:
+        """The header of the batch at `offset`, which stands in its place; Malformed, OSError."""
+        info = self.window.batch_header(self.offset, self.segment.seed)
+        cleaned_out = self.segment.sparse and self.number < info.number <= self.segment.last
+        if info.number != self.number and not cleaned_out:
+            raise Malformed(f"batch {info.number} stands in the place of {self.number}")
+        return info
+
     def step(self, end: int) -> BatchInfo:
         """The batch at `offset`, which ends at or before `end`; Malformed, OSError.
 
         Its header and digest are intact and it stands in its place.
         """
-        info = self.window.batch_header(self.offset, self.segment.seed)
-        if info.number != self.number:
-            raise Malformed(f"batch {info.number} stands in the place of {self.number}")
+        info = self.peek()
         self._at = self.window.batch(self.offset, info, end)
         self._salvaged = None
         content = memoryview(self.window.data)[self._at : self._at + info.length]
@@ -100,7 +107,8 @@ class Walk:
         if self._salvaged is not None:
             return self._salvaged
         try:
-            return unpack_records(self.window.data, self._at, info, self.segment.seed)
+            data, seed = self.window.data, self.segment.seed
+            return unpack_records(data, self._at, info, seed, sparse=self.segment.sparse)
         except Malformed as error:
             if self.damaged is None:
                 raise
