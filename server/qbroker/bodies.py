@@ -79,7 +79,7 @@ class Body:
     def message(self, position: int) -> bytes:
         """The packed message at ``position``, as far as this record holds it.
 
-        Raises IndexError if none begins there.
+        Empty if cleaning took it away. Raises IndexError if none begins there.
         """
         index, starts = position - self.first, self.starts()
         if not 0 <= index < self.count:
@@ -221,7 +221,22 @@ def body_of(position: int, record: r.Record) -> Body | None:
         return Body(position, position, batch.count, batch.raw, record.lead, batch.offsets)
     if isinstance(record, r.Settled) and (record.result or record.follow_on.count):
         return Body(position, position + 1, record.follow_on.count, record.raw, len(record.result))
+    if isinstance(record, r.Kept):
+        return kept_body(position, record)
     return None
+
+
+def kept_body(position: int, record: r.Kept) -> Body:
+    """What cleaning has left of a record: messages that are gone have no bytes."""
+    offsets, at, raw = array("I"), len(record.head), record.raw
+    for first, count in record.runs:
+        offsets.extend([at] * (first - len(offsets)))
+        for _ in range(count):
+            offsets.append(at)
+            at = min(len(raw), at + 4 + int.from_bytes(raw[at : at + 4], "little"))
+    offsets.extend([at] * (record.count - len(offsets)))
+    first = position + record.own
+    return Body(position, first, record.count, raw, len(record.head), offsets)
 
 
 def stored_body(stored: StoredRecord) -> Body | None:
@@ -264,7 +279,7 @@ def search(body: Body, name: bytes) -> dict[int, bytes]:
     starts = body.starts()
     hits = {}
     for index, start in enumerate(starts):
-        if id_of(body.raw, start) == name:
-            end = starts[index + 1] if index + 1 < body.count else len(body.raw)
+        end = starts[index + 1] if index + 1 < body.count else len(body.raw)
+        if start < end and id_of(body.raw, start) == name:
             hits[body.first + index] = body.raw[start:end]
     return hits

@@ -106,6 +106,7 @@ EXAMPLES: dict[str, r.Record] = {
     "quarantined": r.Quarantined(
         [2 << 20], "1.qlog is damaged", "1-4096.bin", 1_700_000_000_000, 1_700_086_400_000
     ),
+    "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 
 

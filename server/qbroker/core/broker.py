@@ -255,6 +255,11 @@ def apply_booted(state: BrokerState, position: int, record: r.Booted) -> None:
     state.uploads.clear()
 
 
+def apply_kept(_state: BrokerState, position: int, _record: r.Kept) -> None:
+    """Never: a start begins behind the last checkpoint, and cleaning ends before it."""
+    raise AssertionError(f"the record at {position} was cleaned: it is no history to replay")
+
+
 # The tables of contents. A test holds them against frames.py and records.py, so that a
 # new frame or record without a rule fails by name.
 
@@ -299,4 +304,5 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Forgotten: asking.apply_forgotten,
     r.Quarantined: quarantine.apply_quarantined,
     r.Archived: asking.apply_archived,
+    r.Kept: apply_kept,
 }

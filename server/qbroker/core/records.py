@@ -379,8 +379,41 @@ class Quarantined(Record):
     keep_until_ms: int
 
 
+@dataclass(slots=True)
+class Kept(Record):
+    """What cleaning has left of a record with messages or a result: bytes, no history.
+
+    It stands in the record's place and is never applied: the checkpoints know what was.
+    """
+
+    TYPE: ClassVar[int] = 17
+    own: int
+    """Slots before the first message: 1 if the record was a Settled, else 0."""
+    count: int
+    """Messages that began in the record."""
+    runs: list[list[int]]
+    """[index, how many] of those whose bytes are left."""
+    head: bytes
+    """The result or error, or a part's end of an earlier message; empty if it is not left."""
+    messages: bytes
+
+    def listed(self) -> list[Any]:
+        """All but the raw bytes; the length of the head tells them apart."""
+        return [self.own, self.count, self.runs, len(self.head)]
+
+    @property
+    def raw(self) -> bytes:
+        """The head, then the messages."""
+        return self.head + self.messages
+
+    @property
+    def slots(self) -> int:
+        """As many as the record took."""
+        return max(1, self.own + self.count)
+
+
 RECORDS: dict[int, type[Record]] = {cls.TYPE: cls for cls in Record.__subclasses__()}
-HAS_RAW = {number: cls in (Published, PartStored, Settled) for number, cls in RECORDS.items()}
+HAS_RAW = {number: cls in (Published, PartStored, Settled, Kept) for number, cls in RECORDS.items()}
 NAMES = {number: cls.__name__ for number, cls in RECORDS.items()}
 
 
@@ -403,6 +436,9 @@ def unpack(number: int, body: bytes) -> Record:
         record: Record = cls(*_unpack(body))
         return record
     values, raw = split(body)
+    if cls is Kept:
+        own, count, runs, n_head = values
+        return Kept(own, count, runs, raw[:n_head], raw[n_head:])
     if cls is Settled:
         n_result, tail = values[11], values[13]
         values[11], values[13] = raw[:n_result], MessageBatch.of(tail, raw[n_result:])

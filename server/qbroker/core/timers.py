@@ -248,6 +248,12 @@ class Timers:
         for trees in self._groups.values():
             yield from trees
 
+    def positions(self) -> "Iterator[array[int]]":
+        """The positions of all entries, a leaf at a time, in no order."""
+        for tree in self.trees():
+            for leaf in tree.leaves:
+                yield leaf.positions
+
     def entries(self) -> Iterator[Entry]:
         """All, by group and tree; in order within one."""
         for tree in self.trees():
