@@ -51,6 +51,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # A session cannot touch a queue: it submits commands and is sent effects.
     "qbroker.net": ({"qprotocol"}, set()),
     # Settled tasks, in SQLite: follows the log by itself, and is asked for rows.
+    # It copies files beside the broker; that they are a log it has from the log's own room.
+    "qbroker.backup": ({"qbroker.log", "qbroker.ops.overlay"}, {"asyncio", "socket"}),
     "qbroker.archive": (
         {"qprotocol", "qbroker.core", "qbroker.log", "qbroker.bodies"},
         {"asyncio", "socket"},

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 
 from qbroker import config as settings
+from qbroker.backupcommands import backup_command, restore_command
 from qbroker.config import SETTINGS, Config, ConfigError
 from qbroker.logcommands import log_group
 from qbroker.ops.admin import Admin, RefusedByBroker, Unreachable
@@ -61,7 +62,8 @@ def commands() -> None:
     """A durable task broker: one process, one folder."""
 
 
-commands.add_command(log_group)
+for more in (log_group, backup_command, restore_command):
+    commands.add_command(more)
 
 
 # --- Running, and what it would run with ----------------------------------------------------------

@@ -3,7 +3,8 @@
 import difflib
 import json
 import sys
-from typing import Any
+import time
+from typing import Any, Self
 
 import click
 
@@ -26,6 +27,31 @@ class Commands(click.Group):
             hint = f'did you mean "{near[0]}"?' if near else f"there are {known}"
             raise click.UsageError(f'no command "{name}": {hint}', ctx)
         return super().resolve_command(ctx, args)
+
+
+class Counting:
+    """On a terminal, a line that says how many bytes were read so far; else nothing."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._bytes = 0
+        self._shown = sys.stderr.isatty()
+        self._due_s = 0.0
+
+    def add(self, size: int) -> None:
+        """So many more. Writes ten times a second at most."""
+        self._bytes += size
+        now = time.monotonic()
+        if self._shown and now >= self._due_s:
+            self._due_s = now + 0.1
+            click.echo(f"\r{self._doing}: {self._bytes / 1e6:,.1f} MB", nl=False, err=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown and self._bytes:
+            click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
 def confirm(question: str) -> None:

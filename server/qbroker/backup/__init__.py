@@ -1,0 +1,1 @@
+"""Backups: a broker's data folder at one moment, in another folder, and back again."""
