@@ -32,8 +32,9 @@ from hypothesis.stateful import (
 from digest import check_places, digest
 from machine import Machine, Peer
 from qbroker.ages import Ages
-from qbroker.core import leaving
+from qbroker.core import leaving, purging
 from qbroker.core.broker import Broker
+from qbroker.core.purging import finish
 from qbroker.core.settings import Settings
 from qbroker.groupcommit import GroupCommit, Held
 from qbroker.log import log
@@ -454,6 +455,15 @@ class Story(RuleBasedStateMachine):
             at += 4 + int.from_bytes(frame.raw[at : at + 4], "little")
             self.promised.add(message.body.decode())
 
+    @rule(queue=st.sampled_from([*QUEUES, "a.dead"]))
+    def purge(self, queue: str) -> None:
+        """What waits there is over; and so may be what is on its way there."""
+        places = check_places(self.machine.core.state)
+        there = {self.body_at(at) for at, place in places.items() if place.endswith(f" {queue}")}
+        self.doubtful |= there | (self.sent - self.alive())
+        client = self.connected(self.clients[3])
+        self.ask(client, f.Purge(queue=queue), lambda frame: None)
+
     # Coming, going, time.
 
     @rule(who=st.integers(0, 3))
@@ -537,6 +547,7 @@ class Story(RuleBasedStateMachine):
         core = Broker(SETTINGS)
         replay(Log.open(twin, LOG), core, Ages(), lambda done, last: None)
         now = machine.now
+        finish(machine.core.state)
         assert digest(core.state, now) == digest(machine.core.state, now)
         check_places(core.state)
         twin.kill()
@@ -576,6 +587,9 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stories are short: what is done so much a turn must not be done in one."""
     monkeypatch.setattr(leaving, "LOST_MESSAGES_MAX", 2)
     monkeypatch.setattr(leaving, "STARTED_WEIGHT", 1)
+    monkeypatch.setattr(purging, "SWEEP_MESSAGES_MAX", 1)
+    monkeypatch.setattr(purging, "SWEEP_LANES_MAX", 1)
+    monkeypatch.setattr(purging, "SWEEP_STEP", 1)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

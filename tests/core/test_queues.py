@@ -166,12 +166,12 @@ def test_an_emptied_run_leaves_nothing_behind() -> None:
     run = queue.lanes[0].run(0)
     put(queue, run, 1, 3)
     give_back(queue, run, 0)
-    run.clear()
-    queue.ready = 0
+    queue.begin_anew()
+    assert run.is_purged
     assert queue.take(9) == []
     assert queue.oldest() == 0
     assert queue.levels == {}
-    put(queue, run, 7)
+    put(queue, run.current, 7)
     assert taken(queue, 1) == [7]
 
 

@@ -46,12 +46,12 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     # What is saved of each, and what is volatile or follows from the rest.
     Queue: (
         {"name", "number", "options", "ready", "scheduled", "delayed", "leased", "lanes"},
-        {"synced", "levels", "priorities", "counts"},
+        {"synced", "levels", "priorities", "counts", "life", "retired"},
     ),
-    Lane: ({"queue", "task", "keys", "runs"}, {"number", "place"}),
+    Lane: ({"queue", "task", "keys", "_runs"}, {"number", "place", "life"}),
     Run: (
         {"number", "chunks", "head", "given", "skipped"},
-        {"lane", "priority", "size", "key"},
+        {"lane", "life", "priority", "size", "key"},
     ),
     Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
     Member: ({"session", "number", "grants"}, {"connection"}),

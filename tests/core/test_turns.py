@@ -10,13 +10,14 @@ import pytest
 from digest import check_places, exact
 from machine import Machine, Peer
 from qbroker.ages import Ages
-from qbroker.core import leaving, passing
+from qbroker.core import leaving, passing, purging, timers
 from qbroker.core.broker import Broker
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.message import Message
+from qprotocol.states import State
 
 SESSION = b"s" * 16
 LAZY_MS = 30
@@ -238,3 +239,161 @@ def test_only_so_many_sessions_are_taken_leave_of_in_one_turn(
         assert len(machine.core.state.sessions) == left
     machine.settle()
     assert not any(parent.is_open for parent in parents)
+
+
+# --- Purges
+
+
+@pytest.fixture
+def sweeping(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Ten messages a turn; one of which something is kept counts for two."""
+    monkeypatch.setattr(purging, "SWEEP_MESSAGES_MAX", 10)
+    monkeypatch.setattr(purging, "SWEEP_FORGOTTEN_WEIGHT", 1)
+    monkeypatch.setattr(purging, "SWEEP_STEP", 5)
+    monkeypatch.setattr(purging, "SWEEP_LANES_MAX", 1)
+    monkeypatch.setattr(timers, "LEAF_ENTRIES", 5)
+    return machine
+
+
+def named(machine: Machine, peer: Peer, first: int, count: int, **fields: object) -> f.Frame:
+    """So many messages with ids of their own; the answer."""
+    ids = [f"id{nth}" for nth in range(first, first + count)]
+    raw = b"".join(Message("q", b"x", id=name, **fields).pack() for name in ids)
+    peer.received.clear()
+    frame = f.Publish(correlation=2, producer=0, sequence=0, count=count, raw=raw)
+    machine.submit(peer, frame)
+    machine.turn()
+    machine.begin_write()
+    machine.write()
+    return peer.received[-1]
+
+
+def test_a_purge_is_true_at_once_and_swept_a_few_a_turn(sweeping: Machine) -> None:
+    machine, state = sweeping, sweeping.core.state
+    peer = greeted(machine)
+    named(machine, peer, 0, 20)
+    due_ms = machine.wall_ms + 60_000
+    named(machine, peer, 20, 20, due_ms=due_ms, expires_ms=due_ms + 1)
+    fill(machine, 30, task="t")
+    machine.submit(peer, f.Watch(correlation=7, id="id39", wait_ms=60_000))
+    machine.settle()
+    peer.received.clear()
+    machine.submit(peer, f.Purge(correlation=8, queue="q"))
+    machine.submit(peer, f.Peek(correlation=9, queue="q"))
+    machine.turn()
+    queue = state.queues["q"]
+    assert (queue.ready, queue.scheduled) == (0, 0)
+    assert check_places(state) == {}
+    kept = [len(state.names)]
+    while state.remains:
+        assert machine.core.next_due_ms(machine.now) == 0
+        machine.turn()
+        kept.append(len(state.names))
+        assert kept[-1] >= kept[-2] - 10
+    assert kept[0] >= 30
+    assert state.names == state.named == {}
+    assert state.timers.size == 0
+    machine.settle()
+    ok, peeked, result = peer.received
+    assert (ok.count, peeked.count, result.correlation) == (70, 0, 7)
+    assert exact(replayed(machine).state) == exact(state)
+
+
+def test_what_comes_while_a_purge_is_swept_is_not_purged(sweeping: Machine) -> None:
+    """New messages, one that was leased, and one whose id is taken until its turn comes."""
+    machine, state = sweeping, sweeping.core.state
+    peer = greeted(machine)
+    holder = greeted(machine)
+    take(machine, holder, 1)
+    named(machine, peer, 0, 30)
+    machine.submit(peer, f.Purge(correlation=8, queue="q"))
+    machine.turn()
+    assert isinstance(named(machine, peer, 29, 1), f.Error)
+    machine.submit(holder, f.Bye(correlation=9))
+    fill(machine, 5)
+    machine.settle()
+    assert not state.remains
+    assert state.queues["q"].ready == 6
+    assert isinstance(named(machine, peer, 29, 1), f.Published)
+    machine.submit(peer, f.Purge(correlation=8, queue="q"))
+    machine.settle()
+    assert check_places(state) == {}
+    assert exact(replayed(machine).state) == exact(state)
+
+
+def test_a_crash_while_a_purge_is_swept_changes_nothing(sweeping: Machine) -> None:
+    machine = sweeping
+    peer = greeted(machine)
+    take(machine, peer, 20)
+    machine.submit(peer, f.Bye(correlation=9))
+    machine.settle()
+    other = greeted(machine)
+    named(machine, other, 0, 30)
+    machine.submit(other, f.Purge(correlation=8, queue="q"))
+    machine.turn()
+    machine.begin_write()
+    machine.write()
+    assert machine.core.state.remains
+    fill(machine, 3)
+    machine.disk.kill()
+    machine.start()
+    state = machine.core.state
+    assert (state.names, state.named, state.attempts) == ({}, {}, {})
+    assert len(check_places(state)) == 3
+
+
+def test_two_purges_are_swept_one_after_the_other(sweeping: Machine) -> None:
+    machine, state = sweeping, sweeping.core.state
+    peer = greeted(machine)
+    for task in ("", "t", "u"):
+        named(machine, peer, 0, 40, task=task)
+        machine.submit(peer, f.Purge(correlation=8, queue="q"))
+        machine.turn()
+        named(machine, peer, 40, 40, task=task)
+        machine.submit(peer, f.Purge(correlation=8, queue="q"))
+        machine.turn()
+        assert len(state.remains) > 1
+        machine.settle()
+        assert not state.remains
+        assert state.named == {}
+        assert not state.queues["q"].retired
+    assert exact(replayed(machine).state) == exact(state)
+
+
+def test_a_message_that_waits_a_second_time_can_be_purged_and_is_unknown_then(
+    sweeping: Machine,
+) -> None:
+    """Its counters are still there, and say nothing any more."""
+    machine, state = sweeping, sweeping.core.state
+    peer = greeted(machine)
+    named(machine, peer, 0, 30)
+    machine.submit(peer, f.Consume(correlation=3, subscription=1, queues=["q"], credit=30))
+    machine.settle()
+    machine.submit(peer, f.Bye(correlation=4))
+    machine.settle()
+    asker = greeted(machine)
+    asker.received.clear()
+    machine.submit(asker, f.Purge(correlation=8, queue="q"))
+    machine.submit(asker, f.Watch(correlation=9, id="id0"))
+    machine.submit(asker, f.Cancel(correlation=10, id="id0"))
+    machine.turn()
+    assert state.remains
+    machine.settle()
+    found = [frame.state for frame in asker.received if isinstance(frame, f.Result)]
+    assert found == [int(State.UNKNOWN)] * 2
+    assert check_places(state) == {}
+
+
+def test_an_upload_that_becomes_true_after_a_purge_is_not_purged(sweeping: Machine) -> None:
+    machine, state = sweeping, sweeping.core.state
+    peer = greeted(machine)
+    fill(machine, 1)
+    due_ms = machine.wall_ms + 60_000
+    raw = Message("q", b"x", due_ms=due_ms, expires_ms=due_ms + 1).pack() * 4
+    machine.submit(peer, f.Part(correlation=5, index=0, of=f.Publish.TYPE, raw=raw))
+    machine.submit(peer, f.Purge(correlation=6, queue="q"))
+    machine.submit(peer, f.Publish(correlation=5, producer=0, sequence=0, count=4, raw=b""))
+    machine.settle()
+    assert (state.queues["q"].ready, state.queues["q"].scheduled) == (0, 4)
+    assert len(state.queues["q"].delayed) == 4
+    assert exact(replayed(machine).state) == exact(state)

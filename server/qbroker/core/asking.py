@@ -1,4 +1,4 @@
-"""Questions and orders from people and clients: watch, cancel, forget, peek, purge, declare.
+"""Questions and orders from people and clients: watch, cancel, forget, peek, declare.
 
 A task is known by its id. One that its caller chose is in a table. For others the core
 asks for a Lookup first: the message at the position that came as a hint, if it bears
@@ -6,20 +6,19 @@ that id, else a search of the log by the id's time. No answer trusts a bare posi
 is not in memory any more the archive is asked, last.
 """
 
-from collections.abc import Collection
 from itertools import islice
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
-from qbroker.core.queues import CHUNK_POSITIONS, Queue, Run
+from qbroker.core.queues import Run
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, id_of, limit, place_of
-from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Purge, Watch
+from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Watch
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
 from qprotocol.names import check_queue_name
@@ -147,7 +146,7 @@ def run_known(state: BrokerState, position: int, found: Found | None) -> Run | N
     grant = state.leases.get(position)
     if grant:
         return grant.run_of(position)
-    attempts = state.attempts.get(position)
+    attempts = state.touched(position)
     if attempts and attempts.run:
         return attempts.run
     return run_of(state, (found or Found()).messages.get(position, b""))
@@ -204,50 +203,6 @@ def decide_declare(state: BrokerState, _now: Now, _connection: int, frame: Decla
             "declare it with the same, or use another name",
         )
     return Decision(reply=Ok())
-
-
-def decide_purge(state: BrokerState, _now: Now, _connection: int, frame: Purge) -> Decision:
-    """Every waiting message is dropped: the ready and the delayed ones. The quarantine, too."""
-    queue = state.queues.get(frame.queue)
-    if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
-    return Decision([r.Purged(queue.number)], Ok(count=queue.ready + queue.scheduled))
-
-
-def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
-    """The runs are empty. Walks all delayed messages, and all that have counters."""
-    queue = state.numbered[record.queue]
-    queue.counts["purged"] += queue.ready + queue.scheduled
-    gone = {p for p, a in state.attempts.items() if a.run and a.run.lane.queue is queue}
-    for kept in (state.names, state.continued, state.results.waiters):
-        gone.update(ready_among(queue, kept))
-    runs = [run for lane in queue.lanes for run in lane.runs.values()]
-    for run in runs:
-        run.clear()
-    trees = state.timers.drop(queue.number)
-    delayed = {p for tree in trees for leaf in tree.leaves for p in leaf.positions}
-    delayed, state.cancelled = delayed - state.cancelled, state.cancelled - delayed
-    queue.delayed.clear()
-    for kept in (state.names, state.continued, state.results.waiters):
-        gone |= delayed & kept.keys()
-    queue.ready = queue.scheduled = 0
-    lanes = {lane.number for lane in queue.lanes}
-    for position in [p for p, row in state.quarantined.items() if row[0] in lanes]:
-        del state.quarantined[position]
-    for position in gone:
-        state.finish(position, PURGED, keep=False, synced=queue.synced)
-        state.forget(position)
-
-
-def ready_among(queue: Queue, positions: Collection[int]) -> list[int]:
-    """Those of ``positions`` that are ready in the queue. Walks the shorter of the two."""
-    runs = [run for lane in queue.lanes for run in lane.runs.values() if run.size]
-    if len(positions) * (1 + queue.ready // CHUNK_POSITIONS) < queue.ready:
-        return [position for position in positions if any(position in run for run in runs)]
-    return [position for run in runs for position in run if position in positions]
-
-
-PURGED = Finished(State.REVOKED, 0, 0, 0, 0, 0, 0, "purged")
 
 
 def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:

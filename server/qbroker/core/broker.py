@@ -29,6 +29,7 @@ from qbroker.core import (
     endings,
     passing,
     publishing,
+    purging,
     quarantine,
     sessions,
     settling,
@@ -59,6 +60,7 @@ class Broker:
     def replay(self, position: int, record: r.Record) -> None:
         """Make a record of the log true again."""
         APPLY[type(record)](self.state, position, record)
+        purging.finish(self.state)
         self.state.effects.clear()
 
     def boot(self, now: Now, version: str, append: AppendRaw) -> None:
@@ -117,7 +119,7 @@ class Broker:
     @property
     def has_more(self) -> bool:
         """Whether another turn has something to do at once, though nothing arrives."""
-        return bool(self.state.dirty or self.state.leaving)
+        return bool(self.state.dirty or self.state.leaving or self.state.remains)
 
     def due(self, now: Now, append: AppendRaw) -> list[Effect]:
         """Do what time has made due."""
@@ -274,7 +276,7 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Settle: settling.decide_settle,
     f.Running: settling.decide_running,
     f.Declare: asking.decide_declare,
-    f.Purge: asking.decide_purge,
+    f.Purge: purging.decide_purge,
     f.Peek: asking.decide_peek,
     f.Bye: sessions.decide_bye,
 }
@@ -299,7 +301,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Returned: endings.apply_returned,
     r.Started: endings.apply_started,
     r.Removed: endings.apply_removed,
-    r.Purged: asking.apply_purged,
+    r.Purged: purging.apply_purged,
     r.CameDue: passing.apply_came_due,
     r.Forgotten: asking.apply_forgotten,
     r.Quarantined: quarantine.apply_quarantined,

@@ -8,6 +8,7 @@ from qbroker.core.consuming import Append
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
+from qbroker.core.purging import sweep
 from qbroker.core.sessions import leave
 from qbroker.core.settings import (
     ARCHIVED_MAX,
@@ -128,7 +129,7 @@ def next_due(state: BrokerState, now: Now) -> int:
     if waiter:
         waits.append(waiter - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
-    return 0 if state.leaving else max(0, min(waits))
+    return 0 if state.leaving or state.remains else max(0, min(waits))
 
 
 def due(state: BrokerState, now: Now, append: Append) -> None:
@@ -137,5 +138,7 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
         append(record)
     lose_sessions(state, now)
     give_back_more(state, now, append)
+    if state.remains:
+        sweep(state)
     drop_old(state, now)
     answer_late(state, now)

@@ -226,7 +226,7 @@ def apply_messages(
     timed: dict[int, list[Entry]] = {}
     for number, priority, count, due_ms in batch.runs:
         lane = lanes[number]
-        run = lane.runs.get(priority) or lane.run(priority)
+        run = lane.run(priority)
         if due_ms:
             timed.setdefault(lane.queue.number, []).append((due_ms, at, run.number))
         else:

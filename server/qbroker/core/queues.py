@@ -33,6 +33,7 @@ class Run:
         "head",
         "key",
         "lane",
+        "life",
         "number",
         "priority",
         "size",
@@ -41,6 +42,8 @@ class Run:
 
     def __init__(self, lane: "Lane", priority: int, number: int) -> None:
         self.lane = lane
+        self.life = lane.queue.life
+        """The life of its queue that it belongs to: after a purge it is dead."""
         self.priority = priority
         self.number = number
         self.size = 0
@@ -58,6 +61,16 @@ class Run:
     def __lt__(self, other: "Run") -> bool:
         """For heaps, where a run may be listed twice under one head."""
         return self.number < other.number
+
+    @property
+    def is_purged(self) -> bool:
+        """Whether what was in it is over."""
+        return self.life != self.lane.queue.life
+
+    @property
+    def current(self) -> "Run":
+        """The run of the same lane and priority in which messages wait now."""
+        return self.lane.run(self.priority) if self.is_purged else self
 
     def extend(self, first: int, count: int) -> None:
         """Put ``count`` consecutive positions at the end."""
@@ -149,13 +162,6 @@ class Run:
             self.skipped.update(range(first, end))
             self._drop_skipped()
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self.chunks.clear()
-        self.given = Spans()
-        self.skipped.clear()
-        self.head = self.size = 0
-
     def saved(self) -> "tuple[list[tuple[int, int]], list[int], list[array[int]]]":
         """Spans given back, what is skipped, and the chunks without what has been taken."""
         chunks = list(self.chunks)
@@ -218,7 +224,7 @@ def kind_of(task: str) -> int:
 class Lane:
     """The messages of one task with the same keys in one queue."""
 
-    __slots__ = ("keys", "number", "place", "queue", "runs", "task")
+    __slots__ = ("_runs", "keys", "life", "number", "place", "queue", "task")
 
     def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
         self.number = number
@@ -227,15 +233,30 @@ class Lane:
         self.keys = keys
         self.place = number, kind_of(task)
         """The lane's number, and the kind that its messages are of."""
-        self.runs: dict[int, Run] = {}
-        """By priority."""
+        self._runs: dict[int, Run] = {}
+        self.life = queue.life
+        """The life of its queue that the runs belong to."""
+
+    @property
+    def runs(self) -> dict[int, Run]:
+        """By priority: those that were not purged."""
+        return self._runs if self.life == self.queue.life else {}
 
     def run(self, priority: int) -> Run:
         """The lane's run at ``priority``, made on first use."""
-        found = self.runs.get(priority)
+        if self.life != self.queue.life:
+            self.retire()
+        found = self._runs.get(priority)
         if found is None:
-            found = self.runs[priority] = Run(self, priority, self.number << 8 | priority + 128)
+            found = Run(self, priority, self.number << 8 | priority + 128)
+            self._runs[priority] = found
         return found
+
+    def retire(self) -> None:
+        """Runs that were purged are no more the lane's, but what is left to be swept."""
+        if self.life != self.queue.life:
+            self.queue.retired += self._runs.values()
+            self._runs, self.life = {}, self.queue.life
 
 
 class Queue:
@@ -247,11 +268,13 @@ class Queue:
         "lanes",
         "leased",
         "levels",
+        "life",
         "name",
         "number",
         "options",
         "priorities",
         "ready",
+        "retired",
         "scheduled",
         "synced",
     )
@@ -276,8 +299,19 @@ class Queue:
         """
         self.priorities: list[int] = []
         """The priorities that have such runs, highest last."""
-        # Volatile: since the start, for metrics.
+        # Volatile.
         self.counts: Counter[str] = Counter()
+        """Since the start, for metrics."""
+        self.life = 0
+        """How often it was purged."""
+        self.retired: list[Run] = []
+        """Runs of earlier lives, to be swept."""
+
+    def begin_anew(self) -> None:
+        """Nothing waits; runs made until now are dead."""
+        self.life += 1
+        self.ready = self.scheduled = 0
+        self.delayed, self.levels, self.priorities = set(), {}, []
 
     def offer(self, run: Run) -> None:
         """See that a run that is not empty is listed under its head, or an earlier one."""

@@ -144,7 +144,7 @@ def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run
 
 def run_holding(state: BrokerState, position: int, raw: bytes) -> Run | None:
     """The run in which a message waits, by its bytes; None if it does not."""
-    attempts = state.attempts.get(position)
+    attempts = state.touched(position)
     if attempts:
         return None if attempts.waits else attempts.run
     run = run_of(state, raw)

@@ -46,6 +46,14 @@ STARTED_WEIGHT = 15
 """One that had begun when its worker was lost counts for so many: it needs its own record."""
 LOST_MEMBERS_MAX = 50
 """Members of lost sessions taken leave of in one turn, but never less than a whole session's."""
+SWEEP_MESSAGES_MAX = 12_000
+"""Purged messages looked at in one turn: what is kept of them elsewhere is dropped."""
+SWEEP_FORGOTTEN_WEIGHT = 10
+"""One of which something was kept counts for so many more."""
+SWEEP_STEP = 500
+"""Purged messages looked at in one go."""
+SWEEP_LANES_MAX = 5_000
+"""Lanes of a purged queue walked in one turn."""
 PRUNE_MAX = 5_000
 """Results dropped in one turn because their time is over."""
 ARCHIVED_MAX = 2_000

@@ -16,6 +16,7 @@ from itertools import islice
 
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
+from qbroker.core.purging import finish
 from qbroker.core.results import Results
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
 from qbroker.core.state import BrokerState, Producer, Upload
@@ -33,7 +34,7 @@ VOLATILE = frozenset(
         # Made of the configuration.
         *("settings", "synced"),
         # About connections, which the next life does not have.
-        *("members", "roles", "consumers", "leaving", "listening", "arrivals"),
+        *("members", "roles", "consumers", "leaving", "remains", "listening", "arrivals"),
         # Found again when they are needed.
         *("routes", "dirty", "effects", "next_sweep_ms"),
         # Counted since the start.
@@ -59,10 +60,12 @@ class Section:
 def encode(state: BrokerState) -> Iterator[tuple[str, bytes]]:
     """The sections, by name. The state must not change before the last is taken.
 
+    What was purged is swept first.
     Sessions without leases are left out: a worker that comes back makes its own anew.
     Uploads under way are kept: their end may be in the log behind this. Costs some 10 ms
     for a million waiting messages, and some microseconds for each that was handed out before.
     """
+    finish(state)
     for name, section in SECTIONS.items():
         yield name, section.save(state)
 

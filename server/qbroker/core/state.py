@@ -5,15 +5,17 @@ Volatile state is about connections and is gone after a crash.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.queues import Lane, Queue, Run
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import Settings
-from qbroker.core.timers import Timers
+from qbroker.core.timers import Timers, Tree
 from qprotocol.options import FSYNC_MODES, QueueOptions
 from qprotocol.states import State
 
@@ -63,6 +65,17 @@ class Upload:
     count: int = 0
     parts: int = 0
     """Bytes of messages so far."""
+
+
+@dataclass(slots=True)
+class Remains:
+    """What a purge has left to be swept. All volatile."""
+
+    queue: Queue
+    trees: list[Tree]
+    delayed: set[int]
+    lane: int = 0
+    """Lanes before this one have been walked."""
 
 
 @dataclass(slots=True)
@@ -120,6 +133,8 @@ class BrokerState:
     """Those who are gone and still hold leases, the next to give some back first."""
     listening: dict[int, list[Consumer]] = field(default_factory=dict)
     """Queue number to its consumers, the next to be served first."""
+    remains: deque[Remains] = field(default_factory=deque)
+    """Of purges, the next to be swept first."""
     arrivals: dict[tuple[int, int], Arrival] = field(default_factory=dict)
     """(connection, correlation) to a frame whose parts are coming."""
     routes: dict[bytes, Lane] = field(default_factory=dict)
@@ -203,7 +218,7 @@ class BrokerState:
         grant.remaining -= count
         if not grant.remaining:
             del grant.member.grants[grant.number]
-        pieces = grant.split(first, count)
+        pieces = [(run.current, start, size) for run, start, size in grant.split(first, count)]
         for run, start, length in pieces:
             run.lane.queue.leased -= length
             if late:
@@ -231,7 +246,7 @@ class BrokerState:
         """Whether the message waits, ready or for its time, in that run."""
         run, attempts = self.run_numbered(run_number), self.attempts.get(position)
         if attempts:
-            return attempts.waits or attempts.run is run
+            return attempts.run is run
         return position in run.lane.queue.delayed or position in run
 
     def listen_again(self, consumer: Consumer) -> None:
@@ -240,6 +255,16 @@ class BrokerState:
             queue = self.numbered[number]
             if queue.ready:
                 self.dirty[number] = queue
+
+    def touched(self, position: int) -> Attempts | None:
+        """The counters of a message that was handed out before and is not over."""
+        found = self.attempts.get(position)
+        return None if found and found.run and found.run.is_purged else found
+
+    def beside(self) -> list[Mapping[int, Any]]:
+        """Tables that may have an entry for a message that was never handed out."""
+        tables = self.names, self.continued, self.results.waiters
+        return [table for table in tables if table]
 
     def known(self, position: int) -> Attempts:
         """The message's counters, once it was handed out."""
@@ -267,8 +292,8 @@ class BrokerState:
         self.continued.pop(position, None)
         self.late.discard(position)
         name = self.names.pop(position, None)
-        if name is not None:
-            self.named.pop(name, None)
+        if name is not None and self.named.get(name) == position:
+            del self.named[name]
 
     # Ends.
 
@@ -306,8 +331,8 @@ class BrokerState:
 
     def pending(self, position: int) -> Finished | None:
         """The state of an unfinished message, as far as it is known by position alone."""
-        touched = position in self.attempts
-        attempts = self.known(position)
+        touched = self.touched(position)
+        attempts = touched or UNTOUCHED
         if position in self.leases:
             state = State.STARTED
         elif not touched:
