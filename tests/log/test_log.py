@@ -533,3 +533,7 @@ def test_a_digest_in_a_damaged_file_is_not_given(story) -> None:
     log = story.killed()
     with pytest.raises(CorruptError):
         log.digest(10)
+    log.read(40 << 20)
+    story.disk.fail(1)
+    with pytest.raises(UnreadableError):
+        log.digest(41)

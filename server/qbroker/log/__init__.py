@@ -13,6 +13,7 @@ package is the specification; `format` has the same diagrams in code.
     segment.py   one file, and what is known of it
     walk.py      through a segment, batch by batch, each verified
     lookup.py    one record or a block of batches, found and checked
+    repair.py    a damaged log is cut, once what is lost has been told
     salvage.py   what is left of a batch in which bytes went bad
     statistics.py  what may be looked at of a log
     window.py    files as readers see them: buffered, kept open for a while

@@ -148,6 +148,17 @@ class StaleError(LogError):
         )
 
 
+class RepairError(LogError):
+    """The log is not cut at this position. Nothing changed."""
+
+    def __init__(self, position: int, why: str) -> None:
+        super().__init__(
+            f"the log was not cut at position {position} (batch {position >> 20}): {why}; nothing "
+            "was changed"
+        )
+        self.position = position
+
+
 class LockedError(LogError):
     """Another process has this directory."""
 

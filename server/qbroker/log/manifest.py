@@ -219,10 +219,21 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 
 
 def counted(meta: Meta, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """As sort_names; CorruptError if a file is missing that META names."""
+    kept, leftovers = sort_names(meta, names)
+    needed = {segment_name(each.span.first, each.generation) for each in meta.cleaned}
+    generations = {each.span.first: each.generation for each in meta.cleaned}
+    needed.add(segment_name(meta.newest, generations.get(meta.newest, 0)))
+    for name in sorted(needed.difference(kept)):
+        first = int(name[:20])
+        raise CorruptError(name, 0, first, first, "the file is missing")
+    return kept, leftovers
+
+
+def sort_names(meta: Meta, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Of the names in the directory the segments META counts, in order, and the leftovers.
 
     Leftovers are what a drop or an adoption did not finish removing, or never counted.
-    CorruptError if a file is missing that META names.
     """
     cleaned = {each.span.first: each.generation for each in meta.cleaned}
     spans = sorted([*meta.gaps, *(each.span for each in meta.cleaned)], key=_first)
@@ -237,11 +248,6 @@ def counted(meta: Meta, names: Iterable[str]) -> tuple[list[str], list[str]]:
         released = at >= 0 and first <= spans[at].last
         wanted = cleaned.get(first, 0) == generation if generation else not released
         (kept if wanted else leftovers).append(name)
-    needed = {segment_name(first, generation) for first, generation in cleaned.items()}
-    needed.add(segment_name(meta.newest, cleaned.get(meta.newest, 0)))
-    for name in sorted(needed.difference(kept)):
-        first = int(name[:20])
-        raise CorruptError(name, 0, first, first, "the file is missing")
     return kept, leftovers
 
 

@@ -69,7 +69,7 @@ def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Reco
     Reads the last segment whole if the stop was not clean, of the others both ends.
     """
     disk.sync_directory()
-    names = _tidied(disk)
+    names = tidied(disk)
     spare = disk.open(SPARE_NAME, write=True) if SPARE_NAME in names else None
     if META_NAME not in disk.names():
         return _create(disk, names, segment_bytes, cluster, spare)
@@ -106,7 +106,7 @@ def next_segment(
     return create_segment(disk, header, sizes[0], spare)
 
 
-def _tidied(disk: Disk) -> list[str]:
+def tidied(disk: Disk) -> list[str]:
     """What is in the directory once half-made files are gone. The spare holds nothing, but room."""
     kept = []
     for name in disk.names():
@@ -124,7 +124,7 @@ def _create(
     for name in names:
         if not name.endswith(SUFFIX):
             continue
-        if name != segment_name(1) or _written_end(disk.open(name), SEGMENT_HEADER_BYTES):
+        if name != segment_name(1) or written_end(disk.open(name), SEGMENT_HEADER_BYTES):
             raise CorruptError(META_NAME, 0, 1, 1, f"it is missing, but {name} holds data")
     meta = Meta(cluster, disk.entropy(16), 1)
     salt = int.from_bytes(disk.entropy(8), "little")
@@ -164,10 +164,10 @@ def _settle_tail(disk: Disk, segment: Segment) -> int:
         confirmed = _highest_confirmed(file, segment, size)
         if confirmed > segment.last:
             raise CorruptError(segment.name, offset, segment.last + 1, confirmed, why)
-        written_end = _written_end(file, offset)
-        if written_end:
-            torn_bytes = written_end - offset
-            _keep_torn(disk, file, segment, written_end)
+        torn_end = written_end(file, offset)
+        if torn_end:
+            torn_bytes = torn_end - offset
+            _keep_torn(disk, file, segment, torn_end)
     if not segment.empty:
         SegmentWriter(file, segment, size).seal(disk)
     return torn_bytes
@@ -230,7 +230,7 @@ def _highest_confirmed(file: File, segment: Segment, size: int) -> int:
     return highest
 
 
-def _written_end(file: File, offset: int) -> int:
+def written_end(file: File, offset: int) -> int:
     """The offset behind the last byte that is not zero, from `offset` on; 0 if there is none."""
     end = 0
     for start in range(offset, file.size(), REPLAY_BYTES):
