@@ -14,7 +14,7 @@ TYPING   := $(wildcard tests/typing/*.py)
 PURE     := tests/wire tests/core tests/scenarios tests/log
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types coverage generated bench bench-storage crash rewrite docs clean
+.PHONY: help demo test test-services check format lint types coverage generated bench bench-storage crash rewrite docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -25,7 +25,11 @@ demo: .venv-demo/installed ## see it work; DIR=folder indexes that, CHAOS=1 kill
 	@exec .venv-demo/bin/python bench/demo/main.py
 
 test: .venv/installed ## the tests, less the slow ones; ARGS="-k word" for some
-	@$(RUN) -m pytest -q -n 2 -m "not slow" tests $(ARGS)
+	@$(RUN) -m pytest -q -n 2 -m "not slow and not services" tests $(ARGS)
+
+test-services: .venv/installed ## the tests that need Debian packages: strace
+	@command -v strace >/dev/null || { echo "strace is not installed: apt install strace" >&2; exit 1; }
+	@$(RUN) -m pytest -q -m services tests $(ARGS)
 
 check: format lint types coverage generated ## what CI asks besides the tests
 

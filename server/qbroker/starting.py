@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from qbroker.ages import Ages
 from qbroker.checkpoint.errors import CheckpointError
@@ -28,6 +29,7 @@ from qbroker.log.errors import (
     NoRoom,
     OwnerError,
 )
+from qbroker.log.format import SLOT_BITS
 from qbroker.log.log import Log, LogSettings
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.replaying import replay
@@ -50,6 +52,18 @@ LOG_EXITS: dict[type[LogError], Exit] = {
     LogFailed: Exit.DISK,
     NoRoom: Exit.DISK,
 }
+
+
+def log_trouble(error: LogError, data: Path) -> Trouble:
+    """How a command ends for it, and what can be done about damage without a backup."""
+    code = next((code for kind, code in LOG_EXITS.items() if isinstance(error, kind)), Exit.FAILED)
+    text = str(error)
+    if isinstance(error, CorruptError):
+        text += (
+            f'; to see what a cut there would lose: "qbroker log repair {data} '
+            f'--truncate-at {error.first << SLOT_BITS}"'
+        )
+    return Trouble(text, code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ def open_stores(config: Config, say: Say) -> Stores:
         raise Trouble(str(error), Exit.CORRUPT) from error
     except LogError as error:
         log.close()
-        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
+        raise log_trouble(error, config.data) from error
     took_s = time.monotonic() - began
     if took_s > PROGRESS_S:
         where = f"the checkpoint of batch {found.batch:,} and " if found.batch else ""
@@ -105,7 +119,7 @@ def open_log(config: Config) -> tuple[Log, Space]:
     except OSError as error:
         raise unusable(config, error) from error
     except LogError as error:
-        raise Trouble(str(error), LOG_EXITS.get(type(error), Exit.FAILED)) from error
+        raise log_trouble(error, config.data) from error
 
 
 def recovered(folder: str, settings: LogSettings, space: Space) -> Log:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -27,10 +26,12 @@ MIB = 1024 * 1024
 TIMEOUT_S = 1.0
 SMALL = {"inbox_bytes_max": MIB, "heartbeat_ms": 200, "session_timeout_ms": 1_000}
 """Limits that are reached soon."""
-STRACE = (
-    *("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync"),
-    *("-e", "inject=fdatasync:error=EIO:when=12+"),
-)
+
+
+def strace(call: str, error: str, when: str) -> tuple[str, ...]:
+    """A command under which this system call fails, from the n-th on if ``when`` ends in +."""
+    inject = f"inject={call}:error={error}:when={when}"
+    return ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
 
 
 class Worker:
@@ -139,17 +140,21 @@ def test_a_hang_of_a_lone_caller_s_sync_loses_no_lease(make_broker: Callable[...
         assert worker.child.receive().message.body == b"slow"
 
 
-def publish_until_it_ends(broker: Daemon) -> tuple[list[bytes], list[bytes]]:
-    """One message after the other until the broker is gone: those confirmed, those tried."""
+def publish_until_it_ends(broker: Daemon) -> tuple[list[bytes], list[bytes], float]:
+    """One message after the other until the broker is gone: those confirmed, those tried.
+
+    And when the last one was sent, on the monotonic clock.
+    """
     talker = broker.connect("producer")
     confirmed, tried = [], []
     for number in range(10_000):
         body = str(number).encode()
         tried.append(body)
+        sent = time.monotonic()
         try:
             talker.publish("emails", body)
         except (ConnectionLost, Refused, TimeoutError):
-            return confirmed, tried
+            return confirmed, tried, sent
         confirmed.append(body)
         if number == 5 and broker.faults.exists():
             broker.fault("eio", is_on=True)
@@ -157,24 +162,35 @@ def publish_until_it_ends(broker: Daemon) -> tuple[list[bytes], list[bytes]]:
 
 
 @pytest.mark.parametrize(
-    "wrapper",
+    ("wrapper", "what"),
     [
-        pytest.param((), id="in Python"),
-        pytest.param(
-            STRACE,
-            id="by strace",
-            marks=pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed"),
+        pytest.param((), "Input/output error", id="in Python"),
+        *(
+            pytest.param(
+                strace(call, error, when), what, id=f"{call} {error}", marks=pytest.mark.services
+            )
+            for call, error, when, what in (
+                ("fdatasync", "EIO", "12+", "Input/output error"),
+                ("fdatasync", "EIO", "12", "Input/output error"),
+                ("fdatasync", "ENOSPC", "12", "No space left on device"),
+                ("pwrite64", "EIO", "20+", "Input/output error"),
+                ("pwrite64", "ENOSPC", "20", "No space left on device"),
+            )
         ),
     ],
 )
-def test_after_a_failed_sync_nothing_is_confirmed(
-    wrapper: tuple[str, ...], make_broker: Callable[..., Daemon]
+def test_after_a_failed_write_or_sync_nothing_is_confirmed(
+    wrapper: tuple[str, ...], what: str, make_broker: Callable[..., Daemon]
 ) -> None:
-    """EIO ends the process with 74 and a sentence; the next start has all that was confirmed."""
+    """It ends the process with 74 and a sentence, soon; the next start has all that was confirmed.
+
+    Also if the next try would have succeeded: nothing is tried twice.
+    """
     broker = make_broker().start(wrapper, is_faulty=not wrapper)
-    confirmed, tried = publish_until_it_ends(broker)
+    confirmed, tried, sent = publish_until_it_ends(broker)
     assert broker.wait() == 74
-    assert re.search(r"failed: .*Input/output error; nothing more is written", broker.last_words())
+    assert time.monotonic() - sent < 2.0, "a second, and what the machine needs"
+    assert re.search(rf"failed: .*{what}; nothing more is written", broker.last_words())
     # Then a start without the fault knows what was confirmed, and invented nothing
     broker.start()
     consumer = broker.connect()
