@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import threading
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from qbroker.log.cleaning import WRITE_BYTES, Rewritten, rewrite
+from qbroker.log.cleaning import WRITE_BYTES, Rewritten, rewrite, sweep
 from qbroker.log.errors import (
     CorruptError,
     DamagedRecord,
     ForeignError,
     FormatError,
     LogFailed,
+    NoRoom,
     NoSuchPosition,
     StaleError,
     TooLargeError,
@@ -25,6 +27,7 @@ from qbroker.log.format import RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES
 from qbroker.log.log import LogSettings
 from qbroker.log.meta import read_meta, write_meta
 from qbroker.log.reader import LogReader
+from qbroker.log.salvage import Damage
 from simdisk import SimDisk
 
 FIRST = "00000000000000000001.qlog"
@@ -48,7 +51,9 @@ def cleaned(story, keep=third, count: int = 1, start: int = 0) -> Rewritten:
     reader = LogReader.open(story.disk)
     done = rewrite(story.disk, reader.sealed(story.log.durable)[start : start + count], keep)
     assert done is not None
-    return done
+    sent = Rewritten(**json.loads(json.dumps(asdict(done))))  # as one process tells another
+    assert sent == done
+    return sent
 
 
 def names(story) -> list[str]:
@@ -249,6 +254,20 @@ def test_the_active_segment_is_never_dropped(filled) -> None:
     assert bodies(filled.log) == filled.given
 
 
+def test_a_last_segment_that_waits_for_room_stays(filled) -> None:
+    """It is sealed, and another process may take it for one of the others; it is not yet."""
+    filled.disk.fill_up()
+    with pytest.raises(NoRoom):
+        filled.put(b"x" * 20_000)
+    filled.disk.capacity = None
+    last = filled.log.segments()[-1]
+    assert last.sealed
+    assert filled.log.drop([1, last.first])
+    with pytest.raises(StaleError):
+        filled.log.adopt(cleaned(filled, everything, start=3))
+    assert filled.log.read(last.last << 20).body == filled.given[last.last][0]
+
+
 @pytest.mark.parametrize("field", ["last", "number", "number_last", "previous", "chain"])
 def test_a_gap_must_fit_what_is_around_it(filled, field) -> None:
     """A META whose gap is another one is refused, on either side of it."""
@@ -409,6 +428,28 @@ def test_a_bad_record_of_a_cleaned_segment_is_told_from_those_that_are_gone(stor
         with pytest.raises(TrimmedError):
             story.log.read(positions[4])
         content[SEGMENT_HEADER_BYTES + 72 + byte] ^= 255
+
+
+def test_a_bad_record_that_was_set_aside_does_not_stop_cleaning(filled) -> None:
+    """Whoever rewrites is told which slots went, and sees to it that nothing in them lives."""
+    filled.file(0)[SEGMENT_HEADER_BYTES + 2 * 512 + 100] ^= 1
+    damaged: list[Damage] = []
+    segments = LogReader.open(filled.disk).sealed(100)[:1]
+    done = rewrite(filled.disk, segments, third, damaged)
+    assert [(damage.position >> 20, damage.count) for damage in damaged] == [(3, 1)]
+    assert filled.log.adopt(done)
+    assert 3 not in bodies(filled.log)
+    assert 6 in bodies(filled.killed())
+
+
+def test_what_a_dead_cleaner_left_is_swept(filled) -> None:
+    """Its own kind of file and no other."""
+    done = cleaned(filled)
+    filled.log.prepare_next()
+    before = set(filled.disk.files)
+    assert sweep(filled.disk) == 1
+    assert before - set(filled.disk.files) == {done.name}
+    assert sweep(filled.disk) == 0
 
 
 def test_a_source_that_does_not_verify_is_not_cleaned(filled) -> None:

@@ -11,6 +11,7 @@ segment continues. Neighbours, and gaps between them, may become one file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,12 +33,15 @@ from qbroker.log.format import (
 )
 from qbroker.log.index import NO_KEY
 from qbroker.log.manifest import open_segment
+from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment, segment_name
 
 WRITE_BYTES = 4 << 20
 """Written and synced at a time, so that the broker's own syncs never wait behind more."""
 BATCHES_MAX = 1 << 32
 """Of one file: what an index can count."""
+
+_WAITING = re.compile(r"\d{20}\.\d+-[0-9a-f]{16}\.tmp")
 
 Keep = Callable[[StoredRecord], tuple[int, Sequence[bytes]] | None]
 """The type and body a record has from now on; None if it is dead."""
@@ -70,12 +74,19 @@ class Rewritten:
         return segment
 
 
-def rewrite(disk: Disk, segments: Sequence[Segment], keep: Keep) -> Rewritten | None:
+def rewrite(
+    disk: Disk,
+    segments: Sequence[Segment],
+    keep: Keep,
+    damaged: list[Damage] | None = None,
+) -> Rewritten | None:
     """What `keep` keeps of these neighbours waits in a new file, written, synced, verified.
 
     None, and no file, if it keeps nothing: then drop them. `segments` are sealed and in
     order; between them may be gaps. Raises CorruptError if they or the new file do not
-    verify, OSError (with no room, too), and no file is left. Memory: 4 MiB and one batch.
+    verify, OSError (with no room, too), and no file is left. With a list for `damaged`,
+    bad records are left out and described there: then the file may be adopted only if
+    nothing in their slots lives, because it was set aside. Memory: 4 MiB and one batch.
     """
     span = segments[0].span + segments[-1].span
     if span.last - span.first >= BATCHES_MAX:
@@ -92,7 +103,7 @@ def rewrite(disk: Disk, segments: Sequence[Segment], keep: Keep) -> Rewritten | 
         written = _Writing(file, header)
         for segment in segments:
             source = disk.open(segment.name)
-            for info, records in segment.replay(source, 0):
+            for info, records in segment.replay(source, 0, damaged):
                 written.add(info, records, keep)
             source.close()
         if not written.records:
@@ -119,6 +130,18 @@ def rewrite(disk: Disk, segments: Sequence[Segment], keep: Keep) -> Rewritten | 
     size = written.end + FOOTER_BYTES
     sources = [segment.name for segment in segments]
     return Rewritten(name, span.first, span.last, generation, size, digest.hex(), sources)
+
+
+def sweep(disk: Disk) -> int:
+    """Rewritten files that wait for nobody are gone; returns how many.
+
+    What a process left that ended while it cleaned. For the next one to begin with, when
+    no other cleans and none of its files is about to be adopted. A start does it, too.
+    """
+    waiting = [name for name in disk.names() if _WAITING.fullmatch(name)]
+    for name in waiting:
+        disk.remove(name)
+    return len(waiting)
 
 
 class _Writing:

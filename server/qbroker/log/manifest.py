@@ -122,15 +122,17 @@ class Manifest:
     def drop(self, firsts: Collection[int]) -> bool:
         """The segments that begin at these batches are gone; False, and none is, on a full disk.
 
-        Those that are gone already are passed over. ValueError for the active one.
+        Those that are gone already are passed over, as is the last if it is sealed and
+        waits for a successor. ValueError for the active one.
         """
         with self._lock:
-            if self.segments[-1].first in firsts:
-                raise ValueError(f"batch {self.segments[-1].first} begins the active segment")
-            gone = [segment for segment in self.segments if segment.first in firsts]
-            kept = [segment for segment in self.segments if segment.first not in firsts]
+            *before, last = self.segments
+            if last.first in firsts and not last.sealed:
+                raise ValueError(f"batch {last.first} begins the active segment")
+            gone = [segment for segment in before if segment.first in firsts]
             if not gone:
                 return True
+            kept = [segment for segment in self.segments if segment not in gone]
             gaps = joined([*self.meta.gaps, *(segment.span for segment in gone)])
             if not self._recount(kept, gaps):
                 return False
