@@ -61,6 +61,8 @@ class Delivery:
         """Called with messages that were to be delivered and are damaged, why, and the evidence."""
         self._waiting: dict[int, deque[e.Effect]] = {}
         """Connections whose next effect waits for the disk."""
+        self._read: dict[int, Loaded] = {}
+        """What was read for that effect so far: the window may be too small for all of it."""
 
     def send(self, effects: Iterable[e.Effect]) -> None:
         """Send what can be sent now, one write a connection; keep the rest in order.
@@ -133,10 +135,14 @@ class Delivery:
             if future.cancelled():
                 return
             queued = self._waiting.pop(number, None)
+            loaded = self._read.pop(number, {}) | future.result()
             # Not shrunk before it is sent: what one effect shows may be more than the window.
-            self._bodies.keep(future.result())
+            self._bodies.keep(loaded)
             if queued:
                 self.send(queued)
+                again = self._waiting.get(number)
+                if again and again[0] is effect:  # what was in memory was dropped meanwhile
+                    self._read[number] = loaded
             self._bodies.shrink()
 
         future.add_done_callback(done)
@@ -144,6 +150,7 @@ class Delivery:
     def drop(self, number: int) -> None:
         """The connection is gone."""
         self._waiting.pop(number, None)
+        self._read.pop(number, None)
 
     def find_here(self, lookup: e.Lookup) -> Found:
         """Those of the messages that ``lookup`` names by position which are in memory.

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,36 @@ def test_bodies_are_read_from_the_log_when_memory_has_dropped_them(place: Place)
                 got += [unpack_message(raw).body[:4] for raw in bodies(delivery)]
                 peer.say(ack_all(delivery))
             assert got == [b"%04d" % i for i in range(1000)]
+
+    run(story())
+
+
+def test_a_delivery_larger_than_the_window_is_read_at_most_twice(place: Place, monkeypatch) -> None:
+    """What was in memory when the rest was asked for may be dropped before the rest is here."""
+    monkeypatch.setattr("qbroker.bodies.READ_AHEAD_BYTES", 1)
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            kept, loads = engine._bodies, []
+
+            def load(positions: list[int], real: Any = kept.load) -> Any:
+                loads.append(positions)
+                assert len(loads) < 5, "it is read again and again"
+                found = real(positions)
+                kept._batches.clear()  # as others do who need the room
+                kept._sizes.clear()
+                kept.bytes = 0
+                return found
+
+            monkeypatch.setattr(kept, "load", load)
+            peer = place.peer(engine)
+            await peer.hello("consumer")
+            for number in range(1, 4):
+                await peer.publish(Message("q", b"%d" % number), sequence=number)
+            await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            delivery = await peer.get(f.Deliver)
+            assert [unpack_message(raw).body for raw in bodies(delivery)] == [b"1", b"2", b"3"]
+            assert len(loads) == 2
 
     run(story())
 
