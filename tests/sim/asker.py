@@ -1,0 +1,152 @@
+"""Whoever asks and orders: watch, cancel, forget, purge, peek, declare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qprotocol import frames as f
+from qprotocol import wire as w
+from qprotocol.states import State
+from sim.client import Client
+from sim.oracle import MAYBE, NO, YES, Known, Snapshot
+from sim.world import MS, Mark, Violation
+
+CERTAIN_MS = 2_000
+
+
+class Asker(Client):
+    """One request after the other."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.calm = False
+        self.purges = 2
+        self.declared = False
+        has = self.swarm.has
+        self.ways = [self.watch] * 3 * has("watch") + [self.cancel] * has("cancel")
+        self.ways += [self.forget] * has("forget") + [self.peek] * has("peek")
+        self.ways += [self.purge] * has("purge")
+
+    def begin(self) -> None:
+        self.connect()
+        self.world.after(self.rng.randint(10 * MS, 200 * MS), self.think)
+
+    def on_welcome(self, welcome: f.Welcome, mark: Mark) -> None:
+        if not self.declared:
+            for name, options in self.swarm.queues.items():
+                self.ask(f.Declare(queue=name, options=options), self.was_declared)
+
+    def was_declared(self, answer: f.Frame | None, mark: Mark | None) -> None:
+        if isinstance(answer, f.Ok):
+            self.declared = True
+
+    def think(self) -> None:
+        if self.calm:
+            return
+        self.world.after(self.rng.randint(10 * MS, 400 * MS), self.think)
+        if self.ways and self.open:
+            self.rng.choice(self.ways)()
+
+    def pick(self) -> Known | None:
+        """A task that was sent, and that nothing has replaced."""
+        ids = list(self.oracle.by_id)
+        if not ids:
+            return None
+        known = self.oracle.by_id[self.rng.choice(ids[-40:] if self.rng.random() < 0.7 else ids)]
+        return known[0] if len(known) == 1 and known[0].born != NO else None
+
+    # One task.
+
+    def watch(self) -> None:
+        known = self.pick()
+        if known is None:
+            return
+        wait = self.rng.choice((0, 0, 500, 3_000))
+        hint = known.position if self.rng.random() < 0.5 else 0
+        snapshot = Snapshot.of(known, self.world.mark())
+        self.ask(
+            f.Watch(id=known.id, position=hint, wait_ms=wait),
+            lambda answer, mark: self.told(known, answer, mark, snapshot),
+        )
+
+    def told(
+        self, known: Known, answer: f.Frame | None, mark: Mark | None, snapshot: Snapshot
+    ) -> None:
+        if mark is None or len(self.oracle.by_id[known.id]) > 1:
+            return
+        if isinstance(answer, f.Result):
+            self.world.note(
+                self.name, "%d (%s) is %s", known.uid, known.id, State(answer.state).name
+            )
+            self.oracle.told(known, answer, mark, snapshot)
+
+    def cancel(self) -> None:
+        known = self.pick()
+        if known is None or self.rng.random() < 0.5:
+            return
+        snapshot = Snapshot.of(known, self.world.mark())
+        known.cancel_asked = True
+        known.over = max(known.over, MAYBE)
+        self.world.note(self.name, "cancels %d", known.uid)
+        frame = f.Cancel(id=known.id, position=known.position, terminate=self.rng.random() < 0.5)
+        self.ask(frame, lambda answer, mark: self.told(known, answer, mark, snapshot))
+
+    def forget(self) -> None:
+        known = self.pick()
+        if known is not None:
+            known.forgotten = True
+            self.ask(f.Forget(id=known.id, position=known.position), lambda answer, mark: None)
+
+    # Queues.
+
+    def peek(self) -> None:
+        queue = self.rng.choice(list(self.swarm.queues))
+        self.ask(f.Peek(queue=queue, count=5), self.peeked)
+
+    def peeked(self, answer: f.Frame | None, mark: Mark | None) -> None:
+        if not isinstance(answer, f.Peeked) or mark is None:
+            return
+        at, raw = 0, answer.raw
+        while at < len(raw):
+            position, *_, n_reason, n_error = w.PEEKED.unpack_from(raw, at)
+            at += w.PEEKED.size + n_reason + n_error
+            end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+            self.oracle.peeked(self.oracle.recognise(raw[at:end]), position, mark)
+            at = end
+
+    def purge(self) -> None:
+        if not self.purges or self.rng.random() < 0.7:
+            return
+        self.purges -= 1
+        queue = self.rng.choice(list(self.swarm.queues))
+        sure = [
+            known
+            for known in self.oracle.known.values()
+            if known.message.queue == queue
+            and known.born == YES
+            and known.over == NO
+            and not known.leases
+        ]
+        self.oracle.purging(queue)
+        self.world.note(self.name, "purges %s", queue)
+        self.ask(f.Purge(queue=queue), lambda answer, mark: self.purged(queue, sure, answer, mark))
+
+    def purged(
+        self, queue: str, sure: list[Known], answer: f.Frame | None, mark: Mark | None
+    ) -> None:
+        self.oracle.purging(queue)
+        if not isinstance(answer, f.Ok) or mark is None:
+            return
+        far = [
+            known
+            for known in sure
+            if known.message.due_ms > mark.wall_high + CERTAIN_MS
+            and not known.leases
+            and not known.cancel_asked
+            and not known.message.expires_ms
+        ]
+        if answer.count < len(far):
+            raise Violation(f"{answer.count} purged of {queue}, where {len(far)} must have waited")
+        for known in far:
+            self.world.sometimes["a delayed message was purged"] += 1
+            self.oracle.end(known, "purged", mark)

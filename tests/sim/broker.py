@@ -1,0 +1,338 @@
+"""One broker after another on the same disk: built, stopped and ended as server.py does it.
+
+The real log, replay, core, engine, group commit, bodies, delivery, sessions, connections,
+listener and watch. What is missing of the real process: sockets, threads, signals, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from digest import check_places, digest
+from qbroker import bodies
+from qbroker.ages import Ages
+from qbroker.checkpoint.errors import CheckpointError, DamagedError
+from qbroker.checkpoint.file import Checkpoint
+from qbroker.checkpoint.keeper import Kept, Order, keep
+from qbroker.checkpoint.shelf import Shelf
+from qbroker.core.broker import Broker
+from qbroker.core.moment import Now
+from qbroker.engine import Engine
+from qbroker.log.errors import CorruptError, LogError, UnreadableError
+from qbroker.log.log import Log, LogSettings
+from qbroker.net.connection import Limits
+from qbroker.net.listener import Listener
+from qbroker.net.session import Terms
+from qbroker.starting import core_settings, restore
+from qbroker.timings import Timings
+from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
+from sim.disk import FaultyDisk
+from sim.loop import SimLoop, machine
+from sim.net import Net
+from sim.swarm import Swarm
+from sim.world import PowerCut, Violation, World
+
+bodies.READ_AHEAD_BYTES = 2 << 10  # for segments of some kilobytes, with very small windows
+QUIESCE_S = 0.1
+FLUSH_S = 1.0
+
+
+class Unobserved:
+    """A histogram nobody reads."""
+
+    def observe(self, amount: float, /) -> None: ...
+
+
+class Process:
+    """The broker as the operator sees it: it can be started, stopped and killed."""
+
+    def __init__(self, world: World, net: Net, disk: FaultyDisk, swarm: Swarm) -> None:
+        self.world = world
+        self.net = net
+        self.disk = disk
+        self.config = swarm.config_of()
+        self.settings = replace(core_settings(self.config), archive=False)
+        self.checkpoints = FaultyDisk(world.rng("checkpoints"))
+        self.shelf = Shelf(self.checkpoints)
+        self.checkpoint = 0
+        """The newest that was found or made in this life."""
+        self.may_miss_damage = swarm.has("checkpoints")
+        """What a checkpoint stands for is not read at a start."""
+        self.log_settings = LogSettings(swarm.segment_bytes, swarm.batch_bytes_max)
+        self.swarm = swarm
+        self.state = "down"
+        self.started_at = 0
+        self.crashed = False
+        """Whether the end before this start was an unclean one."""
+        self.hurt = False
+        """Whether the disk failed, or was full, in this life."""
+        self.damaged = False
+        """Whether confirmed bytes are changed, so that a start must refuse."""
+        self.on_end: Callable[[str], None] = lambda how: None
+        self.before_end: Callable[[], None] = lambda: None
+        self.on_start: Callable[[], None] = lambda: None
+        self.loop: SimLoop | None = None
+        self.engine: Engine | None = None
+        self.log: Log | None = None
+        self.core: Broker | None = None
+        self.listener: Listener | None = None
+        self._tasks: list[Any] = []
+        self._before: Broker | None = None
+        """The core of the life before, if all that it knew is in the log."""
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the disk failed, or was full, in this life."""
+        self.hurt = self.hurt or bool(self.disk.failed) or self.disk.capacity is not None
+        return self.hurt
+
+    # The start.
+
+    def start(self) -> None:
+        """A new life begins; it is up at once, or was refused."""
+        assert self.state == "down"
+        world = self.world
+        world.life += 1
+        self.state = "starting"
+        self.hurt = False
+        self.disk.life += 1
+        before, self._before = self._before, None
+        loop = self.loop = SimLoop(world, self._listen)
+        asyncio._set_running_loop(loop)
+        loop.on_trouble = self._trouble
+        try:
+            log, core, ages = self._stores()
+        except (LogError, CheckpointError, OSError) as error:
+            self._refused(error)
+            return
+        if self.damaged and not self.may_miss_damage:
+            raise Violation("confirmed bytes of the log were changed, and the broker started")
+        self.on_start()
+        self._compare(before, core)
+        self.log, self.core, self.ages = log, core, ages
+        try:
+            self._build(log, core, ages, loop)
+        except LogError as error:
+            self._refused(error)
+
+    def _stores(self) -> tuple[Log, Broker, Ages]:
+        log = Log.open(self.disk, self.log_settings)
+        try:
+            found, _ = restore(log, self.shelf, self.settings, lambda _batch, _last: None)
+        except (LogError, CheckpointError, OSError):
+            log.close()
+            raise
+        self.checkpoint = found.batch
+        if found.batch:
+            self.world.sometimes["a start read a checkpoint"] += 1
+        return log, found.core, found.ages
+
+    # Checkpoints: what the keeper's process does, here at one moment on the same disk.
+
+    def keep(self) -> None:
+        """The keeper runs: the next checkpoint stands, and replay was proved once more."""
+        if self.state != "up" or self.log is None or not self.log.durable or self.troubled:
+            return
+        order = Order(self.log.durable, self.world.wall_ms(), self.settings)
+        try:
+            keep(self.disk, self.shelf, order, self._kept)
+        except (OSError, LogError, CheckpointError, DamagedError) as error:
+            if not self.troubled:
+                raise Violation(f"the keeper failed: {error}") from error
+            self.world.note("keeper", "failed: %s", str(error))
+
+    def _kept(self, kept: Kept) -> None:
+        self.shelf.keep(kept.batch, kept.before)
+        self.checkpoint = kept.batch
+        self.world.sometimes["a checkpoint was written"] += 1
+        self.world.note("keeper", "checkpoint of batch %d", kept.batch)
+
+    def _keep_last(self, log: Log, core: Broker, ages: Ages) -> None:
+        """At a clean stop, as keeping.py does it."""
+        try:
+            log.sync()
+            about = Checkpoint(
+                log.log_id, log.durable, log.digest(log.durable), self.world.wall_ms(), "simulated"
+            )
+            self.shelf.add(about, core, ages)
+            self.shelf.keep(log.durable, self.checkpoint)
+        except (OSError, LogError, DamagedError) as error:
+            self.world.note("broker", "the last checkpoint was not written: %s", str(error))
+
+    def _build(self, log: Log, core: Broker, ages: Ages, loop: SimLoop) -> None:
+        timings = Timings(Unobserved(), Unobserved(), Unobserved())
+        made = machine(self.world, loop, self.swarm)
+        engine = self.engine = Engine(self.config, log, core, ages, timings, machine=made)
+        engine.boot("simulated", "here")
+        limits = Limits(**{each.name: getattr(self.config, each.name) for each in fields(Limits)})
+        self.listener = Listener(engine, self._terms(engine), limits)
+        running = loop.create_task(self._run(self.listener, engine))
+        self._tasks = [running]
+        running.add_done_callback(self._done)
+        self.state = "up"
+        self.started_at = self.world.now
+        self.world.note("broker", "life %d begins: epoch %d", self.world.life, core.state.epoch)
+
+    def _terms(self, engine: Engine) -> Terms:
+        return Terms(
+            product="qbroker",
+            version="simulated",
+            cluster=engine.identity.cluster,
+            node=engine.identity.node,
+            epoch=engine.identity.epoch,
+            limits={
+                "frame_bytes_max": FRAME_BYTES_MAX,
+                "messages_per_frame_max": MESSAGES_PER_FRAME_MAX,
+                "producer_window": PRODUCER_WINDOW,
+            },
+            mechanisms=("none",),
+            wall_ms=self.world.wall_ms,
+        )
+
+    def _listen(self, loop: SimLoop, factory: Any) -> Any:
+        return self.net.listen(loop, factory)
+
+    async def _run(self, listener: Listener, engine: Engine) -> None:
+        await listener.listen("127.0.0.1", 7717)
+        await engine.run()
+
+    def _refused(self, error: Exception) -> None:
+        """It did not start: right if the disk fails or confirmed bytes are changed, else not."""
+        unreadable = isinstance(error, UnreadableError)
+        self.world.note("broker", "does not start: %s", str(error))
+        corrupt = isinstance(error, CorruptError | CheckpointError) and not unreadable
+        if corrupt and not self.damaged:
+            raise Violation(f"the broker took its own log for damaged: {error}") from error
+        if not self.damaged and not self.troubled:
+            raise Violation(f"the broker did not start: {error}") from error
+        if self.damaged:
+            self.world.sometimes["a damaged log was refused"] += 1
+        self._over("refused", power=False)
+
+    def _compare(self, before: Broker | None, core: Broker) -> None:
+        """The log says the same as the broker that wrote it."""
+        check_places(core.state)
+        if before is None:
+            return
+        now = Now(self.world.wall_ms(), 0)
+        was, is_now = digest(before.state, now), digest(core.state, now)
+        for name, value in was.items():
+            if is_now[name] != value:
+                raise Violation(f"replay disagrees about {name}: was {value}, is {is_now[name]}")
+        self.world.sometimes["replay was compared with the live state"] += 1
+
+    # Ends.
+
+    def _trouble(self, error: Exception) -> None:
+        """A callback raised: a failed disk may, anything else is a bug of the broker."""
+        if isinstance(error, LogError) and self.troubled:
+            self.world.note("broker", "ends: %s", str(error))
+            self.die("ended by its disk")
+            return
+        raise Violation(f"a bug in the broker: {type(error).__name__}: {error}") from error
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.state in ("down", "stopping"):
+            return
+        error = task.exception()
+        if isinstance(error, PowerCut | Violation):
+            raise error
+        if isinstance(error, Exception):
+            self._trouble(error)
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self.state != "up" or self.loop is None:
+            return
+        self.state = "stopping"
+        self.world.note("broker", "is told to stop")
+        task = self.loop.create_task(self._say_goodbye())
+        self._tasks.append(task)
+        task.add_done_callback(self._stopped)
+
+    async def _say_goodbye(self) -> None:
+        listener, engine, log = self.listener, self.engine, self.log
+        assert listener is not None
+        assert engine is not None
+        assert log is not None
+        timeout_ms = self.config.shutdown_timeout_ms
+        listener.quiesce()
+        await asyncio.sleep(QUIESCE_S)
+        listener.goaway("the broker is stopping", timeout_ms)
+        await listener.emptied(timeout_ms / 1000)
+        if engine.failure is None:
+            await engine.stop()
+        if engine.failure is not None:
+            raise engine.failure
+        await listener.close(FLUSH_S)
+        if self.swarm.has("checkpoints") and self.core is not None:
+            self._keep_last(log, self.core, self.ages)
+        log.close()
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        if self.state != "stopping":
+            return
+        error = task.exception()
+        if isinstance(error, PowerCut | Violation):
+            raise error
+        if error is not None:
+            assert isinstance(error, Exception)
+            self._trouble(error)
+            return
+        self.world.sometimes["the broker stopped cleanly"] += 1
+        assert self.log is not None
+        if self.log.written != self.log.durable:
+            raise Violation("a clean stop left batches that are not durable")
+        self._before = self.core
+        self._over("stopped", power=False)
+
+    def die(self, how: str, *, power: bool = False) -> None:
+        """The process, or the whole machine, is gone at once."""
+        if self.state == "down":
+            return
+        self._remember(power=power)
+        self._over(how, power=power)
+
+    def _remember(self, *, power: bool) -> None:
+        """If the log has all that the dead broker knew, the next one must know it too."""
+        engine, log = self.engine, self.log
+        if engine is None or log is None or self.disk.off or self.troubled:
+            return
+        told_all = engine._group.empty and not engine._committing and engine.failure is None
+        if told_all and self.state == "up" and (not power or log.durable == log.written):
+            self._before = self.core
+
+    def _over(self, how: str, *, power: bool) -> None:
+        self.before_end()
+        self.crashed = how != "stopped"
+        self.world.note("broker", "life %d is over: %s", self.world.life, how)
+        self.abandon()
+        self.net.process_gone(power=power)
+        self.state = "down"
+        self.engine = self.log = self.core = self.listener = self.loop = None
+        self.disk.on_again(power=power)
+        self.checkpoints.on_again(power=power)
+        self.on_end(how)
+
+    def abandon(self) -> None:
+        """The loop is dead, and what still waits in it goes with it."""
+        if self.loop is not None:
+            self.loop.end()
+        for task in self._tasks:
+            coroutine = task.get_coro()
+            if not coroutine.cr_running:
+                coroutine.close()
+        self._tasks.clear()
+
+    def freeze(self, us: int) -> None:
+        """SIGSTOP, and SIGCONT after that time."""
+        if self.loop is not None:
+            self.loop.frozen_until = self.world.now + us
+
+    def check(self) -> None:
+        """The broker's books balance."""
+        if self.core is not None and self.state == "up":
+            check_places(self.core.state)

@@ -1,0 +1,121 @@
+"""A SimDisk that knows where it was when it failed.
+
+Every call has a site: what was asked of which kind of file. Sites are the failpoints: the
+power can be cut at the n-th call, or at the next call of a site, and a run of many seeds
+must have cut at every site there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from random import Random
+from typing import Any
+
+from sim.world import PowerCut
+from simdisk import Inode, SimDisk, SimFile
+from simdisk import keep_all as keep_everything
+from simdisk import lose_all as lose_everything
+
+Site = tuple[str, str]
+"""What was asked, and of which kind of file; a star stands for a number."""
+
+
+def kind_of(name: str) -> str:
+    return re.sub(r"[0-9a-f]{16,}", "*", name)
+
+
+class NamedFile(SimFile):
+    """A file whose calls are those of its name."""
+
+    def call(self, what: str) -> str | None:
+        self.disk.asked_of = self.inode.name
+        return super().call(what)
+
+
+class FaultyDisk(SimDisk):
+    """``cut_at`` (a number of calls) and ``cut_site`` say where the power, or the process, ends."""
+
+    def __init__(self, rng: Random) -> None:
+        super().__init__(seed=rng.getrandbits(32))
+        self.rng = rng
+        self.off = False
+        self.asked_of = ""
+        self.cut_at = 0
+        self.cut_site: Site | None = None
+        self.lose_all = False
+        """The next power cut keeps nothing that was not synced."""
+        self.sites: Counter[Site] = Counter()
+        self.cut: Counter[Site] = Counter()
+        """Where it ended or failed."""
+
+    def call(self, what: str) -> str | None:
+        site = what, kind_of(self.asked_of)
+        self.asked_of = ""
+        if self.off:
+            raise PowerCut
+        self.sites[site] += 1
+        if self.calls + 1 == self.cut_at or site == self.cut_site:
+            self.cut[site] += 1
+            self.cut_at, self.cut_site, self.off = 0, None, True
+            raise PowerCut
+        failed = self.failed
+        try:
+            return super().call(what)
+        finally:
+            if self.failed != failed:
+                self.cut[site] += 1
+
+    def on_again(self, *, power: bool) -> None:
+        """After ``kill`` or ``crash``: the machine is on, and files have the names they have."""
+        self.cut_at, self.off = 0, False
+        self.trace.clear()
+        if power:
+            lose_all = self.lose_all or self.rng.random() < 0.3
+            self.lose_all = False
+            keep_all = self.rng.random() < 0.1
+            if lose_all:
+                self.crash(lose_everything)
+            else:
+                self.crash(keep_everything if keep_all else self.rng.randrange)
+        else:
+            self.kill()
+        for name, inode in self.files.items():
+            inode.name = name
+
+    # Names.
+
+    def create(self, name: str) -> Any:
+        self.asked_of = name
+        made = super().create(name)
+        return self._named(made, name)
+
+    def open(self, name: str, *, write: bool = False) -> Any:
+        self.asked_of = name
+        return self._named(super().open(name, write=write), name)
+
+    def _named(self, file: SimFile, name: str) -> NamedFile:
+        file.inode.name = name
+        return NamedFile(self, file.inode, write=file.write)
+
+    def rename(self, old: str, new: str) -> None:
+        self.asked_of = new
+        super().rename(old, new)
+        self.files[new].name = new
+
+    def remove(self, name: str) -> None:
+        self.asked_of = name
+        super().remove(name)
+
+    def protect(self, name: str, mode: int) -> None:
+        self.asked_of = name
+        super().protect(name, mode)
+
+    # At rest.
+
+    def flip(self, name: str, at: int, bit: int) -> None:
+        """One bit is another one now, on the disk and in what is read of it."""
+        inode: Inode = self.files[name]
+        for content in (inode.cached, inode.durable):
+            if at < len(content):
+                content[at] ^= 1 << bit

@@ -1,0 +1,76 @@
+"""Messages of all kinds, as a seed's features have them."""
+
+from __future__ import annotations
+
+from random import Random
+
+from qprotocol import wire as w
+from qprotocol.ids import mint, unpack_id
+from qprotocol.message import Message
+from sim.oracle import Known, Oracle
+from sim.swarm import Swarm
+from sim.world import World
+
+TASKS = ("t.one", "t.two")
+LARGE_BYTES = 40_000
+
+
+class Maker:
+    """Makes messages; each is known to the oracle before anybody sends it."""
+
+    def __init__(self, world: World, swarm: Swarm, oracle: Oracle) -> None:
+        self.world = world
+        self.swarm = swarm
+        self.oracle = oracle
+        self.uids = 0
+        self.names = 0
+        self.default_relaxed = swarm.config["fsync"] != "always"
+
+    def queue(self, rng: Random) -> str:
+        names = list(self.swarm.queues)
+        if self.swarm.has("hot queue") and rng.random() < 0.8:
+            return names[0]
+        return rng.choice(names)
+
+    def relaxed(self, queue: str) -> bool:
+        fsync = self.swarm.queues.get(queue, {}).get("fsync", "")
+        return fsync != "always" if fsync else self.default_relaxed
+
+    def make(self, rng: Random, *, in_parts: bool = False, like: Known | None = None) -> Known:
+        """A new message; ``like``: one that replaces that one, under its id."""
+        has = self.swarm.has
+        self.uids += 1
+        queue = like.message.queue if like else self.queue(rng)
+        message = Message(queue, b"%09d" % self.uids + bytes(self.filler(rng)))
+        if has("tasks") and rng.random() < 0.7:
+            message.task = rng.choice(TASKS)
+        if has("priorities") and rng.random() < 0.5:
+            message.priority = rng.choice((-100, -1, 0, 5, 100))
+        if has("delays") and rng.random() < 0.25:
+            message.due_ms = self.world.wall_ms() + rng.choice((40, 100, 800, 3_000, 12_000))
+        if has("expiry") and rng.random() < 0.2:
+            message.expires_ms = self.world.wall_ms() + rng.choice((50, 1_000, 5_000, 60_000))
+        if has("acks early") and message.task and rng.random() < 0.3:
+            message.flags |= w.ACK_EARLY
+        if like:
+            message.due_ms = 0  # what replaces waits as long as its outcome says
+            message.id, message.task = like.id, like.message.task
+            message.parent = str(like.uid)
+        elif message.task or rng.random() < 0.3:
+            message.id = self.name(rng)
+        return self.oracle.add(
+            message, self.uids, relaxed=self.relaxed(queue), in_order=not in_parts
+        )
+
+    def filler(self, rng: Random) -> int:
+        if self.swarm.has("large bodies") and rng.random() < 0.05:
+            return rng.randint(5_000, LARGE_BYTES)
+        return rng.choice((0, 10, 100))
+
+    def name(self, rng: Random) -> str:
+        if self.swarm.has("named ids") and rng.random() < 0.4:
+            self.names += 1
+            return f"order-{self.names}"
+        if self.swarm.has("minted ids"):
+            return unpack_id(mint(self.world.wall_ms(), rng.getrandbits(80)), minted=True)
+        return ""

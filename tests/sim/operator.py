@@ -1,0 +1,317 @@
+"""Whoever breaks things, and puts them right: faults from a seed, restarts, healing.
+
+Called by name from ``WAYS``; what a seed has not switched on does not happen.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from qprotocol import frames as f
+from sim.broker import Process
+from sim.disk import FaultyDisk
+from sim.net import Net
+from sim.oracle import Oracle
+from sim.publisher import Publisher
+from sim.swarm import Swarm
+from sim.taker import NORMAL, Taker
+from sim.worker import Consumer, Worker
+from sim.world import MS, S, World
+
+WALL_JUMP_MS_MAX = 25 * 60_000
+"""In all: the broker forgets producers that are silent for an hour of wall time."""
+
+
+class Operator:
+    """Restarts the broker, and until ``heal`` makes things fail."""
+
+    def __init__(
+        self,
+        world: World,
+        net: Net,
+        disk: FaultyDisk,
+        swarm: Swarm,
+        *,
+        oracle: Oracle,
+        process: Process,
+    ) -> None:
+        self.world = world
+        self.net = net
+        self.disk = disk
+        self.swarm = swarm
+        self.oracle = oracle
+        self.process = process
+        self.rng = world.rng("operator")
+        self.publishers: list[Publisher] = []
+        self.workers: list[Worker] = []
+        self.consumers: list[Consumer] = []
+        self.healed = False
+        self.flips = False
+        self.flipped: tuple[str, int, int] | None = None
+        self.cut_is_power = True
+        self.cut_on_answer = 0
+        process.on_end = self.ended
+        process.before_end = self.ending
+        process.on_start = self.unflip
+        world.on_power_cut = self.power_cut
+        self.ways = [way for name, way in self.table() if swarm.fails(name) or swarm.has(name)]
+
+    def table(self) -> list[tuple[str, Callable[[], None]]]:
+        return [
+            ("power cut", self.cut_power),
+            ("kill", self.kill),
+            ("cut at a site", self.arm_cut),
+            ("cut on an answer", self.arm_answer),
+            ("clean restart", self.process.stop),
+            ("eio", self.fail),
+            ("short write", self.short_write),
+            ("disk full", self.fill),
+            ("bit flip", self.plan_flip),
+            ("freeze", self.freeze),
+            ("wall jump", self.jump),
+            ("reset", self.reset),
+            ("storm", self.storm),
+            ("half close", self.half_close),
+            ("blackhole", self.blackhole),
+            ("slow network", self.slow_network),
+            ("worker crash", lambda: self.any_worker(Worker.crash)),
+            ("member crash", lambda: self.any_worker(Worker.crash_member)),
+            (
+                "worker stall",
+                lambda: self.any_worker(lambda w: w.stall(self.rng.randint(1, 9) * S)),
+            ),
+            ("bye", lambda: self.any_worker(Worker.bye)),
+            ("unsubscribe", self.unsubscribe),
+            ("credit changes", self.change_credit),
+            ("stale settle", self.stale_settle),
+            ("checkpoints", self.process.keep),
+        ]
+
+    def begin(self) -> None:
+        self.process.start()
+        self.world.after(self.pause(), self.think)
+
+    def pause(self) -> int:
+        return self.rng.randint(1, 2 * self.swarm.fault_every_us)
+
+    def think(self) -> None:
+        if self.healed:
+            return
+        self.world.after(self.pause(), self.think)
+        if self.ways:
+            self.rng.choice(self.ways)()
+
+    # The broker's ends.
+
+    def ending(self) -> None:
+        self.oracle.ended_a_life()
+
+    def ended(self, how: str) -> None:
+        if self.flips and how != "refused" and not self.healed:
+            self.flip()
+        elif self.flipped:
+            self.unflip()
+        if self.healed:
+            self.repair()
+        self.world.after(self.rng.randint(10 * MS, 1_500 * MS), self.start)
+
+    def start(self) -> None:
+        if self.process.state == "down":
+            self.process.start()
+
+    def power_cut(self) -> None:
+        """The disk was switched off at some call."""
+        self.world.fault("cut at a call")
+        self.end_machine("the power is cut at a call", power=self.cut_is_power)
+
+    def end_machine(self, how: str, *, power: bool) -> None:
+        self.process.die(how, power=power)
+        if power:
+            self.oracle.power_lost()
+
+    def cut_power(self) -> None:
+        if self.process.state != "down":
+            self.world.fault("power cut")
+            self.end_machine("the power is cut", power=True)
+
+    def kill(self) -> None:
+        if self.process.state != "down":
+            self.world.fault("kill")
+            self.end_machine("killed", power=False)
+
+    def arm_cut(self) -> None:
+        """At one of the next calls, or at the next call of a kind that is rare."""
+        self.cut_is_power = self.rng.random() < 0.6
+        sites = sorted(self.disk.sites)
+        target = self.swarm.target_site
+        if target is not None:
+            self.disk.cut_site = target
+        elif sites and self.rng.random() < 0.5:
+            self.disk.cut_site = self.rng.choice(sites)
+        else:
+            self.disk.cut_at = self.disk.calls + self.rng.randint(1, 60)
+
+    def arm_answer(self) -> None:
+        """Just after a client was told something, all that is not on the disk is lost."""
+        self.oracle.on_answer = self.answer_cut
+
+    def answer_cut(self) -> None:
+        self.oracle.on_answer = None
+        self.world.fault("cut on an answer")
+        self.disk.lose_all = True
+        self.world.after(0, self.cut_power)
+
+    # The disk.
+
+    def fail(self) -> None:
+        self.world.fault("eio")
+        self.process.hurt = self.process.troubled
+        self.disk.fail(self.rng.randint(1, 30), errno.EIO, sticky=self.rng.random() < 0.3)
+
+    def short_write(self) -> None:
+        self.world.fault("short write")
+        self.process.hurt = self.process.troubled
+        self.disk.fail(self.rng.randint(1, 10), "short")
+
+    def fill(self) -> None:
+        self.world.fault("disk full")
+        self.disk.fill_up(self.rng.choice((0, 0, 2_000, 40_000)))
+        self.world.after(self.rng.randint(1, 4) * S, self.empty)
+
+    def empty(self) -> None:
+        self.process.hurt = self.process.troubled
+        self.disk.capacity = None
+
+    def plan_flip(self) -> None:
+        """A bit changes while the broker is down; sealed segments are all confirmed."""
+        if self.process.state == "up" and not self.flips and self.disk.capacity is None:
+            self.flips = True
+            if self.rng.random() < 0.5:
+                self.process.stop()
+            else:
+                self.kill()
+
+    def flip(self) -> None:
+        self.flips = False
+        files = [n for n, i in self.disk.files.items() if n.endswith(".qlog") and i.mode == 0o400]
+        if files:
+            name = self.rng.choice(sorted(files))
+            at = self.rng.randrange(len(self.disk.files[name].durable))
+            self.flipped = name, at, self.rng.randrange(8)
+            self.world.note("operator", "byte %d of %s changes at rest", at, name)
+            self.world.fault("bit flip")
+            self.disk.flip(*self.flipped)
+            self.process.damaged = True
+
+    def unflip(self) -> None:
+        """The operator has a backup."""
+        if self.flipped:
+            self.disk.flip(*self.flipped)
+            self.flipped = None
+            self.process.damaged = False
+
+    # Time and network.
+
+    def freeze(self) -> None:
+        self.world.fault("freeze")
+        took = self.rng.randint(100 * MS, 12 * S)
+        self.world.note("operator", "the broker stands still for %d ms", took // MS)
+        self.process.freeze(took)
+
+    def jump(self) -> None:
+        world = self.world
+        jump = self.rng.choice((-600_000, -5_000, 5_000, 60_000, 600_000))
+        if abs(world.wall_offset_ms + jump) <= WALL_JUMP_MS_MAX:
+            world.fault("wall jump")
+            world.wall_offset_ms += jump
+
+    def wires(self) -> list[Any]:
+        return self.net.alive()
+
+    def reset(self) -> None:
+        if self.wires():
+            self.world.fault("reset")
+            self.rng.choice(self.wires()).reset("reset by the network")
+
+    def storm(self) -> None:
+        self.world.fault("storm")
+        for wire in self.wires():
+            wire.client.storms = True
+            wire.reset("reset by the network")
+
+    def half_close(self) -> None:
+        if self.wires():
+            self.world.fault("half close")
+            wire = self.rng.choice(self.wires())
+            wire.cut_short(self.rng.randint(0, max(1, wire.up.bytes)))
+
+    def blackhole(self) -> None:
+        if self.wires():
+            self.world.fault("blackhole")
+            wire = self.rng.choice(self.wires())
+            wire.hurt()
+            pipe = self.rng.choice((wire.up, wire.down))
+            pipe.dark_until = self.world.now + self.rng.randint(200 * MS, 12 * S)
+
+    def slow_network(self) -> None:
+        self.world.fault("slow network")
+        self.net.delay_us = 1 * MS, 300 * MS
+        self.world.after(self.rng.randint(1, 5) * S, self.usual_network)
+
+    def usual_network(self) -> None:
+        self.net.delay_us = self.swarm.delay_us
+
+    # Actors.
+
+    def any_worker(self, do: Callable[[Worker], None]) -> None:
+        do(self.rng.choice(self.workers))
+
+    def takers(self) -> list[Taker]:
+        return [member for worker in self.workers for member in worker.members] + list(
+            self.consumers
+        )
+
+    def unsubscribe(self) -> None:
+        taker = self.rng.choice(self.takers())
+        if taker.open and not taker.silent and NORMAL in taker.subscribed:
+            taker.subscribed.discard(NORMAL)
+            self.world.sometimes["a taker unsubscribed"] += 1
+            taker.ask(f.Unsubscribe(subscription=NORMAL), lambda answer, mark: None)
+            self.world.after(self.rng.randint(1, 2_000 * MS), taker.subscribe)
+
+    def change_credit(self) -> None:
+        taker = self.rng.choice(self.takers())
+        if NORMAL in taker.subscribed and not taker.silent:
+            taker.credit = self.rng.choice((1, 2, 5, 50))
+            taker.credit_most = max(taker.credit_most, taker.credit)
+            taker.say(f.Credit(subscription=NORMAL, credit=taker.credit))
+
+    def stale_settle(self) -> None:
+        taker = self.rng.choice(self.takers())
+        if taker.graves:
+            self.world.sometimes["settled late"] += 1
+            taker.late([self.rng.choice(list(taker.graves))])
+
+    # The end of it.
+
+    def heal(self) -> None:
+        """Nothing fails any more, and the broker comes up if it is down."""
+        self.healed = True
+        self.world.note("operator", "everything is put right")
+        self.oracle.on_answer = None
+        self.ways = []
+        self.repair()
+        self.usual_network()
+        self.world.wall_offset_ms += max(0, self.world.wall_high - self.world.wall_ms())
+        for wire in self.wires():
+            wire.up.dark_until = wire.down.dark_until = 0
+
+    def repair(self) -> None:
+        self.unflip()
+        self.process.hurt = self.process.troubled
+        self.disk.heal()
+        self.disk.capacity = None
+        self.disk.cut_at, self.disk.cut_site = 0, None
+        self.swarm.hung_sync = self.swarm.slow_sync = 0.0

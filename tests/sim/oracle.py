@@ -1,0 +1,525 @@
+"""What qbroker promises, and what was seen: an oracle that knows nothing of the code.
+
+It is told what clients asked for, what they were answered, and what was delivered, each
+with the moment at which the broker sent it. It knows messages by their bodies.
+
+    born    NO       asked to be published at most, or refused for certain
+            MAYBE    sent, and no answer yet
+            YES      confirmed, or revealed by any answer or delivery
+    over    NO / MAYBE (an end was asked for, or time may have ended it) / YES (confirmed)
+
+Promises held here (numbers are those of the list of promises):
+    P1  what was confirmed is there, or has ended           ``still``
+    P2  ... and is handed out again until it has ended      ``delivered``, ``still``
+    P4  a publish sent again is done once                   ``published``
+    P7  a token that was replaced settles nothing           ``settled``
+    P8  counters are true                                   ``check_counters``
+    P9  only what ran counts as crashed                     ``check_counters``
+    P11 first deliveries of a lane and priority in order    ``check_order``
+    P20 results are what the worker sent                    ``told``
+and: nothing is invented, nothing comes back after its end, nothing comes before its time,
+a lease ends only for a reason, and "definitely not done" is the truth.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qprotocol import frames as f
+from qprotocol import wire as w
+from qprotocol.message import Message, unpack_message, walk
+from qprotocol.states import State
+from sim.world import Mark, Violation, World
+
+NO, MAYBE, YES = range(3)
+EARLY_MS = 60
+"""The broker hands out what is due within 50 ms."""
+LATE_MS = 40_000
+"""Longer than anything here can hold a delivery between its decision and its sending."""
+
+
+ENDS = ("acked", "replaced")
+AGAIN = ("failed", "failed, and runs again", "released", "crashed", "replaced")
+BURIES = ("failed", "failed for good", "rejected", "crashed")
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """One delivery of one message to one client."""
+
+    known: Known
+    position: int
+    grant: int
+    mark: Mark
+    holder: Any
+    """The worker or consumer; None if nobody ever heard of it."""
+    counters: tuple[int, int, int] | None = None
+    excused: bool = False
+    """Something happened after which the broker may have taken it back."""
+    asked: bool = False
+    """A settlement was asked for."""
+    whys: set[str] = field(default_factory=set)
+    """What was asked for, each once."""
+    running: bool = False
+    survived: bool = False
+    """It was good when a life of the broker ended: the next one must know it."""
+    done: bool = False
+    """Settled for certain, or known to be lost."""
+
+
+@dataclass(eq=False, slots=True)
+class Known:
+    """All that is known of one message."""
+
+    uid: int
+    message: Message
+    raw: bytes
+    relaxed: bool
+    plain_order: bool
+    """Takes part in the check of FIFO: neither delayed nor in parts."""
+    born: int = NO
+    over: int = NO
+    over_tick: int = 0
+    over_now: int = 0
+    why_over: str = ""
+    refused: bool = False
+    synced: bool = False
+    """Its publish was confirmed as on stable storage."""
+    position: int = 0
+    leases: list[Lease] = field(default_factory=list)
+    ghosts: int = 0
+    failures: list[int] = field(default_factory=lambda: [0, 0])
+    """At least, at most."""
+    crashes: list[int] = field(default_factory=lambda: [0, 0])
+    may_be_dead: bool = False
+    """Something was asked that may have made it a dead letter."""
+    results: list[bytes] = field(default_factory=list)
+    """Those that any ack brought."""
+    kept: bytes | None = None
+    """The one whose ack was confirmed."""
+    forgotten: bool = False
+    cancel_asked: bool = False
+    purge_asked: bool = False
+    begun: bool = False
+    """Acks early: its start was confirmed."""
+    again: bool = False
+    """Somebody asked for another run."""
+    cause: Lease | None = None
+    """The delivery whose settlement brought it, and that ended with it."""
+
+    @property
+    def id(self) -> str:
+        return self.message.id
+
+    def __str__(self) -> str:
+        return f"message {self.uid} (queue {self.message.queue}, position {self.position})"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was known of a message when a question about it was asked."""
+
+    mark: Mark
+    born: int
+    over: int
+    kept: bytes | None
+
+    @classmethod
+    def of(cls, known: Known, mark: Mark) -> Snapshot:
+        return cls(mark, known.born, known.over, known.kept)
+
+
+class Oracle:
+    """The books."""
+
+    def __init__(self, world: World, *, calm: bool, results_max: int, slack_us: int) -> None:
+        self.world = world
+        self.slack_us = slack_us
+        """How long what is decided may wait for a cold read."""
+        self.calm = calm
+        self.results_max = results_max
+        self.known: dict[int, Known] = {}
+        self.by_id: dict[str, list[Known]] = {}
+        self.grants: dict[int, tuple[Any, Mark]] = {}
+        """Every grant that was ever seen, and whose it was."""
+        self.order: dict[tuple[int, str, str, int], list[tuple[int, int]]] = {}
+        """(life, queue, task, priority) to (grant, position) of first deliveries."""
+        self.on_answer: Callable[[], None] | None = None
+
+    def answered(self) -> None:
+        """Somebody was told something: what it reveals must outlive anything from now on."""
+        if self.on_answer is not None:
+            self.on_answer()
+
+    # Publishing.
+
+    def add(self, message: Message, uid: int, *, relaxed: bool, in_order: bool) -> Known:
+        """A message that somebody is about to publish."""
+        known = Known(uid, message, message.pack(), relaxed, in_order and not message.due_ms)
+        self.known[uid] = known
+        if message.id:
+            self.by_id.setdefault(message.id, []).append(known)
+        return known
+
+    def sent(self, messages: list[Known]) -> None:
+        for known in messages:
+            known.born = max(known.born, MAYBE)
+
+    def published(self, chunk: Any, reply: f.Published, mark: Mark) -> None:
+        """The chunk was confirmed."""
+        messages: list[Known] = chunk.messages
+        if reply.count != len(messages):
+            raise Violation(f"{reply.count} messages confirmed of {len(messages)}: {chunk}")
+        if reply.duplicate and chunk.attempts < 2:
+            raise Violation(f"called a duplicate, and sent once: {chunk}")
+        if not reply.duplicate and chunk.confirmed:
+            raise Violation(f"taken a second time: {chunk}")
+        if chunk.wants_sync and reply.durability != "synced":
+            raise Violation(f"confirmed as {reply.durability}: {chunk}")
+        for index, known in enumerate(messages):
+            if known.refused:
+                raise Violation(f"confirmed after it was refused for certain: {known}")
+            known.synced = known.synced or reply.durability == "synced"
+            if reply.first:
+                self._placed(known, reply.first + index)
+            self.reveal(known)
+
+    def refused(self, chunk: Any, error: f.Error) -> None:
+        """The chunk was refused: for certain, none of it was or will be done."""
+        for known in chunk.messages:
+            if error.definite and known.born == YES:
+                raise Violation(f"{error.code} says not done, but {known} was seen")
+            if error.definite and not error.retryable:
+                known.refused = True
+
+    def _placed(self, known: Known, position: int) -> None:
+        if known.position and known.position != position:
+            raise Violation(f"{known} is there twice: also at {position}")
+        known.position = position
+
+    def reveal(self, known: Known) -> None:
+        """Somebody was told of it: from now on it must be there, or have ended."""
+        if known.refused:
+            raise Violation(f"{known} was refused for certain, and exists")
+        if known.born == NO:
+            raise Violation(f"{known} exists, and nobody has sent it yet")
+        known.born = YES
+
+    # Deliveries.
+
+    def parse(self, deliver: f.Deliver) -> list[tuple[int, Known, tuple[int, int, int] | None]]:
+        """(position, message, counters if it was handed out before) for each."""
+        raw = deliver.raw
+        at = w.RUN.size * deliver.runs
+        positions = [
+            position
+            for first, count in w.RUN.iter_unpack(raw[:at])
+            for position in range(first, first + count)
+        ]
+        end = at + w.TOUCHED.size * deliver.touched
+        touched = {index: rest for index, *rest in w.TOUCHED.iter_unpack(raw[at:end])}
+        packed = [raw[a:b] for a, b in walk(raw, end)]
+        if not len(positions) == len(packed) == deliver.count:
+            raise Violation(
+                f"{len(packed)} messages, {len(positions)} positions in {deliver.count}"
+            )
+        out = []
+        for index, (position, each) in enumerate(zip(positions, packed, strict=True)):
+            known = self.recognise(each)
+            row = touched.get(index)
+            out.append((position, known, (row[0], row[1], row[2]) if row else None))
+        return out
+
+    def recognise(self, packed: bytes) -> Known:
+        """The message of these bytes: one that somebody sent, and nothing else."""
+        body = unpack_message(packed).body
+        known = self.known.get(int(body[:9])) if body[:9].isdigit() else None
+        if known is None or known.raw != packed:
+            raise Violation(f"nobody sent this message: {unpack_message(packed)}"[:400])
+        return known
+
+    def delivered(
+        self, holder: Any, deliver: f.Deliver, mark: Mark, *, dead: bool, queues: list[str]
+    ) -> list[Lease]:
+        """``holder`` got these; ``dead``: from queues for dead letters."""
+        self._check_grant(holder, deliver.grant, mark)
+        out = []
+        found = self.parse(deliver)
+        self._check_priorities(found)
+        for position, known, counters in found:
+            self.reveal(known)
+            self._placed(known, position)
+            self._check_alive(known, mark)
+            if dead and not known.may_be_dead:
+                raise Violation(f"a dead letter that nothing has killed: {known}")
+            if not dead and known.message.queue not in queues:
+                raise Violation(f"{known} came from {queues}")
+            if known.begun and not known.again and not dead:
+                raise Violation(f"acks early: it has begun, and comes again: {known}")
+            if known.cause is not None:
+                # One fact: with it the delivery has ended whose settlement brought it.
+                self.end(known.cause.known, "followed by another", mark)
+            self._check_not_held(known, deliver.grant, mark)
+            self._check_counters(known, counters)
+            lease = Lease(known, position, deliver.grant, mark, holder, counters)
+            known.leases.append(lease)
+            out.append(lease)
+            if counters is None and known.plain_order and not dead:
+                self._check_order(known, position, deliver.grant, mark)
+        return out
+
+    def ghost(self, deliver: f.Deliver, mark: Mark) -> None:
+        """Sent by the broker, and lost with its connection."""
+        for position, known, _ in self.parse(deliver):
+            known.ghosts += 1
+            lease = Lease(known, position, deliver.grant, mark, None, excused=True)
+            known.leases.append(lease)
+
+    def _check_grant(self, holder: Any, grant: int, mark: Mark) -> None:
+        before = self.grants.setdefault(grant, (holder, mark))
+        if before[0] is not holder or before[1].life != mark.life:
+            raise Violation(f"grant {grant:#x} was given twice: in life {before[1].life} before")
+
+    def _check_priorities(self, found: list[tuple[int, Known, Any]]) -> None:
+        highest = 100
+        for _, known, _ in found:
+            if known.message.priority > highest:
+                raise Violation(f"{known} with priority {known.message.priority} after {highest}")
+            highest = known.message.priority
+
+    def _check_alive(self, known: Known, mark: Mark) -> None:
+        if self._is_after(known, mark):
+            raise Violation(f"{known} is back: {known.why_over} at tick {known.over_tick}")
+        if known.over == YES and known.why_over == "purged":
+            known.over = MAYBE  # it was on its way
+        message = known.message
+        if message.due_ms and mark.wall_high < message.due_ms - EARLY_MS:
+            raise Violation(f"{known} comes {message.due_ms - mark.wall_high} ms before its time")
+
+    def _is_after(self, known: Known, mark: Mark) -> bool:
+        """Whether it was over when the broker decided what it sent then.
+
+        What waits for the disk is sent a little later than it was decided, and others are
+        told meanwhile that it was cancelled or purged. Nobody but its holder acks it.
+        """
+        if known.over != YES or mark.tick <= known.over_tick:
+            return False
+        return known.why_over in ENDS or mark.now > known.over_now + self.slack_us
+
+    def _check_not_held(self, known: Known, grant: int, mark: Mark) -> None:
+        """Whoever has it was given a reason to lose it."""
+        for lease in known.leases:
+            if lease.grant >= grant or lease.excused or lease.asked or lease.done:
+                continue
+            if lease.mark.life == mark.life and lease.mark.tick < mark.tick:
+                if lease.holder.excused_since(lease.mark.tick):
+                    lease.excused = True
+                    continue
+                raise Violation(f"{known} is handed out while {lease.holder.name} has it")
+
+    def _check_counters(self, known: Known, counters: tuple[int, int, int] | None) -> None:
+        deliveries, failures, crashes = counters or (1, 0, 0)
+        for name, value, (least, most) in (
+            ("failures", failures, known.failures),
+            ("crashes", crashes, known.crashes),
+        ):
+            if not least <= value <= most:
+                raise Violation(f"{known} says {value} {name}: {least} to {most} are true")
+        seen = len(known.leases) + 1
+        if self.calm and deliveries != seen and not known.message.parent:
+            raise Violation(f"{known} says {deliveries} deliveries: this is the {seen}.")
+
+    def _check_order(self, known: Known, position: int, grant: int, mark: Mark) -> None:
+        message = known.message
+        key = mark.life, message.queue, message.task, message.priority
+        rows = self.order.setdefault(key, [])
+        row = grant, position
+        at = bisect_left(rows, row)
+        rows.insert(at, row)
+        if at and rows[at - 1][1] > position:
+            raise Violation(f"{known} comes after a later one of its lane and priority")
+        if at + 1 < len(rows) and rows[at + 1][1] < position:
+            raise Violation(f"{known} comes before an earlier one of its lane and priority")
+
+    # Settlements.
+
+    def ask_end(self, lease: Lease, why: str) -> None:
+        """A settlement is on its way."""
+        lease.asked = True
+        known = lease.known
+        if why in lease.whys:
+            return
+        lease.whys.add(why)
+        if why in ENDS:
+            known.over = max(known.over, MAYBE)
+        if why in AGAIN:
+            known.again = True
+        if why in BURIES:
+            known.may_be_dead = True
+        if why.startswith("failed"):
+            known.failures[1] += 1
+        if why == "crashed":
+            self.runs(lease)
+
+    def runs(self, lease: Lease) -> None:
+        """The broker is told that it runs: a lost worker counts as a crash from now on."""
+        if not lease.running:
+            lease.running = True
+            lease.known.crashes[1] += 1
+            lease.known.may_be_dead = True
+
+    def settled(self, lease: Lease, why: str, mark: Mark, asked: Mark) -> None:
+        """It was accepted."""
+        known = lease.known
+        for other in known.leases:
+            newer = other.grant > lease.grant and other.mark.life == mark.life == asked.life
+            if newer and other.mark.tick < asked.tick:
+                raise Violation(f"an outdated token was accepted: {known}, {lease.grant:#x}")
+        if lease.done:
+            raise Violation(f"settled twice: {known}, grant {lease.grant:#x}")
+        if known.over == YES and known.over_tick < asked.tick:
+            raise Violation(f"{known} is {known.why_over}, and was settled as {why}")
+        lease.done = True
+        if why in ENDS:
+            self.end(known, why, mark)
+        elif why.startswith("failed"):
+            known.failures[0] += 1
+        elif why == "crashed":
+            known.crashes[0] += 1
+
+    def lost(self, lease: Lease, mark: Mark, asked: Mark) -> None:
+        """It was refused: the lease was not the client's any more."""
+        known = lease.known
+        excuse = (
+            lease.excused
+            or lease.done
+            or known.cancel_asked
+            or known.over != NO
+            or lease.mark.life != mark.life
+            or any(other.grant > lease.grant for other in known.leases)
+            or lease.holder.excused_since(lease.mark.tick)
+        )
+        if not excuse:
+            raise Violation(f"the lease of {known} by {lease.holder.name} was lost for no reason")
+        lease.excused = lease.done = True
+
+    def end(self, known: Known, why: str, mark: Mark) -> None:
+        """It has ended for certain: the broker said so at that moment."""
+        if known.over != YES:
+            known.over, known.why_over = YES, why
+            known.over_tick, known.over_now = mark.tick, mark.now
+
+    # Questions.
+
+    def told(self, known: Known, result: f.Result, mark: Mark, asked: Snapshot) -> None:
+        """What the broker says became of a task."""
+        state = State(result.state)
+        self.world.sometimes[f"told {state.name}"] += 1
+        if state is State.UNKNOWN:
+            self._check_unknown(known, asked)
+            return
+        self.reveal(known)
+        if state is State.SUCCESS:
+            self._check_success(known, result, asked)
+            self.end(known, "a success", mark)
+        elif state is State.FAILURE:
+            if not known.may_be_dead:
+                raise Violation(f"FAILURE, and nothing has failed: {known}")
+        elif state is State.REVOKED:
+            expires = known.message.expires_ms
+            expired = expires and expires <= mark.wall_high
+            if not (expired or known.cancel_asked or known.purge_asked):
+                raise Violation(f"REVOKED, and neither cancelled nor expired nor purged: {known}")
+            self.end(known, "revoked", mark)
+        elif known.over == YES and known.over_tick < asked.mark.tick:
+            raise Violation(f"{state.name}, but {known} is over: {known.why_over}")
+
+    def _check_unknown(self, known: Known, asked: Snapshot) -> None:
+        there = asked.born == YES and known.over == NO and not known.relaxed
+        expires = known.message.expires_ms
+        if there and not (expires and expires <= self.world.wall_high):
+            raise Violation(f"UNKNOWN, but it was confirmed and has not ended: {known}")
+        self._check_kept(known, asked)
+
+    def _check_success(self, known: Known, result: f.Result, asked: Snapshot) -> None:
+        if known.over == NO:
+            raise Violation(f"SUCCESS, and nobody has acked it: {known}")
+        if result.stored and result.raw not in known.results:
+            raise Violation(f"a result that no worker sent: {known}, {result.raw[:60]!r}")
+        if result.stored and known.kept is not None and result.raw != known.kept:
+            raise Violation(f"the result of another run: {known}, {result.raw[:60]!r}")
+        if not result.stored:
+            self._check_kept(known, asked)
+
+    def _check_kept(self, known: Known, asked: Snapshot) -> None:
+        kept = asked.kept is not None and known.kept is not None and not known.relaxed
+        if kept and self.results_max > len(self.known) and not known.forgotten:
+            raise Violation(f"the result is gone before its time: {known}")
+
+    def peeked(self, known: Known, position: int, mark: Mark) -> None:
+        """It was shown as waiting."""
+        self.reveal(known)
+        self._placed(known, position)
+        if self._is_after(known, mark):
+            raise Violation(f"{known} waits, but it is {known.why_over}")
+
+    def purging(self, queue: str) -> list[Known]:
+        """A purge is on its way, or was: the messages it may have ended."""
+        found = [known for known in self.known.values() if known.message.queue == queue]
+        for known in found:
+            known.purge_asked = True
+            known.over = max(known.over, MAYBE)
+        return found
+
+    def keeps(self, known: Known, result: bytes) -> None:
+        """An ack with a result was confirmed."""
+        known.kept = result
+
+    # What happens to machines.
+
+    def power_lost(self) -> None:
+        """What was only written may be gone, and what was only written to have ended be back."""
+        for known in self.known.values():
+            if not known.relaxed:
+                continue
+            if not known.synced:
+                known.born = min(known.born, MAYBE)
+                known.position = 0
+            known.over = min(known.over, MAYBE)
+            known.failures[0] = known.crashes[0] = 0
+            known.kept = None
+            for lease in known.leases:
+                lease.done = False
+
+    def ended_a_life(self) -> None:
+        """Leases that nobody claims will end; those that were good may be claimed."""
+        for known in self.known.values():
+            for lease in known.leases:
+                if not lease.excused and not lease.done and lease.holder is not None:
+                    lease.survived = not lease.asked and not lease.holder.excused_since(
+                        lease.mark.tick
+                    )
+                lease.excused = True
+
+    def claim_refused(self, lease: Lease, mark: Mark, *, in_time: bool) -> None:
+        """A worker came back, said that it runs this, and was told that it does not."""
+        known = lease.known
+        good = lease.survived and mark.life == lease.mark.life + 1 and in_time
+        touched = known.over != NO or known.cancel_asked or known.relaxed or lease.asked
+        if good and not touched:
+            raise Violation(f"{known} was running, and is taken away after a restart")
+        lease.done = True
+
+    def still(self) -> list[Known]:
+        """What must be there: it has not ended, and its time is not over either."""
+        now = self.world.wall_high
+        return [
+            known
+            for known in self.known.values()
+            if known.born == YES
+            and known.over == NO
+            and not (known.message.expires_ms and known.message.expires_ms <= now)
+        ]
