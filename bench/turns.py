@@ -15,14 +15,16 @@ import gc
 import random
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import process_time
 
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
-from qbroker.core.settings import Settings
+from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
 from qprotocol import frames as f
 from qprotocol import wire
+from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Message, Outcome
 
 START_MS = 1_800_000_000_000
@@ -192,24 +194,46 @@ def returned(count: int) -> Stage:
 
 
 def acked(count: int) -> Stage:
-    """Every second message is acked, one run each, in one frame."""
+    """Every second message is acked, one run each, in frames as large as they may be."""
     stage = holding(2 * count)
-    raw = b"".join(wire.ACK_RUN.pack(grant, p, 1) for p, grant in stage.tokens()[::2])
+    runs = [wire.ACK_RUN.pack(grant, p, 1) for p, grant in stage.tokens()[::2]]
     stage.measured()
-    stage.turn((2, f.Ack(raw=raw)))
+    for at in range(0, count, ACK_RUNS_MAX):
+        stage.turn((2, f.Ack(raw=b"".join(runs[at : at + ACK_RUNS_MAX]))))
     assert len(stage.broker.state.leases) == count
     return stage
 
 
-def failed(count: int) -> Stage:
-    """One frame says of so many that they failed; each tries again later."""
+def acked_whole(count: int) -> Stage:
+    """All is acked, in runs as they were handed out and frames as large as they may be."""
     stage = holding(count)
-    raw = b"".join(
-        Outcome(wire.FAIL, p, grant, delay_ms=5_000, result=b"e").pack()
-        for p, grant in stage.tokens()
-    )
+    grants = {grant.number: grant for grant in stage.broker.state.leases.values()}.values()
+    runs = [wire.ACK_RUN.pack(g.number, first, n) for g in grants for first, n, _ in g.entries]
     stage.measured()
-    stage.turn((2, f.Settle(count=count, raw=raw)))
+    most = ACK_MESSAGES_MAX // DELIVER_MESSAGES_MAX
+    for at in range(0, len(runs), most):
+        stage.turn((2, f.Ack(raw=b"".join(runs[at : at + most]))))
+    assert not stage.broker.state.leases
+    return stage
+
+
+def failed(count: int) -> Stage:
+    """So many failed, in frames as large as they may be; each tries again later."""
+    return settled(count, Outcome(wire.FAIL, 0, 0, delay_ms=5_000, result=b"e"))
+
+
+def rejected(count: int) -> Stage:
+    """So many become dead letters, in frames as large as they may be."""
+    return settled(count, Outcome(wire.REJECT, 0, 0, result=b"no"))
+
+
+def settled(count: int, outcome: Outcome) -> Stage:
+    stage = holding(count)
+    raws = [replace(outcome, position=p, grant=grant).pack() for p, grant in stage.tokens()]
+    stage.measured()
+    for at in range(0, count, OUTCOMES_MAX):
+        some = raws[at : at + OUTCOMES_MAX]
+        stage.turn((2, f.Settle(count=len(some), raw=b"".join(some))))
     assert not stage.broker.state.leases
     return stage
 
@@ -264,6 +288,11 @@ def upload_ready(count: int) -> Stage:
 def upload_delayed(count: int) -> Stage:
     """The last frame of an upload of messages due within a day, with as many there already."""
     return uploaded(delayed(count, DAY_MS), delayed(count + 1, DAY_MS))
+
+
+def upload_named(count: int) -> Stage:
+    """The last frame of an upload of messages with ids that their callers chose."""
+    return uploaded([Message("q", b"x", id=f"id{n}").pack() for n in range(count)])
 
 
 def upload_expiring(count: int) -> Stage:
@@ -333,13 +362,16 @@ CASES: dict[Callable[[int], Stage], int] = {
     reclaimed: 10_000,
     returned: 10_000,
     acked: 6_500,
+    acked_whole: 60_000,
     failed: 1_800,
+    rejected: 1_800,
     purged_ready: 10_000_000,
     purged_delayed: 200_000,
     purged_named: 200_000,
     purged_touched: 100_000,
     upload_ready: 50_000,
     upload_delayed: 50_000,
+    upload_named: 50_000,
     upload_expiring: 50_000,
     parts_delayed: 50_000,
     published_delayed: 200_000,

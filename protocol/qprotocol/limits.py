@@ -16,6 +16,10 @@ HEADER_DEPTH_MAX = 4
 """Lists and maps within one another in a header's field, the outermost counted."""
 MESSAGES_PER_FRAME_MAX = 1_000
 """Messages of one Publish that is not in parts: a small share of a turn of the broker."""
+ACK_RUNS_MAX = 2_000
+"""Runs of one Ack: what a turn of the broker has time for."""
+OUTCOMES_MAX = 250
+"""Outcomes of one Settle: each may be a dead letter with a record of its own."""
 BODY_BYTES_MAX = 1024 * 1024
 """A packed message's size by default (SQS since 2025, NATS); settable up to the hard limit."""
 BODY_BYTES_HARD_MAX = 64 * 1024 * 1024

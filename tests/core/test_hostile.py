@@ -13,7 +13,7 @@ from machine import Machine, Peer
 from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
 from qprotocol import frames as f
 from qprotocol import wire
-from qprotocol.limits import PARTED_MAX
+from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX, PARTED_MAX
 from qprotocol.message import Message, Outcome
 
 SIZE = wire.MESSAGE.size
@@ -152,6 +152,28 @@ def test_an_ack_frame_has_a_limit_of_work(machine: Machine) -> None:
     assert isinstance(ask(machine, peer, f.Ack(correlation=2, raw=run * most)), f.Settled)
     answer = ask(machine, peer, f.Ack(correlation=3, raw=run * (most + 1)))
     assert answer.code == "BAD_REQUEST"
+
+
+def test_an_ack_frame_has_so_many_runs(machine: Machine) -> None:
+    peer = greeted(machine)
+    run = wire.ACK_RUN.pack(1, 1, 1)
+    assert isinstance(ask(machine, peer, f.Ack(correlation=2, raw=run * ACK_RUNS_MAX)), f.Settled)
+    answer = ask(machine, peer, f.Ack(correlation=3, raw=run * (ACK_RUNS_MAX + 1)))
+    assert (answer.code, answer.message) == (
+        "BAD_REQUEST",
+        "2001 ack runs in a frame: at most 2000, use more frames",
+    )
+
+
+def test_a_settle_frame_has_so_many_outcomes(machine: Machine) -> None:
+    peer = greeted(machine)
+    raw = Outcome(wire.ACK, 1, 1).pack()
+    for count, announced in ((OUTCOMES_MAX + 1, OUTCOMES_MAX + 1), (OUTCOMES_MAX + 1, 1)):
+        frame = f.Settle(correlation=2, count=announced, raw=raw * count)
+        answer = ask(machine, peer, frame)
+        assert answer.code == "BAD_REQUEST"
+    frame = f.Settle(correlation=2, count=OUTCOMES_MAX, raw=raw * OUTCOMES_MAX)
+    assert isinstance(ask(machine, peer, frame), f.Settled)
 
 
 @pytest.mark.parametrize("frame", [f.Running(raw=b"x"), f.Heartbeat(raw=b"x" * 17)], ids=repr)

@@ -26,6 +26,7 @@ from qclient.link import Link
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.errors import ProtocolError
+from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
 from qworker.backoff import Backoff
 from qworker.logs import note
@@ -85,11 +86,12 @@ class Session:
     ) -> None:
         """These will be settled as soon as there is a connection; then ``done`` is called."""
         frames: list[f.Frame] = []
-        if acks:
-            raw = b"".join(wire.ACK_RUN.pack(grant, position, 1) for position, grant in acks)
+        for at in range(0, len(acks), ACK_RUNS_MAX):
+            runs = acks[at : at + ACK_RUNS_MAX]
+            raw = b"".join(wire.ACK_RUN.pack(grant, position, 1) for position, grant in runs)
             frames.append(f.Ack(raw=raw))
-        for at in range(0, len(outcomes), 1000):
-            part = outcomes[at : at + 1000]
+        for at in range(0, len(outcomes), OUTCOMES_MAX):
+            part = outcomes[at : at + OUTCOMES_MAX]
             raw = b"".join(outcome.pack() for outcome in part)
             frames.append(f.Settle(count=len(part), raw=raw))
         self._outbox.append(Request(frames, done, len(frames)))

@@ -26,13 +26,13 @@ from typing import NamedTuple
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
+from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
 from qworker.logs import note
 from qworker.slots import CONFIRMED, Token
 
 SETTLE_BYTES = 512 * 1024
 """Outcomes gathered into one Settle; a larger one goes alone, in parts."""
-SETTLE_COUNT = 1000
 PAUSE_MAX_S = 1.0
 """The longest wait before a retryable refusal is tried again."""
 
@@ -106,8 +106,9 @@ class Settlements:
         if count:
             runs.append(wire.ACK_RUN.pack(grant, position, count))
         found: list[f.Frame] = []
-        if runs:
-            ack = f.Ack(raw=b"".join(runs), correlation=self._correlation())
+        for at in range(0, len(runs), ACK_RUNS_MAX):
+            raw = b"".join(runs[at : at + ACK_RUNS_MAX])
+            ack = f.Ack(raw=raw, correlation=self._correlation())
             self.unanswered[ack.correlation] = Batch(ack, first)
             found.append(ack)
         return found + [self.settle(part, first) for part in portions(kept)]
@@ -176,7 +177,7 @@ def portions(entries: list[Ended]) -> list[list[Ended]]:
         outcome = entry.outcome
         assert outcome is not None
         adds = len(outcome.result) + sum(map(len, outcome.follow_on))
-        if not found or size + adds > SETTLE_BYTES or len(found[-1]) >= SETTLE_COUNT:
+        if not found or size + adds > SETTLE_BYTES or len(found[-1]) >= OUTCOMES_MAX:
             found.append([])
             size = 0
         found[-1].append(entry)

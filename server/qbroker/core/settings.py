@@ -32,8 +32,8 @@ PRODUCER_IDLE_MS = 3_600_000
 """A producer that said nothing for an hour is forgotten, and with it what it sent."""
 DELIVER_MESSAGES_MAX = 500
 """Messages in one Deliver: some milliseconds of work for the engine at most."""
-ACK_MESSAGES_MAX = 65_536
-"""Messages one Ack frame may name: some ten milliseconds of work."""
+ACK_MESSAGES_MAX = 20_000
+"""Messages one Ack frame may name."""
 DISPATCH_MESSAGES_MAX = 4_000
 """Messages handed out in one turn; more wait for the next."""
 DUE_MESSAGES_MAX = 1_500

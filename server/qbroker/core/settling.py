@@ -30,7 +30,7 @@ from qbroker.core.survey import RefusedError, Survey
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.frames import Ack, Frame, Settle, Settled
-from qprotocol.limits import NAME_BYTES_MAX
+from qprotocol.limits import ACK_RUNS_MAX, NAME_BYTES_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
 from qprotocol.options import RetryPolicy
 from qprotocol.states import State
@@ -84,6 +84,11 @@ def split_runs(found: list[tuple[int, Grant | None]]) -> list[tuple[int, int]]:
 
 def check_runs(raw: bytes) -> None:
     """Raise RefusedError for runs that no grant can have, or too many."""
+    if len(raw) > ACK_RUNS_MAX * _ACK_RUN:
+        raise RefusedError(
+            "BAD_REQUEST",
+            f"{len(raw) // _ACK_RUN} ack runs in a frame: at most {ACK_RUNS_MAX}, use more frames",
+        )
     counts = [count for _, _, count in wire.ACK_RUN.iter_unpack(raw)]
     if not 1 <= min(counts) <= max(counts) <= DELIVER_MESSAGES_MAX:
         raise RefusedError(
@@ -112,12 +117,17 @@ def settled(
 
 def decide_settle(state: BrokerState, now: Now, _connection: int, frame: Settle) -> Decision:
     """Each outcome becomes one record; those whose lease is lost become nothing."""
+    if frame.count > OUTCOMES_MAX:
+        raise RefusedError(
+            "BAD_REQUEST",
+            f"{frame.count} outcomes in a frame: at most {OUTCOMES_MAX}, use more frames",
+        )
     survey, records, lost = Survey(state, now), [], []
     raw, at, count = frame.raw, 0, 0
     ended: set[int] = set()
     synced = False
     try:
-        while at < len(raw):
+        while at < len(raw) and count <= frame.count:
             outcome, at = Outcome.unpack(raw, at)
             count += 1
             grant = state.leases.get(outcome.position)
