@@ -141,6 +141,7 @@ def stage(survey: Survey, arrival: Arrival, key: tuple[int, int], raw: bytes) ->
     upload = Upload() if begins else state.uploads[key]
     stored = piece(survey, arrival, key, raw, begins=begins, index=upload.count)
     check_size(state, upload, stored.batch)
+    check_twice(upload, stored.batch)
     arrival.synced = arrival.synced or survey.synced
     return [*survey.opened, stored]
 
@@ -159,6 +160,7 @@ def last_part(
     if arrival.tail or arrival.lacking:
         raise RefusedError("BAD_MESSAGE", "the parts end inside a message")
     check_size(state, upload, stored.batch)
+    check_twice(upload, stored.batch)
     check_staged(state, upload, stored.batch)
     survey.synced = survey.synced or arrival.synced
     now_ms = survey.now.wall_ms
@@ -175,15 +177,19 @@ def check_size(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> Non
         raise RefusedError("BATCH_TOO_LARGE", f"upload_messages_max is {most.upload_messages_max}")
 
 
+def check_twice(upload: Upload, batch: r.MessageBatch) -> None:
+    """Raise RefusedError for a chosen id that an earlier part brought."""
+    for nth, (_, name) in enumerate(batch.named):
+        if name in upload.named:
+            raise duplicate(len(upload.named) + nth, name)
+
+
 def check_staged(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> None:
-    """Raise RefusedError for chosen ids that are alive by now, or twice among the parts."""
-    names = [name for name, _ in upload.named] + [name for _, name in batch.named]
-    check_named(state, len(names))
-    seen: set[bytes] = set()
-    for index, name in enumerate(names):
-        if name in state.named or name in seen:
-            raise duplicate(index, name)
-        seen.add(name)
+    """Raise RefusedError for chosen ids of earlier parts that are alive by now."""
+    check_named(state, len(upload.named) + len(batch.named))
+    if not state.named.keys().isdisjoint(upload.named):
+        alive = (each for each in enumerate(upload.named) if each[1] in state.named)
+        raise duplicate(*next(alive))
 
 
 def piece(
@@ -318,7 +324,7 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
             upload.expiries.add(group, entries)
         for group, positions in both.items():
             upload.delayed.setdefault(group, set()).update(positions)
-    upload.named += [(name, position + i) for i, name in batch.named]
+    upload.named.update((name, position + i) for i, name in batch.named)
     upload.count += batch.count
     upload.parts += len(batch.raw)
     if batch.count:
@@ -344,8 +350,7 @@ def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -
         fewer, more = sorted((queue.delayed, both), key=len)
         more |= fewer
         queue.delayed = more
-    for name, position in upload.named:
-        state.named[name] = position
-        state.names[position] = name
+    state.named.update(upload.named)
+    state.names.update(zip(upload.named.values(), upload.named, strict=True))
     state.continued.update(upload.continued)
     note_chunk(state, record.producer, record.sequence, record.wall_ms)

@@ -328,7 +328,14 @@ def save_uploads(state: BrokerState) -> bytes:
         delayed = {group: list(positions) for group, positions in upload.delayed.items()}
         rows.append(
             [
-                *(key, list(upload.staged), timers[0], expiries[0], delayed, upload.named),
+                *(
+                    key,
+                    list(upload.staged),
+                    timers[0],
+                    expiries[0],
+                    delayed,
+                    list(upload.named.items()),
+                ),
                 *(upload.continued, upload.last, upload.count, upload.parts),
             ]
         )
@@ -345,7 +352,7 @@ def restore_uploads(state: BrokerState, block: Block) -> None:
             Timers.restored(timers, list(islice(waiting, 3 * len(timers)))),
             Timers.restored(expiries, list(islice(waiting, 3 * len(expiries)))),
             {group: set(positions) for group, positions in delayed.items()},
-            [tuple(each) for each in named],
+            dict(named),
             *rest,
         )
 

@@ -57,7 +57,7 @@ class Upload:
     expiries: Timers = field(default_factory=Timers)
     delayed: dict[int, set[int]] = field(default_factory=dict)
     """Queue number to the positions that are in both."""
-    named: list[tuple[bytes, int]] = field(default_factory=list)
+    named: dict[bytes, int] = field(default_factory=dict)
     continued: dict[int, list[int]] = field(default_factory=dict)
     """A message that goes on in later parts, to those parts' positions."""
     last: int = 0
