@@ -207,14 +207,16 @@ def piece(
     cut, lacking = lead, arrival.lacking - lead
     body_max = survey.state.settings.body_bytes_max
     while len(raw) - cut >= _FIXED:
-        size, *_, n_route, n_id, _, n_meta, n_head = wire.MESSAGE.unpack_from(raw, cut)
+        (size,) = wire.SIZE.unpack_from(raw, cut)
         if size > body_max:
             raise too_large(index, size, body_max)
-        if len(raw) - cut < _FIXED + n_route + n_id + n_meta + n_head:
-            break
         end = cut + 4 + size
-        lacking = max(0, end - len(raw))
-        cut = min(end, len(raw))
+        if end > len(raw):
+            *_, n_route, n_id, _, n_meta, n_head = wire.MESSAGE.unpack_from(raw, cut)
+            if len(raw) - cut >= _FIXED + n_route + n_id + n_meta + n_head:
+                cut, lacking = len(raw), end - len(raw)
+            break
+        cut = end
     arrival.tail, raw = raw[cut:], raw[:cut]
     arrival.lacking = lacking
     batch = survey.walk(raw, lead, cut + lacking)
