@@ -11,8 +11,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +22,13 @@ from qbroker import config as settings
 from qbroker.backupcommands import backup_command, restore_command
 from qbroker.config import SETTINGS, Config, ConfigError
 from qbroker.logcommands import log_group
-from qbroker.ops.admin import Admin, RefusedByBroker, Unreachable
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
 from qbroker.ops.show import ago, flat
 from qbroker.ops.tables import refresh
-from qbroker.terminal import JSON, Commands, confirm, echo_json, echo_table
+from qbroker.taskcommands import task_command, tasks_command
+from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol import __version__
-from qprotocol.errors import ProtocolError
 from qprotocol.frames import Inspect, Ok, Peek, Peeked, Purge, Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,7 +60,7 @@ def commands() -> None:
     """A durable task broker: one process, one folder."""
 
 
-for more in (log_group, backup_command, restore_command):
+for more in (log_group, backup_command, restore_command, tasks_command, task_command):
     commands.add_command(more)
 
 
@@ -166,30 +164,6 @@ def tables_command(document: Path, check: bool) -> None:
 
 
 # --- Asking a running broker ----------------------------------------------------------------------
-
-
-BROKER = click.option(
-    "--broker",
-    envvar="QBROKER_URL",
-    default="qbroker://localhost:7717",
-    show_default=True,
-    metavar="URL",
-    help="Where the broker listens; also QBROKER_URL.",
-)
-
-
-@contextmanager
-def asking(broker: str) -> Iterator[Admin]:
-    """A conversation with the broker; what it refuses is trouble."""
-    try:
-        with Admin(broker) as admin:
-            yield admin
-    except Unreachable as error:
-        raise Trouble(str(error), Exit.UNAVAILABLE) from error
-    except RefusedByBroker as error:
-        raise Trouble(f"the broker refused: {error}", Exit.FAILED) from error
-    except (ProtocolError, ValueError) as error:
-        raise Trouble(str(error), Exit.USAGE) from error
 
 
 @commands.command("queues")

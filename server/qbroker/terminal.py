@@ -4,14 +4,26 @@ import difflib
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import click
 
+from qbroker.ops.admin import Admin, RefusedByBroker, Unreachable
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import table
+from qprotocol.errors import ProtocolError
 
 JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+BROKER = click.option(
+    "--broker",
+    envvar="QBROKER_URL",
+    default="qbroker://localhost:7717",
+    show_default=True,
+    metavar="URL",
+    help="Where the broker listens; also QBROKER_URL.",
+)
 
 
 class Commands(click.Group):
@@ -52,6 +64,20 @@ class Counting:
     def __exit__(self, *_: object) -> None:
         if self._shown and self._bytes:
             click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
+
+
+@contextmanager
+def asking(broker: str) -> Iterator[Admin]:
+    """A conversation with the broker; what it refuses is trouble."""
+    try:
+        with Admin(broker) as admin:
+            yield admin
+    except Unreachable as error:
+        raise Trouble(str(error), Exit.UNAVAILABLE) from error
+    except RefusedByBroker as error:
+        raise Trouble(f"the broker refused: {error}", Exit.FAILED) from error
+    except (ProtocolError, ValueError) as error:
+        raise Trouble(str(error), Exit.USAGE) from error
 
 
 def confirm(question: str) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from e2e.daemon import Daemon, until
+from e2e.daemon import PATIENCE_S, SCRIPTS, Daemon, until
 from e2e.talker import Refused, Talker
 from qprotocol import wire
 from qprotocol.frames import Cancel, Forget, Ok, Report, Result, Search
@@ -98,6 +99,34 @@ def test_what_becomes_of_tasks_is_kept_searched_and_forgotten(make_broker: MakeB
     assert talker.look(failed).state == State.FAILURE
     with pytest.raises(Refused, match="state 1 is not one"):
         search(talker, state=1)
+
+
+def test_the_command_line_shows_them_to_people_and_programs(make_broker: MakeBroker) -> None:
+    broker = make_broker().start()
+    talker = broker.connect()
+    talker.consume("work", credit=1)
+    kept = run_one(broker, talker, b"42")
+    failed = talker.task("work", b"f")
+    talker.fail(talker.receive(), "it broke\nbadly", flags=wire.NO_RETRY)
+    row(talker, failed)
+    assert [each["id"] for each in broker.command("tasks")] == [failed, kept]
+    assert [each["id"] for each in broker.command("tasks", "-n", "1")] == [failed]
+    assert [each["id"] for each in broker.command("tasks", "--state", "success")] == [kept]
+    assert broker.command("tasks", "--since", "1h", "--until", "30m") == []
+    assert broker.command("task", failed)["message"] == "it broke\nbadly"
+
+    header, first, second = said(broker, "tasks").stdout.splitlines()
+    assert header.split()[:6] == ["finished", "id", "task", "queue", "state", "ran"]
+    assert "StoryError: it broke" in first
+    assert kept in second
+    assert said(broker, "task", failed).stdout.endswith("a traceback\n")
+    assert "no settled task has the id nothing" in said(broker, "task", "nothing").stderr
+    assert "write 2h or 7d" in said(broker, "tasks", "--since", "yesterday").stderr
+
+
+def said(broker: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPTS / "qbroker"), *words, "--broker", broker.url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_a_broker_without_an_archive_keeps_results_as_before(make_broker: MakeBroker) -> None:

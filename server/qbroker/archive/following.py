@@ -210,7 +210,8 @@ class Follower:
 
     def settled(self, stored: StoredRecord) -> None:
         record = unpacked(stored, r.Settled)
-        self._messages.note(stored)
+        if record.follow_on.count:
+            self._messages.note(stored)
         over = record.change == r.SUCCEEDED
         grant = self.known.end(record.grant, 1, back=0 if over else record.position)
         lane = grant.lane_of(record.position) if grant else -1
