@@ -72,7 +72,7 @@ class Witness:
         self.log.trim(before)
 
     def clean(self, count: int) -> None:
-        """So many sealed segments are written anew; every second batch dies with that."""
+        """So many sealed segments are written anew; every second batch dies, and empty ones."""
         assert self.log is not None
         try:
             segments = LogReader.open(self.disk).sealed(self.log.durable)[:count]
@@ -80,7 +80,8 @@ class Witness:
         except (OSError, UnreadableError):
             return  # it is another process that ends so
         if made is not None:
-            self.dead.update(number for number in range(made.first, made.last + 1) if number % 2)
+            span = range(made.first, made.last + 1)
+            self.dead.update(n for n in span if n % 2 or not self.wrote.get(n))
             self.log.adopt(made)
 
     def drop(self) -> None:
