@@ -2,11 +2,12 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbroker.core import records as r
+from qbroker.core.cleaning import Live
 from qbroker.core.state import BrokerState
 from qbroker.log.format import RECORD_HEADER_BYTES, SLOT_BITS, BatchInfo, StoredRecord
 
@@ -53,20 +54,8 @@ def figures(
         for each in stored:
             row.records[r.NAMES.get(each.type, str(each.type))] += 1
             row.record_bytes += len(each.body) + RECORD_HEADER_BYTES
-    for position in living(state):
-        found[bisect_right(firsts, position >> SLOT_BITS) - 1].live += 1
+    live = Live(state)
+    ends = [first << SLOT_BITS for first in [*firsts[1:], 1 << (64 - SLOT_BITS)]]
+    for row, end in zip(found, ends, strict=True):
+        row.live = len(live.between(row.first << SLOT_BITS, end).whole)
     return found
-
-
-def living(state: BrokerState) -> Iterator[int]:
-    """Positions that wait, ready or delayed, are handed out, or hold a result or an error."""
-    for lane in state.lanes:
-        for run in lane.runs.values():
-            yield from run
-    yield from state.leases
-    for attempts in state.attempts.values():
-        if attempts.error:
-            yield attempts.error
-    for entry in state.results.finished.values():
-        if entry.record:
-            yield entry.record
