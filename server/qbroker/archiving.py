@@ -200,6 +200,11 @@ class Archiving:
                     said = words
                 await asyncio.sleep(TELL_S)
 
+    @property
+    def upto(self) -> int:
+        """The log up to this batch needs nobody to archive it; 0 before the first report."""
+        return self._lag.archived if self._config.archive else self._log.durable
+
     def _hear(self, words: dict[str, Any]) -> None:
         """A line of the archivist's."""
         if "archived" in words:

@@ -128,6 +128,9 @@ class Config:
     checkpoint_log_bytes: int = setting(256 * MIB, SIZE, (64 * KIB, 1024 * GIB),
         "Log after which a checkpoint is due: smaller starts sooner, larger writes less.")
 
+    clean_live_percent: int = setting(50, COUNT, (0, 90),
+        "Segments with less alive are rewritten with that alone; 0 cleans nothing.")
+
     # Messages and results
     body_bytes_max: int = setting(MIB, SIZE, (KIB, 64 * MIB),
         "Largest body of a message: keep files elsewhere and send their address.")

@@ -69,7 +69,7 @@ class Server:
             config, stores.log, stores.core, stores.ages, timings, machine=machine, archive=archive
         )
         self._stores = stores
-        self._keeping = keeping(config, stores, self._engine)
+        self._keeping = keeping(config, stores, self._engine, archive)
         self._engine.boot(self._version, socket.gethostname())
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
         self._http = Http(self._metrics, self._report, config.http_connections_max)
@@ -253,7 +253,7 @@ TOLD = (
 """Settings that clients learn from the greeting."""
 
 
-def keeping(config: Config, stores: Stores, engine: Engine) -> Keeping:
+def keeping(config: Config, stores: Stores, engine: Engine, archive: Archiving) -> Keeping:
     """What sees to checkpoints, from the one that the start found."""
     made = Keeping(
         config.data,
@@ -261,13 +261,14 @@ def keeping(config: Config, stores: Stores, engine: Engine) -> Keeping:
         stores.shelf,
         core_settings(config),
         log_bytes=config.checkpoint_log_bytes,
+        cleaning=(config.clean_live_percent, config.segment_bytes),
         appended=lambda: engine.appended_bytes,
+        archived=lambda: archive.upto,
         has_room=lambda: stores.space.room.level < Level.CRITICAL,
         wall_ms=wall_ms,
         journal=(config.log_level, config.log_format),
     )
-    found = stores.restored
-    made.resume(found.batch, found.wall_ms, found.bytes, stores.replayed_bytes)
+    made.resume(stores.restored, stores.replayed_bytes)
     return made
 
 

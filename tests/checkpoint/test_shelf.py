@@ -148,7 +148,7 @@ def test_two_are_kept_and_what_is_newer_is_let_alone(room) -> None:
 
 
 def test_an_order_survives_its_line() -> None:
-    order = Order(7, 1_700_000_000_000, Settings(results_max=5), "debug", "json")
+    order = Order(7, 1_700_000_000_000, Settings(results_max=5), 50, 9, "debug", "json")
     assert Order.unpack(order.pack()) == order
     assert "\n" not in order.pack()
 

@@ -151,8 +151,8 @@ def test_an_upload_under_way_keeps_its_pieces_and_one_half_delivered_its_lead() 
     long = "x" * 300
     for line in (
         "consume credit=9",
-        f"part as=9 index=0 cut=0:200 a {long} b",
-        f"part as=9 index=1 cut=200: a {long} b",
+        f"part as=9 index=0 cut=0:200 a {long} b c",
+        f"part as=9 index=1 cut=200: a {long} b c",
     ):
         harness.run(line)
     state = harness.machine.core.state

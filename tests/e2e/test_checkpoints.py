@@ -11,6 +11,9 @@ import pytest
 
 from e2e.daemon import Daemon, until
 from e2e.talker import Talker
+from qprotocol import wire
+from qprotocol.frames import Ack, Settled
+from qprotocol.states import State
 
 pytestmark = pytest.mark.e2e
 
@@ -188,3 +191,78 @@ def test_one_of_another_log_stops_the_start(make_broker: Callable[..., Daemon]) 
     with pytest.raises(AssertionError, match="belongs to log"):
         one.start()
     assert one.wait() == 65
+
+
+# --- Cleaning
+
+
+def log_files(broker: Daemon) -> list[str]:
+    return sorted(path.name for path in (broker.data / "log").glob("*.qlog"))
+
+
+def log_bytes(broker: Daemon) -> int:
+    return sum(path.stat().st_size for path in (broker.data / "log").glob("*.qlog"))
+
+
+def work_off(talker: Talker, count: int) -> None:
+    """So many messages, hundreds, are taken and done, a hundred in one go."""
+    for _ in range(count // 100):
+        done = [talker.receive() for _ in range(100)]
+        raw = b"".join(wire.ACK_RUN.pack(each.grant, each.position, 1) for each in done)
+        assert talker.ask(Ack(raw=raw), Settled).lost == 0
+
+
+def test_the_log_shrinks_and_nothing_is_lost(make_broker: Callable[..., Daemon]) -> None:
+    """Messages come and go, some stay. Through kills the log is a few times what stays."""
+    broker = make_broker(**SOON).start()
+    talker = broker.connect()
+    ids = [talker.task("stays", b"stays %d" % number) for number in range(50)]
+    done = talker.task("done")
+    talker.consume("done", "work", credit=1_000)
+    talker.ack(talker.receive(), result=b"result")
+    written = 0
+    for _ in range(3):
+        for _ in range(2):
+            published = next_checkpoint(broker, talker)
+            written += published * len(BODY)
+            work_off(talker, published)
+        broker.restart()
+        talker = broker.connect()
+        talker.consume("work", credit=1_000)
+    until(lambda: any(".1." in name for name in log_files(broker)), "a cleaned file")
+    until(lambda: log_bytes(broker) < max(written, 1_500_000), "a log smaller than what went in")
+    for task_id in ids:
+        assert talker.look(task_id).state == State.QUEUED
+    found = talker.look(done)
+    assert (found.state, found.raw) == (State.SUCCESS, b"result")
+    stays = broker.connect()
+    stays.consume("stays", credit=100)
+    bodies = set()
+    for _ in ids:
+        delivery = stays.receive()
+        bodies.add(delivery.message.body)
+        stays.ack(delivery)
+    assert bodies == {b"stays %d" % number for number in range(50)}
+
+
+def test_without_its_checkpoints_a_cleaned_log_starts_nowhere(broker: Daemon) -> None:
+    """Exit 65, and the sentence says what to do; with one of them back it starts."""
+    talker = broker.connect()
+    talker.consume("work", credit=1_000)
+
+    def cleaned() -> bool:
+        fill(talker)
+        work_off(talker, 100)
+        return log_files(broker)[0] != f"{1:020d}.qlog"
+
+    until(cleaned, "the log's beginning to go")
+    broker.kill()
+    kept = {path: path.read_bytes() for path in checkpoints(broker)}
+    for path in kept:
+        damage(path)
+    with pytest.raises(AssertionError, match=r"restore the whole folder from a backup"):
+        broker.start()
+    assert broker.wait() == 65
+    newest = max(kept)
+    newest.write_bytes(kept[newest])
+    broker.start()

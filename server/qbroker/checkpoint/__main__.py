@@ -5,21 +5,19 @@
     stderr   the broker's journal
 
 It is niced: beside a busy broker it gets a tenth of a processor, and where the kernel's
-disk scheduler heeds niceness (BFQ) the disk as well. It takes no lock and writes into the
-folder of checkpoints alone.
+disk scheduler heeds niceness (BFQ) the disk as well. It takes no lock; in the log's folder
+it writes nothing but ``*.tmp``, which the broker adopts or the next start removes.
 """
 
 import gc
-import json
 import logging
 import os
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 
 from qbroker.checkpoint.errors import CheckpointError, DamagedError
-from qbroker.checkpoint.keeper import Kept, Order, keep
+from qbroker.checkpoint.keeper import Order, Told, keep, pack_line
 from qbroker.checkpoint.shelf import FOLDER, Shelf
 from qbroker.log.disk import FileDisk
 from qbroker.log.errors import LogError
@@ -52,9 +50,9 @@ def main() -> Exit:
     return Exit.OK
 
 
-def tell(done: Kept) -> None:
+def tell(told: Told) -> None:
     """The broker hears of it."""
-    sys.stdout.write(json.dumps(asdict(done)) + "\n")
+    sys.stdout.write(pack_line(told) + "\n")
     sys.stdout.flush()
 
 

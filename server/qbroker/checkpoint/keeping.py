@@ -4,11 +4,12 @@ Rule 1. While the broker serves, only a keeper writes them, one at a time; at a 
         the broker does, after its last turn.
 Rule 2. A keeper that fails costs a line in the journal, a count and a wait that doubles;
         the broker goes on. What it loses is a short start, and room on the disk.
-Rule 3. Two are kept: the newest, and the one it was made from, which was read for it.
+Rule 3. A checkpoint is as of what the archive holds, so that nothing is cleaned away that it
+        has yet to read; if the archive does not move, it is as of now, and nothing is cleaned.
+Rule 4. Two are kept: the newest, and the one it was made from, which was read for it.
 """
 
 import asyncio
-import json
 import logging
 import subprocess
 import sys
@@ -20,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbroker.ages import Ages
+from qbroker.checkpoint.cleaner import Looked
 from qbroker.checkpoint.errors import DamagedError
 from qbroker.checkpoint.file import Checkpoint
-from qbroker.checkpoint.keeper import Kept, Order
-from qbroker.checkpoint.shelf import Shelf
+from qbroker.checkpoint.keeper import Kept, Order, unpack_line
+from qbroker.checkpoint.shelf import Restored, Shelf
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
-from qbroker.log.errors import LogError
+from qbroker.log.cleaning import Rewritten
+from qbroker.log.errors import CorruptError, ForeignError, LogError, StaleError
 from qbroker.log.log import Log
 from qprotocol import __version__
 
@@ -51,6 +54,8 @@ class Last:
     bytes: int = 0
     seconds: float = 0.0
     failures: int = 0
+    cleaned: int = 0
+    """Times that segments were dropped or replaced since the start."""
 
 
 class Keeping:
@@ -65,17 +70,23 @@ class Keeping:
         *,
         log_bytes: int,
         appended: Callable[[], int],
+        cleaning: tuple[int, int],
+        archived: Callable[[], int],
         has_room: Callable[[], bool],
         wall_ms: Callable[[], int],
         journal: tuple[str, str],
     ) -> None:
-        """``appended`` says how many bytes went into the log so far, ``has_room`` the disk's."""
+        """``appended`` says how many bytes went into the log so far, ``archived`` up to which
+        batch it is archived; ``cleaning`` is the percentage and the file size of Order.
+        """
         self._data = data
         self._log = log
         self._shelf = shelf
         self._settings = settings
         self._log_bytes = log_bytes
         self._appended = appended
+        self._cleaning = cleaning
+        self._archived = archived
         self._has_room = has_room
         self._wall_ms = wall_ms
         self._journal = journal
@@ -87,11 +98,13 @@ class Keeping:
         """What ``appended`` said when the newest checkpoint was ordered."""
         self._retry_s = RETRY_S
         self._not_before_s = 0.0
+        self._looked: Looked = {}
         self.last = Last()
 
-    def resume(self, batch: int, wall_ms: int, size: int, behind: int) -> None:
+    def resume(self, found: Restored, behind: int) -> None:
         """The start found this checkpoint, and so many bytes of log behind it."""
-        self.last = Last(batch, wall_ms, size)
+        self.last = Last(found.batch, found.wall_ms, found.bytes)
+        self._looked = found.looked
         self._mark = self._appended() - behind
 
     # While the broker serves.
@@ -116,15 +129,21 @@ class Keeping:
 
     async def order(self) -> None:
         """A keeper has run to its end, well or not."""
-        mark, upto, wall_ms = self._appended(), self._log.durable, self._wall_ms()
-        order = Order(upto, wall_ms, self._settings, *self._journal)
+        mark, wall_ms = self._appended(), self._wall_ms()
+        live_percent, file_bytes = self._cleaning
+        upto = min(self._archived(), self._log.durable)
+        if upto <= self.last.batch:
+            upto, live_percent = self._log.durable, 0
+        order = Order(upto, wall_ms, self._settings, live_percent, file_bytes, *self._journal)
         loop = asyncio.get_running_loop()
         try:
             done = await loop.run_in_executor(self._thread, self._run, order)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, LogError) as error:
             self._failed(f"{error}")
             return
-        self.last = Last(done.batch, wall_ms, done.bytes, done.seconds, self.last.failures)
+        self.last.batch, self.last.wall_ms = done.batch, wall_ms
+        self.last.bytes, self.last.seconds = done.bytes, done.seconds
+        self._looked = done.looked
         self._mark, self._retry_s = mark, RETRY_S
         _log.info(
             "checkpoint of batch %d: %d bytes in %.1f s", done.batch, done.bytes, done.seconds
@@ -140,21 +159,35 @@ class Keeping:
             self._process = process
             assert process.stdin
             assert process.stdout
+            done: Kept | None = None
             try:
                 if self._stopping:
                     raise ValueError("the broker is stopping")
                 process.stdin.write(order.pack() + "\n")
                 process.stdin.flush()
-                answer = process.stdout.readline()
+                for line in process.stdout:
+                    told = unpack_line(line)
+                    if isinstance(told, Kept):
+                        done = told
+                        self._shelf.keep(done.batch, done.before)
+                    else:
+                        self._cleaned(told)
                 code = process.wait()
             finally:
                 self._process = None
                 process.kill()
-        if code or not answer:
+        if done is None:
             raise ValueError(f"the keeper ended with code {code}")
-        done = Kept(**json.loads(answer))
-        self._shelf.keep(done.batch, done.before)
         return done
+
+    def _cleaned(self, told: list[int] | Rewritten) -> None:
+        """The log is without what the keeper found dead. In its thread."""
+        try:
+            done = self._log.adopt(told) if isinstance(told, Rewritten) else self._log.drop(told)
+        except (CorruptError, ForeignError, StaleError) as error:
+            _log.warning("a cleaned segment is not used: %s", error)
+        else:
+            self.last.cleaned += done
 
     def _failed(self, why: str) -> None:
         self.last.failures += 1
@@ -203,7 +236,7 @@ class Keeping:
         batch = self._log.durable
         digest = self._log.digest(batch)
         about = Checkpoint(self._log.log_id, batch, digest, self._wall_ms(), __version__)
-        self._shelf.add(about, core, ages)
+        self._shelf.add(about, core, ages, self._looked)
         self._shelf.keep(batch, self.last.batch)
 
 

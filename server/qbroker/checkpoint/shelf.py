@@ -14,6 +14,7 @@ from typing import Protocol
 
 from qbroker.ages import Ages
 from qbroker.checkpoint import file
+from qbroker.checkpoint.cleaner import Looked
 from qbroker.checkpoint.errors import (
     AheadCheckpoint,
     DamagedError,
@@ -22,6 +23,7 @@ from qbroker.checkpoint.errors import (
 )
 from qbroker.checkpoint.file import Checkpoint
 from qbroker.core.broker import Broker
+from qbroker.core.columns import pack_columns, unpack_columns
 from qbroker.core.settings import Settings
 from qbroker.core.snapshot import SnapshotError, decode, encode
 from qbroker.log.disk import Disk
@@ -29,8 +31,8 @@ from qbroker.log.errors import TrimmedError
 
 FOLDER = "checkpoints"
 """Within the data folder."""
-AGES = "ages"
-"""The section beside those of the core."""
+AGES, LOOKED = "ages", "looked"
+"""The sections beside those of the core."""
 
 
 class ReadableLog(Protocol):
@@ -54,6 +56,8 @@ class Restored:
     """When the checkpoint was made."""
     bytes: int = 0
     """Of the checkpoint."""
+    looked: Looked = field(default_factory=dict)
+    """What the keeper had measured of segments."""
     damaged: list[DamagedError] = field(default_factory=list)
     """Newer ones that were passed over."""
 
@@ -87,12 +91,13 @@ class Shelf:
             raise NoCheckpoint(log.whole_from, damaged)
         return Restored(Broker(settings), Ages(), damaged=damaged)
 
-    def add(self, about: Checkpoint, core: Broker, ages: Ages) -> int:
+    def add(self, about: Checkpoint, core: Broker, ages: Ages, looked: Looked) -> int:
         """The state is on disk and proved; its bytes. Raises OSError, DamagedError."""
 
         def sections() -> Iterator[tuple[str, bytes]]:
             yield from encode(core.state)
             yield AGES, ages.saved()
+            yield LOOKED, pack_columns(looked)
 
         return file.write(self._disk, about, sections())
 
@@ -127,6 +132,8 @@ def restored(found: Checkpoint, settings: Settings) -> Restored:
     try:
         core = Broker(settings, decode(settings, found.sections))
         ages = Ages.restored(found.sections[AGES])
+        rows = unpack_columns(found.sections[LOOKED])[0] if LOOKED in found.sections else {}
     except (SnapshotError, ValueError, KeyError) as error:
         raise DamagedError(found.name, f"{error} (written by version {found.version})") from error
-    return Restored(core, ages, found.batch, found.wall_ms, size)
+    looked = {name: (count, left) for name, (count, left) in rows.items()}
+    return Restored(core, ages, found.batch, found.wall_ms, size, looked)

@@ -49,6 +49,12 @@ class Live:
         self._others = column(sorted(set(others(state))))
         self._names = column(sorted(state.results.finished))
 
+    def count(self, first: int, end: int) -> int:
+        """About how many there are from ``first`` on, below ``end``; 0 only if there is none."""
+        chunks = [chunk for chunk, _ in self._waiting]
+        columns = (*chunks, *self._delayed, self._others, self._names)
+        return sum(how_many(each, first, end) for each in columns)
+
     def between(self, first: int, end: int) -> Wanted:
         """Those from position ``first`` on, below ``end``. Costs a step a chunk, and each found."""
         whole = set(cut(self._others, first, end))
@@ -67,6 +73,13 @@ def cut(ascending: "array[int]", first: int, end: int) -> "array[int]":
 
 
 _NONE = array("Q")
+
+
+def how_many(ascending: "array[int]", first: int, end: int) -> int:
+    """The length of what ``cut`` gives."""
+    if not ascending or ascending[-1] < first or ascending[0] >= end:
+        return 0
+    return bisect_left(ascending, end) - bisect_left(ascending, first)
 
 
 def others(state: BrokerState) -> Iterator[int]:
