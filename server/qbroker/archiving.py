@@ -46,7 +46,10 @@ class Lag:
         self._marks: deque[tuple[int, int]] = deque()
         self._passed = 0
         self._bytes = 0
-        self.archived = 0
+        self.is_known = False
+        """Whether the archivist has said where it is."""
+        self.inherited = 0
+        """What is left of the lag that the start found: nobody who publishes now is to blame."""
 
     def begin(self, durable: int, archived: int, log_bytes: int, batches: int) -> None:
         """At a start: so many of the log's batches, and their share of its bytes, are behind."""
@@ -54,7 +57,7 @@ class Lag:
         self._bytes = log_bytes * behind // max(1, batches)
         self._passed = 0
         self._marks = deque(((durable, self._bytes),))
-        self.archived = archived
+        self.is_known, self.inherited = True, self._bytes
 
     def note(self, durable: int, appended: int) -> None:
         """The log is durable up to there, and so many bytes longer than before."""
@@ -66,9 +69,9 @@ class Lag:
 
     def reached(self, batch: int) -> None:
         """The archive holds everything up to there."""
-        self.archived = batch
         while self._marks and self._marks[0][0] <= batch:
             self._passed = self._marks.popleft()[1]
+        self.inherited = min(self.inherited, self.bytes)
 
     @property
     def bytes(self) -> int:
@@ -117,7 +120,6 @@ class Archiving:
         self._engine, self._seen_bytes = engine, engine.appended_bytes
         log = self._log.statistics()
         self._begun = log.bytes, log.durable - log.oldest + 1
-        self._lag.begin(log.durable, 0, *self._begun)
         self._task = asyncio.get_running_loop().create_task(self._keep_up(), name="archiving")
 
     async def stop(self) -> None:
@@ -203,7 +205,7 @@ class Archiving:
     @property
     def upto(self) -> int:
         """The log up to this batch needs nobody to archive it; 0 before the first report."""
-        return self._lag.archived if self._config.archive else self._log.durable
+        return self._figures.batch if self._config.archive else self._log.durable
 
     def _hear(self, words: dict[str, Any]) -> None:
         """A line of the archivist's."""
@@ -223,7 +225,7 @@ class Archiving:
 
     def _reached(self, words: dict[str, Any]) -> None:
         batch = words["archived"]
-        if not self._lag.archived:
+        if not self._lag.is_known:
             self._lag.begin(self._log.durable, batch, *self._begun)
         self._lag.reached(batch)
         self._figures = ArchiveStatistics(
@@ -249,7 +251,7 @@ class Archiving:
 
         Not where it has failed: the log keeps what it lacks, and the disk has its own limits.
         """
-        most, behind = self._config.archive_lag_bytes_max, self._lag.bytes
+        most, behind = self._config.archive_lag_bytes_max, self._lag.bytes - self._lag.inherited
         is_over = behind > (most // 2 if self.refusal else most) and not self._figures.trouble
         if is_over != bool(self.refusal):
             self.refusal = (

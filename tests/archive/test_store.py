@@ -297,9 +297,15 @@ def test_the_lag_is_what_the_log_grew_since_the_archived_batch() -> None:
 
 def test_at_a_start_the_lag_is_its_share_of_the_log() -> None:
     lag = Lag()
+    assert not lag.is_known
     lag.begin(100, 75, 1 << 20, 100)
-    assert lag.bytes == 1 << 18
+    assert lag.is_known
+    assert lag.bytes == lag.inherited == 1 << 18
     lag.reached(99)
     assert lag.bytes == 1 << 18, "a mark is passed as a whole"
+    lag.note(101, 1 << 20)
+    assert lag.inherited == 1 << 18, "what is published now comes on top"
     lag.reached(100)
-    assert lag.bytes == 0
+    assert (lag.bytes, lag.inherited) == (1 << 20, 1 << 18)
+    lag.reached(101)
+    assert (lag.bytes, lag.inherited) == (0, 0)
