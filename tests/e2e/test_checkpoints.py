@@ -245,6 +245,38 @@ def test_the_log_shrinks_and_nothing_is_lost(make_broker: Callable[..., Daemon])
     assert bodies == {b"stays %d" % number for number in range(50)}
 
 
+@pytest.mark.slow
+def test_a_kill_while_a_cleaned_file_waits_to_be_adopted(
+    make_broker: Callable[..., Daemon],
+) -> None:
+    """Whatever of it is on disk, the log is whole: as it was, or as it is to be."""
+    broker = make_broker(**SOON).start(is_faulty=True)
+    broker.fault("slow", is_on=True, text="0.02")
+    talker = broker.connect()
+    talker.publish("stays", *(b"stays %d" % number for number in range(50)))
+    talker.consume("work", credit=1_000)
+
+    def waits() -> bool:
+        fill(talker)
+        talker.publish("stays", b"stays, too")
+        work_off(talker, 100)
+        return any((broker.data / "log").glob("*.*-*.tmp"))
+
+    for _ in range(3):
+        until(waits, "a cleaned file that waits", patience_s=60)
+        stays = talker.queue("stays")["ready"]
+        broker.kill()
+        broker.start(is_faulty=True)
+        talker = broker.connect()
+        assert talker.queue("stays")["ready"] == stays
+        assert talker.queue("work")["ready"] == 0
+        talker.consume("work", credit=1_000)
+    last = broker.connect()
+    last.consume("stays", credit=1_000)
+    for _ in range(stays):
+        assert last.receive().message.body.startswith(b"stays")
+
+
 def test_without_its_checkpoints_a_cleaned_log_starts_nowhere(broker: Daemon) -> None:
     """Exit 65, and the sentence says what to do; with one of them back it starts."""
     talker = broker.connect()

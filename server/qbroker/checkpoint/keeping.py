@@ -54,8 +54,6 @@ class Last:
     bytes: int = 0
     seconds: float = 0.0
     failures: int = 0
-    cleaned: int = 0
-    """Times that segments were dropped or replaced since the start."""
 
 
 class Keeping:
@@ -183,11 +181,12 @@ class Keeping:
     def _cleaned(self, told: list[int] | Rewritten) -> None:
         """The log is without what the keeper found dead. In its thread."""
         try:
-            done = self._log.adopt(told) if isinstance(told, Rewritten) else self._log.drop(told)
+            if isinstance(told, Rewritten):
+                self._log.adopt(told)
+            else:
+                self._log.drop(told)
         except (CorruptError, ForeignError, StaleError) as error:
             _log.warning("a cleaned segment is not used: %s", error)
-        else:
-            self.last.cleaned += done
 
     def _failed(self, why: str) -> None:
         self.last.failures += 1
