@@ -15,7 +15,7 @@ TYPING   := $(wildcard tests/typing/*.py)
 PURE     := tests/wire tests/core tests/scenarios tests/log
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-services check format lint types coverage generated bench bench-storage crash simulate rewrite docs clean
+.PHONY: help demo test test-services check format lint types coverage generated bench bench-storage crash simulate planted rewrite docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ crash: .venv/installed ## kill the broker N=200 times under load, and count mess
 
 simulate: .venv/installed ## N=200 seeds of the broker in a simulated machine; SEED=17 tells one again
 	@PYTHONPATH=tests $(RUN) -m sim $(if $(SEED),--seed $(SEED),$(N)) $(ARGS)
+
+planted: .venv/installed ## plant bugs one by one, and see the simulation find each; ARGS=word for some
+	@PYTHONPATH=tests $(RUN) -m sim.planted $(ARGS)
 
 rewrite: .venv/installed ## write what happens now into the scenarios; then read the diff
 	@$(RUN) -m pytest -q -k scenario --rewrite tests $(ARGS)

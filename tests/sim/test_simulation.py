@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sim.__main__ import Total
+from sim.planted.bank import BANK
 from sim.story import run
 
 TESTS = Path(__file__).parent.parent
@@ -61,3 +62,35 @@ def test_a_seed_is_the_same_story_wherever_it_is_told() -> None:
     first = told("1")
     assert len(set(first.split())) == 4
     assert first == told("2")
+
+
+# --- Would it notice?
+
+FEW = ("confirm_before_sync", "credit_leaks", "priority_inverted", "prefetched_counts_as_crashed")
+"""Found within a few seeds; ``make planted`` hunts for all."""
+PLANT = """
+import sys
+from sim.planted.__main__ import hunt
+from sim.planted.bank import BANK
+(bug,) = [bug for bug in BANK if bug.name == sys.argv[1]]
+print(hunt(bug, 20)[1])
+"""
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_planted_bug_is_found(name: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", PLANT, name],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert 0 < int(found) <= 20
+
+
+def test_every_planted_bug_still_fits_the_code() -> None:
+    """A bug whose text has gone must be planted where the code is now."""
+    for bug in BANK:
+        bug.changed()
+    assert len({bug.name for bug in BANK}) == len(BANK) >= 30
