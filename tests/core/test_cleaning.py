@@ -60,7 +60,11 @@ def test_scenario(path: Path) -> None:
         for line in block.split("\n----", 1)[0].strip("\n").split("\n"):
             harness.run(line)
         state = harness.machine.core.state
-        assert Live(state).between(0, END).whole == expected(state)
+        live = Live(state)
+        wanted = live.between(0, END)
+        assert wanted.whole == expected(state)
+        assert live.count(0, END) >= len(wanted.whole | wanted.names)
+        assert live.count(END, 2 * END) == 0
     wanted = Live(harness.machine.core.state).between(0, END)
     for each in stored_in(harness):
         check_left(wanted, each)
