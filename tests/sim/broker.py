@@ -21,6 +21,7 @@ from qbroker.checkpoint.shelf import Shelf
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.engine import Engine
+from qbroker.log.cleaning import Rewritten
 from qbroker.log.errors import CorruptError, LogError, UnreadableError
 from qbroker.log.log import Log, LogSettings
 from qbroker.net.connection import Limits
@@ -125,7 +126,7 @@ class Process:
         except (LogError, CheckpointError, OSError):
             log.close()
             raise
-        self.checkpoint = found.batch
+        self.checkpoint, self.looked = found.batch, found.looked
         if found.batch:
             self.world.sometimes["a start read a checkpoint"] += 1
         return log, found.core, found.ages
@@ -136,19 +137,34 @@ class Process:
         """The keeper runs: the next checkpoint stands, and replay was proved once more."""
         if self.state != "up" or self.log is None or not self.log.durable or self.troubled:
             return
-        order = Order(self.log.durable, self.world.wall_ms(), self.settings)
+        order = Order(
+            self.log.durable,
+            self.world.wall_ms(),
+            self.settings,
+            self.swarm.live_percent,
+            self.log_settings.segment_bytes,
+        )
         try:
-            keep(self.disk, self.shelf, order, self._kept)
+            keep(self.disk, self.shelf, order, self._told)
         except (OSError, LogError, CheckpointError, DamagedError) as error:
             if not self.troubled:
                 raise Violation(f"the keeper failed: {error}") from error
             self.world.note("keeper", "failed: %s", str(error))
 
-    def _kept(self, kept: Kept) -> None:
-        self.shelf.keep(kept.batch, kept.before)
-        self.checkpoint = kept.batch
-        self.world.sometimes["a checkpoint was written"] += 1
-        self.world.note("keeper", "checkpoint of batch %d", kept.batch)
+    def _told(self, told: Kept | list[int] | Rewritten) -> None:
+        """The broker does what keeping.py does with it."""
+        assert self.log is not None
+        if isinstance(told, Kept):
+            self.shelf.keep(told.batch, told.before)
+            self.checkpoint, self.looked = told.batch, told.looked
+            self.world.sometimes["a checkpoint was written"] += 1
+            self.world.note("keeper", "checkpoint of batch %d", told.batch)
+        elif isinstance(told, Rewritten):
+            self.log.adopt(told)
+            self.world.sometimes["a segment was cleaned"] += 1
+        else:
+            self.log.drop(told)
+            self.world.sometimes["dead segments were dropped"] += 1
 
     def _keep_last(self, log: Log, core: Broker, ages: Ages) -> None:
         """At a clean stop, as keeping.py does it."""
@@ -157,7 +173,7 @@ class Process:
             about = Checkpoint(
                 log.log_id, log.durable, log.digest(log.durable), self.world.wall_ms(), "simulated"
             )
-            self.shelf.add(about, core, ages)
+            self.shelf.add(about, core, ages, self.looked)
             self.shelf.keep(log.durable, self.checkpoint)
         except (OSError, LogError, DamagedError) as error:
             self.world.note("broker", "the last checkpoint was not written: %s", str(error))

@@ -12,6 +12,12 @@ from collections import Counter
 from random import Random
 from typing import Any
 
+from qbroker.log.format import (
+    SEGMENT_HEADER_BYTES,
+    Malformed,
+    unpack_batch_header,
+    unpack_segment_header,
+)
 from sim.world import PowerCut
 from simdisk import Inode, SimDisk, SimFile
 from simdisk import keep_all as keep_everything
@@ -119,3 +125,18 @@ class FaultyDisk(SimDisk):
         for content in (inode.cached, inode.durable):
             if at < len(content):
                 content[at] ^= 1 << bit
+
+    def proved_bytes(self, name: str) -> int:
+        """How many bytes of an unsealed segment a later batch header proves to be durable."""
+        data = bytes(self.files[name].durable)
+        ends, proved, at = {0: 0}, 0, SEGMENT_HEADER_BYTES
+        try:
+            seed = unpack_segment_header(data[:SEGMENT_HEADER_BYTES]).seed
+            while at < len(data):
+                info = unpack_batch_header(data, at, seed)
+                at += info.length
+                ends[info.number] = at
+                proved = max(proved, info.durable_upto)
+        except Malformed:
+            pass
+        return ends.get(proved, 0)

@@ -194,11 +194,17 @@ class Operator:
                 self.kill()
 
     def flip(self) -> None:
+        """All of a sealed segment was confirmed, and of another what later batches prove."""
         self.flips = False
-        files = [n for n, i in self.disk.files.items() if n.endswith(".qlog") and i.mode == 0o400]
+        sizes = {
+            name: len(inode.durable) if inode.mode == 0o400 else self.disk.proved_bytes(name)
+            for name, inode in sorted(self.disk.files.items())
+            if name.endswith(".qlog")
+        }
+        files = [name for name, size in sizes.items() if size]
         if files:
-            name = self.rng.choice(sorted(files))
-            at = self.rng.randrange(len(self.disk.files[name].durable))
+            name = files[-1] if self.rng.random() < 0.5 else self.rng.choice(files)
+            at = self.rng.randrange(sizes[name])
             self.flipped = name, at, self.rng.randrange(8)
             self.world.note("operator", "byte %d of %s changes at rest", at, name)
             self.world.fault("bit flip")

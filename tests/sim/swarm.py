@@ -6,7 +6,7 @@ a random half of the features and faults on, and draws how often they happen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -107,8 +107,9 @@ class Swarm:
     slow_sync: float
     hung_sync: float
     long_turn: float
+    live_percent: int
+    """Segments with less that is alive are cleaned; 0 cleans none."""
     target_site: tuple[str, str] | None = None
-    extra: dict[str, float] = field(default_factory=dict)
 
     def has(self, feature: str) -> bool:
         return feature in self.features
@@ -192,6 +193,7 @@ def draw(rng: Random) -> Swarm:
         slow_sync=0.05 if "slow sync" in faults else 0.0,
         hung_sync=0.005 if "hung sync" in faults else 0.0,
         long_turn=0.02 if "long turns" in faults else 0.0,
+        live_percent=rng.choice((0, 50, 90)),
     )
 
 

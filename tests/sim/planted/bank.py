@@ -38,10 +38,10 @@ BANK = [
         "None",
     ),
     Planted(
-        "unsynced_tail_reused",
-        "what a killed process left in the cache is taken for durable",
+        "cache_taken_for_the_disk",
+        "what a failed sync left in the cache is taken for what the disk holds",
         "qbroker.log.recovery:_opened",
-        "file.sync()",
+        "file.forget_cache()",
         "None",
     ),
     Planted(
@@ -62,8 +62,8 @@ BANK = [
         "torn_tail_accepted",
         "a batch whose digest disagrees is taken for intact",
         "qbroker.log.format:check_batch",
-        "raise Malformed",
-        "return Malformed",
+        "if digest != content[-CHAIN_BYTES:]:",
+        "if False:",
     ),
     Planted(
         "corruption_taken_for_torn",
