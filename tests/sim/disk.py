@@ -28,7 +28,7 @@ Site = tuple[str, str]
 
 
 def kind_of(name: str) -> str:
-    return re.sub(r"[0-9a-f]{16,}", "*", name)
+    return re.sub(r"[0-9a-f]{16,}(\.\d+)?", "*", name)
 
 
 class NamedFile(SimFile):
