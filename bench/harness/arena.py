@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -97,14 +98,20 @@ class Arena:
         assert self._broker is not None
         return self._broker.pid
 
-    def start_broker(self) -> float:
+    def fresh_broker(self, **settings: str) -> None:
+        """The broker runs anew on an empty folder, with these environment variables."""
+        self.stop_broker()
+        shutil.rmtree(self.data)
+        self.start_broker(**settings)
+
+    def start_broker(self, **settings: str) -> float:
         """The broker accepts connections; answers with the seconds that took."""
         self.data.mkdir(exist_ok=True)
         began = time.monotonic()
         self._broker = start(
             self.side.broker_command(self.port, self.data),
             cpus={BROKER_CPU},
-            env=self._env,
+            env=self._env | settings,
             log=self._broker_log,
         )
         wait_until(

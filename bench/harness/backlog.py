@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import secrets
 import time
@@ -13,9 +14,21 @@ from harness.processes import BenchError
 from harness.raw import Connection, Load, consume, publish
 from qprotocol import wire
 from qprotocol.codec import decode_header, encode
-from qprotocol.frames import Ack, Consume, Deliver, Publish, Published, Result, Settled, Watch
+from qprotocol.frames import (
+    Ack,
+    Consume,
+    Deliver,
+    Inspect,
+    Publish,
+    Published,
+    Report,
+    Result,
+    Settle,
+    Settled,
+    Watch,
+)
 from qprotocol.ids import mint, unpack_id
-from qprotocol.message import Message
+from qprotocol.message import Message, Outcome
 
 BATCH = 100
 SLICE = 1_000_000
@@ -38,14 +51,15 @@ def take(port: int, queue: str, count: int, size: int) -> float:
     return consume(port, Load(queue, 1, BATCH, size, count))
 
 
-def fill_with_ids(port: int, queue: str, count: int, size: int, every: int) -> list[str]:
+def fill_with_ids(
+    port: int, queue: str, count: int, size: int, every: int, *, task: str = ""
+) -> list[str]:
     """`count` messages with ids of their own are queued; every `every`-th id."""
     connection = Connection(port, "producer")
     producer, kept = secrets.randbits(62), []
-    base = Message(
-        queue, b"x" * size, id=unpack_id(mint(time.time_ns() // 1_000_000, 0), minted=True)
-    ).pack()
-    at = base.index(mint(0, 0)[6:], wire.MESSAGE.size) - 6
+    example = mint(time.time_ns() // 1_000_000, 0)
+    base = Message(queue, b"x" * size, id=unpack_id(example, minted=True), task=task).pack()
+    at = base.index(example, wire.MESSAGE.size)
     head, tail = base[:at], base[at + 16 :]
     sent = confirmed = 0
     for first in range(0, count, BATCH):
@@ -64,6 +78,50 @@ def fill_with_ids(port: int, queue: str, count: int, size: int, every: int) -> l
         confirmed += sum(kind == Published.TYPE for kind, _, _ in connection.receive())
     connection.close()
     return kept
+
+
+def settle_with_results(port: int, queue: str, count: int, size: int) -> None:
+    """`count` messages are taken and settled well, each with a result of `size` bytes."""
+    connection, taken, settled, correlation = Connection(port, "consumer"), 0, 0, 10
+    connection.send(Consume(subscription=1, queues=[queue], credit=5_000, correlation=3))
+    while settled < count:
+        for kind, header, raw in connection.receive():
+            if kind == Settled.TYPE:
+                settled = taken if correlation == _correlation_of(header) else settled
+            if kind != Deliver.TYPE:
+                continue
+            delivered = decode_header(header)
+            assert isinstance(delivered, Deliver)
+            outcomes = [
+                Outcome(
+                    wire.ACK,
+                    position,
+                    delivered.grant,
+                    run_ms=1,
+                    result=b"r" * size,
+                    flags=wire.HAS_RESULT,
+                ).pack()
+                for first, length in wire.RUN.iter_unpack(raw[: delivered.runs * wire.RUN.size])
+                for position in range(first, first + length)
+            ]
+            taken += len(outcomes)
+            correlation += 1
+            frame = Settle(count=len(outcomes), correlation=correlation, raw=b"".join(outcomes))
+            connection.send(frame)
+    connection.close()
+
+
+def _correlation_of(header: bytes) -> int:
+    return decode_header(header).correlation
+
+
+def in_memory(port: int) -> int:
+    """Results that the broker still holds in memory."""
+    connection = Connection(port, "admin")
+    connection.send(Inspect(what="stats", correlation=4))
+    report = json.loads(connection.next(Report).raw)
+    connection.close()
+    return int(report["results"])
 
 
 def lookups(port: int, ids: list[str], state: int) -> list[float]:

@@ -172,6 +172,27 @@ SCENARIOS: dict[str, Scenario] = {
         sides=(OURS,),
         group="storage",
     ),
+    "storage_results": Scenario(
+        (
+            Figure("bytes_a_result", "RAM a result kept at 1 M", "B", "lower", absolute=2),
+            Figure("get_p99_ms", "an old result by id, p99", "ms", "lower", absolute=5),
+            Figure("archive_bytes_a_result", "archive on disk a result", "B", "lower"),
+            Figure("results_a_second", "tasks with results, archived", "tasks/s"),
+        ),
+        sides=(OURS,),
+        group="storage",
+    ),
+    "storage_archive_cost": Scenario(
+        (
+            Figure("rate_without", "end to end without the archive", "tasks/s"),
+            Figure("lost_percent", "less with the archive", "%", "lower", absolute=10),
+            Figure(
+                "lost_searched_percent", "less again while it is searched", "%", "lower", absolute=5
+            ),
+        ),
+        sides=(OURS,),
+        group="storage",
+    ),
 }
 """In the order in which they run."""
 
