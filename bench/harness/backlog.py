@@ -23,6 +23,7 @@ from qprotocol.frames import (
     Published,
     Report,
     Result,
+    Search,
     Settle,
     Settled,
     Watch,
@@ -182,6 +183,13 @@ def filling(port: int, queue: str, rate: float) -> Iterator[None]:
 
 
 @contextmanager
+def searching(port: int) -> Iterator[None]:
+    """Another process searches the archive for what is not in it, again and again: a scan each."""
+    with beside(_search, port, "archive", 10):
+        yield
+
+
+@contextmanager
 def beside(work: Callable[..., None], port: int, queue: str, rate: float) -> Iterator[None]:
     """`work` runs in a process of its own."""
     over = multiprocessing.Event()
@@ -209,6 +217,17 @@ def _fill(port: int, queue: str, rate: float, over: Event) -> None:
         connection.next(Published)
         due = max(due, time.monotonic() - 0.05) + BATCH / rate
         time.sleep(max(0.0, due - time.monotonic()))
+    connection.close()
+
+
+def _search(port: int, error: str, rate: float, over: Event) -> None:
+    """A search, its answer, and a rest that keeps the rate."""
+    connection, correlation = Connection(port, "admin"), 10
+    while not over.is_set():
+        correlation += 1
+        connection.send(Search(error=error, correlation=correlation))
+        connection.next(Report)
+        over.wait(1 / rate)
     connection.close()
 
 

@@ -26,7 +26,8 @@ def measure(arena: Arena) -> dict[str, float]:
             rates[name].append(end_to_end(arena, searched=name == "searched"))
     lost = {
         name: median(
-            100 * (1 - rate / bare) for rate, bare in zip(rates[name], rates["without"], strict=True)
+            100 * (1 - rate / bare)
+            for rate, bare in zip(rates[name], rates["without"], strict=True)
         )
         for name in SIDES
     }
