@@ -17,7 +17,7 @@ from operator import attrgetter
 from qbroker.core import records as r
 from qbroker.core.survey import id_of
 from qbroker.evidence import no_evidence, sentence, whole_batch
-from qbroker.log.errors import CorruptError, TrimmedError
+from qbroker.log.errors import CorruptError, TrimmedError, UnreadableError
 from qbroker.log.format import StoredRecord
 from qbroker.log.log import Log
 from qbroker.log.salvage import Damage
@@ -259,6 +259,8 @@ def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[
                 stored = log.read_block(batch, damaged=[])
             except TrimmedError:
                 break
+            except UnreadableError:
+                raise
             except CorruptError:  # said when it is to be delivered; nobody can search it
                 batch += 1
                 continue

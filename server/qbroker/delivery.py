@@ -16,7 +16,7 @@ from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
-from qbroker.log.errors import LogError
+from qbroker.log.errors import LogError, UnreadableError
 from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
 from qprotocol.codec import encode
@@ -178,7 +178,12 @@ class Delivery:
             if lookup.id and not out.messages:
                 name, minted = pack_id(lookup.id)
                 if minted and not lookup.archive:
-                    out.messages |= find_minted(bodies.log, minted_ms(name), name, unwritten)
+                    try:
+                        hits = find_minted(bodies.log, minted_ms(name), name, unwritten)
+                    except UnreadableError as error:  # that it cannot be read says nothing of it
+                        out.trouble = str(error)
+                        return out
+                    out.messages |= hits
                 if not out.messages:
                     self._remember(out, name, minted=minted)
             return out

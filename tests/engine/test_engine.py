@@ -13,7 +13,7 @@ import pytest
 from engine.conftest import Place, ack_all, bodies
 from qbroker.config import Config
 from qbroker.engine import Engine
-from qbroker.log.errors import LogFailed
+from qbroker.log.errors import LogFailed, UnreadableError
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Decoder, encode_in_parts
@@ -256,6 +256,29 @@ def test_a_task_is_found_by_its_id_alone(place: Place) -> None:
             await peer.hello()
             assert (await peer.ask(f.Watch(id=ids[299]))).state == State.QUEUED
             assert (await peer.ask(f.Watch(id=ids[7]))).state == State.REVOKED
+
+    run(story())
+
+
+def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) -> None:
+    """A disk that does not answer says nothing of the task: the client is told to ask again."""
+
+    def unreadable(*_arguments: Any, **_options: Any) -> Any:
+        raise UnreadableError("1.qlog", 0, 1, 1, "Input/output error")
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            task = minted(1)
+            await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
+            await peer.publish(Message("q", b"pushes the window"), sequence=2)
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), "read_block", unreadable)
+                error = await peer.ask(f.Watch(id=task))
+            assert isinstance(error, f.Error)
+            assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
+            assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
 
     run(story())
 
