@@ -107,6 +107,8 @@ class Operator:
 
     def ending(self) -> None:
         self.oracle.ended_a_life()
+        if self.process.troubled:
+            self.oracle.power_lost()  # what a failed sync leaves in the cache is not on the disk
 
     def ended(self, how: str) -> None:
         if self.flips and how != "refused" and not self.healed:
