@@ -11,7 +11,7 @@ from typing import Self
 
 import pytest
 
-from e2e.daemon import Daemon, until
+from e2e.daemon import PATIENCE_S, Daemon, until
 from e2e.fleet import load_tasks
 from e2e.talker import Refused, Talker
 from qclient import NotDone, OutcomeUnknown
@@ -24,8 +24,10 @@ pytestmark = pytest.mark.e2e
 
 MIB = 1024 * 1024
 TIMEOUT_S = 1.0
-SMALL = {"inbox_bytes_max": MIB, "heartbeat_ms": 200, "session_timeout_ms": 1_000}
+SMALL = {"inbox_bytes_max": MIB, "heartbeat_ms": 200, "session_timeout_ms": 2_000}
 """Limits that are reached soon."""
+HANG_S = 4.5
+"""Longer than a session may be silent, by far."""
 
 
 def strace(call: str, error: str, when: str) -> tuple[str, ...]:
@@ -101,11 +103,11 @@ def test_while_a_sync_hangs(make_broker: Callable[..., Daemon]) -> None:
         called = time.monotonic()
         with pytest.raises((NotDone, OutcomeUnknown)):
             tasks.note.delay("too late")
-        assert time.monotonic() - called < TIMEOUT_S + 1.0
+        assert time.monotonic() - called < TIMEOUT_S + 10.0, "not its own time limit"
         # And a settlement is taken meanwhile, to be confirmed when the disk is back
         packed = Outcome(wire.ACK, held.position, held.grant).pack()
         asked = worker.child.say(Settle(count=1, raw=packed))
-        worker.outlive(began, 2.5)
+        worker.outlive(began, HANG_S)
         broker.fault("hang", is_on=False)
         settled = worker.child.answer(asked)
         assert isinstance(settled, Settled)
@@ -133,7 +135,7 @@ def test_a_hang_of_a_lone_caller_s_sync_loses_no_lease(make_broker: Callable[...
         began = time.monotonic()
         asked = producer.say(producer.chunk([Message("emails", b"slow")]))
         until((broker.faults / "hangs").exists, "the hang")
-        worker.outlive(began, 2.5)
+        worker.outlive(began, HANG_S)
         broker.fault("hang", is_on=False)
         assert isinstance(producer.answer(asked), Published)
         worker.child.ack(held)
@@ -186,10 +188,10 @@ def test_after_a_failed_write_or_sync_nothing_is_confirmed(
 
     Also if the next try would have succeeded: nothing is tried twice.
     """
-    broker = make_broker().start(wrapper, is_faulty=not wrapper)
+    broker = make_broker(shutdown_timeout_ms="90s").start(wrapper, is_faulty=not wrapper)
     confirmed, tried, sent = publish_until_it_ends(broker)
     assert broker.wait() == 74
-    assert time.monotonic() - sent < 2.0, "a second, and what the machine needs"
+    assert time.monotonic() - sent < PATIENCE_S, "as slow as an orderly stop"
     assert re.search(rf"failed: .*{what}; nothing more is written", broker.last_words())
     # Then a start without the fault knows what was confirmed, and invented nothing
     broker.start()

@@ -93,7 +93,8 @@ def test_a_delayed_message_survives_and_is_not_early(broker: Daemon) -> None:
     """A due time outlives the broker: neither forgotten nor brought forward by a crash."""
     talker = broker.connect()
     due_ms = talker.link.server_ms() + 3_000
-    task_id = talker.task("emails", b"later", due_ms=due_ms)
+    talker.task("emails", b"later", due_ms=due_ms)
+    task_id = talker.task("emails", b"much later", due_ms=due_ms + 3_600_000)
     broker.restart()
     again = broker.connect()
     assert State(again.look(task_id).state) is State.SCHEDULED

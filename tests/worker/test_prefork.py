@@ -115,16 +115,8 @@ def test_c_code_that_holds_the_interpreter_keeps_its_lease(make_broker, workshop
     broker = make_broker("--session-timeout-ms", "1200", "--heartbeat-ms", "200")
     shop = workshop(broker)
     shop.worker("-c", "1")
-    rate = words_per_second()
-    assert shop.call("holds_interpreter", int(rate * 3)) > 1.2
+    assert shop.call("holds_interpreter", 3) > 2.4
     assert len(shop.marks("began")) == 1
-
-
-def words_per_second() -> float:
-    """How far C code counts in a second here."""
-    started = time.perf_counter()
-    sum(range(3_000_000))
-    return 3_000_000 / (time.perf_counter() - started)
 
 
 def test_a_running_task_can_be_revoked_with_its_process(prefork: Workshop):

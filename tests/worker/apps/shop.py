@@ -1,6 +1,7 @@
 """The application that the worker's tests run. Tasks leave marks in a file: what, when, who."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -217,9 +218,10 @@ def big(size):
 
 
 @app.task
-def holds_interpreter(words):
-    """C code that keeps the interpreter's lock: no other thread runs meanwhile."""
+def holds_interpreter(seconds):
+    """C code that keeps the interpreter's lock for so long: no other thread runs meanwhile."""
     mark("began", "gil", os.getpid())
     started = time.monotonic()
-    sum(range(words))
+    # A PyDLL keeps the lock while its functions run, as many C extensions do.
+    ctypes.PyDLL(None).usleep(round(seconds * 1e6))
     return time.monotonic() - started
