@@ -168,3 +168,20 @@ def test_an_upload_under_way_keeps_its_pieces_and_one_half_delivered_its_lead() 
     check_left(wanted, part)
     wanted.whole.discard(part.position)
     check_left(wanted, part)
+
+
+@pytest.mark.parametrize("end", ["disconnect", "part as=9 index=7 b", "end as=9 count=7 b"])
+def test_an_upload_that_is_given_up_is_dead_for_who_follows_the_log(end: str) -> None:
+    """Its connection is lost, a part is refused, the whole is refused."""
+    harness = Harness()
+    for line in ("part as=9 index=0 a", "stats"):
+        harness.run(line)
+    assert len(Live(harness.machine.core.state).between(0, END).whole) == 1
+    for line in (end, "wait 20ms"):
+        harness.run(line)
+    state = BrokerState(Settings())
+    core = Broker(Settings(), state)
+    for stored in stored_in(harness):
+        core.replay(stored.position, r.unpack(stored.type, stored.body))
+    assert Live(state).between(0, END).whole == set()
+    assert state.uploads == harness.machine.core.state.uploads == {}

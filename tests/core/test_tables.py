@@ -106,6 +106,8 @@ EXAMPLES: dict[str, r.Record] = {
     "quarantined": r.Quarantined(
         [2 << 20], "1.qlog is damaged", "1-4096.bin", 1_700_000_000_000, 1_700_086_400_000
     ),
+    "upload_dropped": r.UploadDropped(4, 9),
+    "handed_down": r.HandedDown(b"s" * 16, 1, [2 << 20, 2 << 20 | 1]),
     "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 
@@ -152,6 +154,7 @@ DESCRIBED = {
     "granted": "Granted grant=1099511627777 session=73737373737373737373737373737373",
     "published": "sequence=1 wall_ms=1700000000000 batch=2 messages in 74 bytes, runs [[0, 0, 1",
     "settled": "result=6 bytes",
+    "returned": "Returned positions=[2097152, 2097153]",
 }
 
 

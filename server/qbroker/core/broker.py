@@ -91,7 +91,8 @@ class Broker:
                 decision = ASK[type(frame)](self.state, now, connection, frame, found)
         except RefusedError as error:
             if type(frame) is f.Publish:
-                self.state.uploads.pop((connection, frame.correlation), None)
+                for record in publishing.given_up(self.state, connection, frame.correlation):
+                    self._make_true(record, append)
             answer = refusal(connection, frame, error.refused)
             answer.synced = self.state.synced
             if type(frame) is f.Hello:  # a conversation that never began
@@ -295,7 +296,9 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Published: publishing.apply_published,
     r.PartStored: publishing.apply_part,
     r.PartsCommitted: publishing.apply_commit,
+    r.UploadDropped: publishing.apply_dropped,
     r.Granted: consuming.apply_granted,
+    r.HandedDown: consuming.apply_handed_down,
     r.Acked: endings.apply_acked,
     r.Settled: endings.apply_settled,
     r.Returned: endings.apply_returned,

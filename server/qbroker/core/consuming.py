@@ -230,3 +230,19 @@ def apply_granted(state: BrokerState, _position: int, record: r.Granted) -> None
             run.lane.queue.ready -= count
         entries.append((run, first, count))
     lease(state, record.grant, member, entries, None)
+
+
+def apply_handed_down(state: BrokerState, _position: int, record: r.HandedDown) -> None:
+    """The leases are the member's, under the grants they were given by."""
+    member = state.sessions[record.session].member(record.member)
+    for position in record.positions:
+        before = state.leases[position]
+        grant = member.grants.get(before.number)
+        if grant is None:
+            grant = member.grants[before.number] = Grant(before.number, member, None)
+        grant.add(before.run_of(position), position, 1)
+        for known, own in ((before.started, grant.started), (before.early, grant.early)):
+            if position in known:
+                own.add(position)
+        state.leases[position] = grant
+        state.let_go(before, 1)

@@ -58,10 +58,10 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
     arrival = state.arrivals.pop(key, None)
     if seen_before(state, frame.producer, frame.sequence):
         state.duplicates += 1
-        state.uploads.pop(key, None)
         durability = "synced" if state.synced else "written"
         return Decision(
-            reply=Published(first=0, count=frame.count, durability=durability, duplicate=True)
+            given_up(state, connection, frame.correlation),
+            Published(first=0, count=frame.count, durability=durability, duplicate=True),
         )
     check_open(state)
     survey = Survey(state, now)
@@ -112,9 +112,15 @@ def decide_part(state: BrokerState, now: Now, connection: int, frame: Part) -> D
             return Decision(stage(Survey(state, now), arrival, key, frame.raw))
         keep_part(state, arrival, frame)
     except RefusedError as error:
-        state.uploads.pop(key, None)
         state.arrivals[key] = Arrival(refused=error)
+        return Decision(given_up(state, *key))
     return Decision()
+
+
+def given_up(state: BrokerState, connection: int, correlation: int | None = None) -> list[r.Record]:
+    """Records that make void what the connection has staged, all of it or of one frame."""
+    wanted = (connection,) if correlation is None else (connection, correlation)
+    return [r.UploadDropped(*key) for key in state.uploads if key[: len(wanted)] == wanted]
 
 
 def keep_part(state: BrokerState, arrival: Arrival, frame: Part) -> None:
@@ -331,6 +337,11 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
     upload.parts += len(batch.raw)
     if batch.count:
         upload.last = position + batch.count - 1
+
+
+def apply_dropped(state: BrokerState, _position: int, record: r.UploadDropped) -> None:
+    """Nothing is staged under these numbers any more."""
+    del state.uploads[record.connection, record.correlation]
 
 
 def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -> None:

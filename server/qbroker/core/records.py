@@ -287,11 +287,17 @@ class Returned(Record):
 
     TYPE: ClassVar[int] = 10
     positions: list[int]
+    awaited: bool = field(default=False, repr=False)
+    """Volatile: their holder said goodbye and waits for the answer; it will not come again."""
+
+    def listed(self) -> list[Any]:
+        """The positions."""
+        return [self.positions]
 
     @property
     def lazy(self) -> bool:
         """Lost, their sessions give them back once more."""
-        return True
+        return not self.awaited
 
 
 @dataclass(slots=True)
@@ -380,6 +386,35 @@ class Quarantined(Record):
 
 
 @dataclass(slots=True)
+class UploadDropped(Record):
+    """An upload was given up: its pieces are void, as if they had never come."""
+
+    TYPE: ClassVar[int] = 19
+    connection: int
+    correlation: int
+
+    @property
+    def lazy(self) -> bool:
+        """Lost, the next start makes it void."""
+        return True
+
+
+@dataclass(slots=True)
+class HandedDown(Record):
+    """Leases that a worker's parent had claimed are those of its child, which came for them."""
+
+    TYPE: ClassVar[int] = 20
+    session: bytes
+    member: int
+    positions: list[int]
+
+    @property
+    def lazy(self) -> bool:
+        """Lost, the child names them once more."""
+        return True
+
+
+@dataclass(slots=True)
 class Kept(Record):
     """What cleaning has left of a record with messages or a result: bytes, no history.
 
@@ -451,7 +486,7 @@ def describe(number: int, body: bytes) -> str:
     """One line for people: the record's name and fields, its bytes as lengths."""
     record = unpack(number, body)
     shown = []
-    for each in fields(record):
+    for each in (each for each in fields(record) if each.repr):
         name, value = each.name, getattr(record, each.name)
         if isinstance(value, MessageBatch):
             value = f"{value.count} messages in {len(value.raw)} bytes, runs {value.runs}"

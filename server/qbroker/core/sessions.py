@@ -5,6 +5,7 @@ what it still runs, and keeps it. A plain consumer's end with its connection.
 
     token listed in a Hello       what the broker knows                        it is
     of a lease of this session    the same grant                               kept
+    the same, by a child          its parent has claimed it                    handed down
     of an earlier epoch           a grant the log never saw, message waits     claimed
     any other                     settled, given back, or handed out anew      lost
 """
@@ -15,6 +16,7 @@ from qbroker.core.effects import Close, Effect, Lookup
 from qbroker.core.leases import Consumer, Member, Session, epoch_and_count
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
+from qbroker.core.publishing import given_up
 from qbroker.core.queues import Run
 from qbroker.core.results import Found
 from qbroker.core.state import BrokerState
@@ -91,6 +93,7 @@ def reclaim(
     state.leaving.pop(member, None)
     lost: list[tuple[int, int]] = []
     kept: set[int] = set()
+    handed: list[int] = []
     adopted: dict[int, list[list[int]]] = {}
     session = member.session
     for position, number in tokens:
@@ -98,8 +101,10 @@ def reclaim(
         if session and grant and grant.number == number and grant.member.session is session:
             if grant.member in state.leaving:
                 lost.append((position, number))
-            else:
-                kept.add(position)
+                continue
+            kept.add(position)
+            if member.number and not grant.member.number:
+                handed.append(position)
             continue
         raw = found.get(position, b"")
         run = claimable(state, position, number, raw) if session and position not in kept else None
@@ -109,8 +114,10 @@ def reclaim(
             kept.add(position)
             entry = [run.lane.number, run.priority, position, 1]
             adopted.setdefault(number, []).append(entry)
+    session_id = session.id if session else b""
+    if handed:
+        decision.records.append(r.HandedDown(session_id, member.number, handed))
     for number, entries in adopted.items():
-        session_id = session.id if session else b""
         decision.records.append(r.Granted(number, session_id, member.number, entries, adopted=True))
     part(state, member, lost=False, kept=kept)
     decision.records += give_back(survey)
@@ -162,11 +169,12 @@ def run_of(state: BrokerState, raw: bytes) -> Run | None:
 
 
 def leave(state: BrokerState, connection: int) -> Member | None:
-    """The connection is gone: forget its subscriptions, waiters and parts."""
+    """The connection is gone: forget its subscriptions, waiters and parts.
+
+    What is staged of its uploads goes with the record that its end is answered with.
+    """
     for key in [key for key in state.consumers if key[0] == connection]:
         drop_consumer(state, state.consumers.pop(key))
-    for key in [key for key in state.uploads if key[0] == connection]:
-        del state.uploads[key]
     for key in [key for key in state.arrivals if key[0] == connection]:
         del state.arrivals[key]
     if state.results.waiters:
@@ -189,17 +197,18 @@ def drop_consumer(state: BrokerState, consumer: Consumer) -> None:
 
 def decide_disconnected(state: BrokerState, now: Now, connection: int) -> Decision:
     """A plain consumer's leases end with its connection; a session's do not."""
-    member = leave(state, connection)
-    if member is None or member.session is not None:
-        return Decision()
-    part(state, member, lost=True)
-    return Decision(give_back(Survey(state, now)))
+    member, records = leave(state, connection), given_up(state, connection)
+    if member is not None and member.session is None:
+        part(state, member, lost=True)
+        records += give_back(Survey(state, now))
+    return Decision(records)
 
 
 def decide_bye(state: BrokerState, now: Now, connection: int, _frame: Bye) -> Decision:
     """A goodbye gives all leases back at once: a parent's for its whole session.
 
     Its members are hung up on: what they would be handed now, nobody would be asked about.
+    The answer waits for the disk: nobody comes again who could give back what a crash undid.
     """
     member = state.members.get(connection)
     if member is None:
@@ -215,6 +224,9 @@ def decide_bye(state: BrokerState, now: Now, connection: int, _frame: Bye) -> De
             closed += [Close(each.connection)] if each.connection else []
         leave(state, each.connection)
     records = give_back(Survey(state, now))
+    for record in records:
+        if isinstance(record, r.Returned):
+            record.awaited = True
     if ends:
         end(state, ends)
     return Decision(records, Ok(), closed)

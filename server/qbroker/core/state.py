@@ -215,9 +215,6 @@ class BrokerState:
         leases, late = self.leases, self.late
         for position in range(first, first + count):
             del leases[position]
-        grant.remaining -= count
-        if not grant.remaining:
-            del grant.member.grants[grant.number]
         pieces = [(run.current, start, size) for run, start, size in grant.split(first, count)]
         for run, start, length in pieces:
             run.lane.queue.leased -= length
@@ -225,11 +222,18 @@ class BrokerState:
                 for position in late.intersection(range(start, start + length)):
                     late.discard(position)
                     self.expiries.push(run.lane.queue.number, 1, position, run.number)
+        self.let_go(grant, count)
+        return pieces
+
+    def let_go(self, grant: Grant, count: int) -> None:
+        """So many of the grant's messages are not its any more; its subscription may have room."""
+        grant.remaining -= count
+        if not grant.remaining:
+            del grant.member.grants[grant.number]
         consumer = grant.consumer
         if consumer:
             consumer.unsettled -= count
             self.listen_again(consumer)
-        return pieces
 
     def withdraw(self, run: Run, position: int) -> None:
         """A message that waits, ready or for its time, is in no place now."""
