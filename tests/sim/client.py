@@ -95,7 +95,7 @@ class Client:
         waiting, self.waiting = self.waiting, {}
         if was_open:
             self.world.note(self.name, "connection lost: %s", why)
-            self.on_lost()
+            self.on_lost(excused=wire is None or bool(wire.broken_at))
         for _, then in waiting.values():
             then(None, None)
         if self.alive:
@@ -151,7 +151,7 @@ class Client:
         if frame.correlation and frame.correlation in self.waiting:
             _, then = self.waiting.pop(frame.correlation)
             then(frame, mark)
-            self.oracle.answered()
+            self.oracle.answered(frame)
         elif isinstance(frame, f.Error):
             if frame.correlation:
                 raise Violation(f"an answer to nothing that {self.name} asked: {frame}")
@@ -209,7 +209,7 @@ class Client:
 
     def on_welcome(self, welcome: f.Welcome, mark: Mark) -> None: ...
 
-    def on_lost(self) -> None: ...
+    def on_lost(self, *, excused: bool) -> None: ...
 
     def on_refused(self, why: str) -> None:
         self.world.note(self.name, "refused: %s", why)

@@ -112,7 +112,10 @@ class Wire:
         self.transport = Transport(self)
         self.over = False
         self.broken_at = 0
-        """The tick at which something was first done to it that a lease may not survive."""
+        """The tick at which something was first done to it that a lease may not survive.
+
+        That the broker hung up is no excuse by itself: it must have had a reason.
+        """
 
     def hurt(self) -> None:
         self.broken_at = self.broken_at or self.world.tick
@@ -145,7 +148,6 @@ class Wire:
         if pipe is self.up:
             self.loop.call_soon(self._eof)
         elif not self.over:
-            self.hurt()
             self.over = True
             self.up.done = True
             self.client.lost(self, "closed by the broker")
@@ -172,11 +174,12 @@ class Wire:
             self.up.bytes = len(data)
         self.up.end()
 
-    def reset(self, why: str, *, tell_client: bool = True) -> None:
+    def reset(self, why: str, *, tell_client: bool = True, by_broker: bool = False) -> None:
         """Both ends learn that it is over; what was on its way is lost."""
         if self.over:
             return
-        self.hurt()
+        if not by_broker:
+            self.hurt()
         self.over = True
         self._haunt()
         self.up.done = self.down.done = True
@@ -255,13 +258,12 @@ class Transport:
     def close(self) -> None:
         if not self.closing:
             self.closing = True
-            self.wire.hurt()
             self.wire.up.done = True
             self.wire.down.end()
 
     def abort(self) -> None:
         self.closing = True
-        self.wire.reset("reset by the broker")
+        self.wire.reset("reset by the broker", by_broker=True)
 
     def gone(self, error: Exception | None) -> None:
         if not self.told:

@@ -51,7 +51,6 @@ class Operator:
         self.flips = False
         self.flipped: tuple[str, int, int] | None = None
         self.cut_is_power = True
-        self.cut_on_answer = 0
         process.on_end = self.ended
         process.before_end = self.ending
         process.on_start = self.unflip
@@ -157,13 +156,15 @@ class Operator:
 
     def arm_answer(self) -> None:
         """Just after a client was told something, all that is not on the disk is lost."""
-        self.oracle.on_answer = self.answer_cut
+        wanted = self.rng.choice((f.Published, f.Settled, f.Result, f.Frame))
+        self.oracle.on_answer = lambda frame: self.answer_cut(frame, wanted)
 
-    def answer_cut(self) -> None:
-        self.oracle.on_answer = None
-        self.world.fault("cut on an answer")
-        self.disk.lose_all = True
-        self.world.after(0, self.cut_power)
+    def answer_cut(self, frame: f.Frame, wanted: type[f.Frame]) -> None:
+        if isinstance(frame, wanted):
+            self.oracle.on_answer = None
+            self.world.fault("cut on an answer")
+            self.disk.lose_all = True
+            self.world.after(0, self.cut_power)
 
     # The disk.
 

@@ -15,7 +15,7 @@ Promises held here (numbers are those of the list of promises):
     P7  a token that was replaced settles nothing           ``settled``
     P8  counters are true                                   ``check_counters``
     P9  only what ran counts as crashed                     ``check_counters``
-    P11 first deliveries of a lane and priority in order    ``check_order``
+    P11 first deliveries of a queue and priority in order    ``check_order``
     P20 results are what the worker sent                    ``told``
 and: nothing is invented, nothing comes back after its end, nothing comes before its time,
 a lease ends only for a reason, and "definitely not done" is the truth.
@@ -145,14 +145,14 @@ class Oracle:
         self.by_id: dict[str, list[Known]] = {}
         self.grants: dict[int, tuple[Any, Mark]] = {}
         """Every grant that was ever seen, and whose it was."""
-        self.order: dict[tuple[int, str, str, int], list[tuple[int, int]]] = {}
-        """(life, queue, task, priority) to (grant, position) of first deliveries."""
-        self.on_answer: Callable[[], None] | None = None
+        self.order: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
+        """(life, queue, priority) to (grant, position) of first deliveries."""
+        self.on_answer: Callable[[f.Frame], None] | None = None
 
-    def answered(self) -> None:
+    def answered(self, frame: f.Frame) -> None:
         """Somebody was told something: what it reveals must outlive anything from now on."""
         if self.on_answer is not None:
-            self.on_answer()
+            self.on_answer(frame)
 
     # Publishing.
 
@@ -335,15 +335,15 @@ class Oracle:
 
     def _check_order(self, known: Known, position: int, grant: int, mark: Mark) -> None:
         message = known.message
-        key = mark.life, message.queue, message.task, message.priority
+        key = mark.life, message.queue, message.priority
         rows = self.order.setdefault(key, [])
         row = grant, position
         at = bisect_left(rows, row)
         rows.insert(at, row)
         if at and rows[at - 1][1] > position:
-            raise Violation(f"{known} comes after a later one of its lane and priority")
+            raise Violation(f"{known} comes after a later one of its queue and priority")
         if at + 1 < len(rows) and rows[at + 1][1] < position:
-            raise Violation(f"{known} comes before an earlier one of its lane and priority")
+            raise Violation(f"{known} comes before an earlier one of its queue and priority")
 
     # Settlements.
 

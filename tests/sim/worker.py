@@ -40,8 +40,9 @@ class Parent(Client):
             raw = b"".join(w.TOKEN.pack(each.position, each.grant) for each in running)
         self.say(f.Heartbeat(raw=raw))
 
-    def on_lost(self) -> None:
-        self.worker.risk()
+    def on_lost(self, *, excused: bool) -> None:
+        if excused:
+            self.worker.risk()
 
 
 class Member(Taker):
@@ -65,8 +66,9 @@ class Member(Taker):
         """Whether the broker had to keep what this child claims: it came soon after the start."""
         return mark.now < self.worker.claims_until()
 
-    def on_lost(self) -> None:
-        self.worker.risk()
+    def on_lost(self, *, excused: bool) -> None:
+        if excused:
+            self.worker.risk()
 
 
 class Worker:
@@ -78,6 +80,7 @@ class Worker:
         self.swarm = arguments[2]
         self.rng = self.world.rng(name)
         self.risk_tick = -1
+        self.risk_at = -(10**12)
         self.session = self.rng.randbytes(16)
         self.parent = Parent(self, name, *arguments)
         self.members = [
@@ -97,13 +100,15 @@ class Worker:
             self.world.after(self.rng.randint(0, 50 * MS), client.connect)
 
     def risk(self) -> None:
-        """From now on the broker may have taken back what was handed out before."""
-        self.risk_tick = self.world.tick
+        """The broker may take back what was handed out before, and what it hands out soon."""
+        self.risk_tick, self.risk_at = self.world.tick, self.world.now
 
     def excused_since(self, tick: int) -> bool:
         """Whether anything was done to it after which a lease may be lost."""
-        broken = any(each.wire is None or each.wire.broken_at for each in self.clients)
-        return broken or self.risk_tick >= tick or self.parent.silent
+        broken = any(each.wire and each.wire.broken_at for each in self.clients)
+        speechless = self.parent.silent or not self.parent.open
+        soon = self.world.now - self.risk_at < 2 * self.swarm.config["session_timeout_ms"] * MS
+        return broken or speechless or soon or self.risk_tick >= tick
 
     # How it fails.
 
@@ -193,7 +198,7 @@ class Consumer(Taker):
             self.wire is None or bool(self.wire.broken_at) or self.risk_tick >= tick or self.silent
         )
 
-    def on_lost(self) -> None:
+    def on_lost(self, *, excused: bool) -> None:
         self.risk_tick = self.world.tick
         for lease in list(self.held.values()):
             self.bury(lease)
