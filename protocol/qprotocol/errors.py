@@ -52,7 +52,7 @@ ERRORS: dict[str, ErrorRow] = {
         ),
         ErrorRow(
             "DISK_STALLED",
-            "The broker's disk does not answer, and so the broker does not; reconnect later.",
+            "The broker's disk does not answer, or not as it should; reconnect later.",
             retryable=True,
             closes=True,
         ),

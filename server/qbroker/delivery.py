@@ -6,6 +6,7 @@ Rule 2. A connection that waits for the disk delays nobody else.
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
@@ -16,12 +17,20 @@ from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
-from qbroker.log.errors import LogError, UnreadableError
+from qbroker.log.errors import LogError, LogFailed, UnreadableError
 from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
 from qprotocol.codec import encode
 from qprotocol.ids import minted_ms, pack_id
 from qprotocol.wire import batch_of
+
+logger = logging.getLogger("qbroker.delivery")
+
+UNREAD = (
+    "the broker could not read from its log what it was to send on this connection; what was "
+    "handed out on it goes back to its queues, answers are lost: reconnect and ask again, and see "
+    "the broker's journal for the cause"
+)
 
 
 class Connection(Protocol):
@@ -59,6 +68,8 @@ class Delivery:
         self._outgoing = Outgoing(bodies)
         self.on_damaged: Callable[[list[int], str, str], None] | None = None
         """Called with messages that were to be delivered and are damaged, why, and the evidence."""
+        self.on_failed: Callable[[LogFailed], None] | None = None
+        """Called when the log has failed: nothing can be read any more."""
         self._waiting: dict[int, deque[e.Effect]] = {}
         """Connections whose next effect waits for the disk."""
         self._read: dict[int, Loaded] = {}
@@ -134,6 +145,9 @@ class Delivery:
         def done(future: asyncio.Future[Loaded]) -> None:
             if future.cancelled():
                 return
+            if failure := future.exception():
+                self._give_up(number, failure)
+                return
             queued = self._waiting.pop(number, None)
             loaded = self._read.pop(number, {}) | future.result()
             # Not shrunk before it is sent: what one effect shows may be more than the window.
@@ -146,6 +160,21 @@ class Delivery:
             self._bodies.shrink()
 
         future.add_done_callback(done)
+
+    def _give_up(self, number: int, failure: BaseException) -> None:
+        """What the connection waits for cannot be read: it ends, and its leases go back.
+
+        If no read will succeed any more, the broker is told instead.
+        """
+        self.drop(number)
+        if isinstance(failure, LogFailed) and self.on_failed:
+            self.on_failed(failure)
+            return
+        logger.error("what a connection was to get cannot be read: %s", failure, exc_info=failure)
+        connection = self._connections.get(number)
+        if connection:
+            connection.send(encode(f.Error(code="DISK_STALLED", message=UNREAD, retryable=True)))
+            connection.close()
 
     def drop(self, number: int) -> None:
         """The connection is gone."""

@@ -38,7 +38,7 @@ class Lookups:
         self._fail = fail
         self._found: deque[tuple[int, f.Frame, Found]] = deque()
         self._damaged: deque[tuple[list[int], str, str]] = deque()
-        delivery.on_damaged = self._set_aside
+        delivery.on_damaged, delivery.on_failed = self._set_aside, fail
 
     def look_up(self, lookup: e.Lookup) -> None:
         """Find what the core asked for; the frame is decided again with it."""

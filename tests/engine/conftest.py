@@ -125,18 +125,21 @@ class SlowFile(OsFile):
 
 
 class SlowDisk(FileDisk):
-    """A real disk that hangs in fdatasync while ``gate`` is not set."""
+    """A real disk that hangs in fdatasync while ``gate`` is not set, and opens nothing if told."""
 
-    __slots__ = ("gate",)
+    __slots__ = ("gate", "refusing")
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self.gate = Gate()
+        self.refusing: OSError | None = None
 
     def create(self, name: str) -> File:
         return self._slow(super().create(name))
 
     def open(self, name: str, *, write: bool = False) -> File:
+        if self.refusing:
+            raise self.refusing
         return self._slow(super().open(name, write=write))
 
     def _slow(self, file: File) -> File:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from engine.conftest import Place, ack_all, bodies
 from qbroker.config import Config
 from qbroker.engine import Engine
-from qbroker.log.errors import LogFailed, UnreadableError
+from qbroker.log.errors import LogFailed, TrimmedError, UnreadableError
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Decoder, encode_in_parts
@@ -279,6 +280,90 @@ def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) ->
             assert isinstance(error, f.Error)
             assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
             assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
+
+    run(story())
+
+
+def test_a_connection_whose_deliveries_cannot_be_read_ends_and_its_leases_go_back(
+    place: Place, monkeypatch
+) -> None:
+    """It is told why. Nobody else is disturbed, and the next one gets the messages."""
+
+    def gone(*_arguments: Any, **_options: Any) -> Any:
+        raise TrimmedError(1 << 20, "its segment was dropped")
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer, other = place.peer(engine), place.peer(engine)
+            await other.hello("consumer")
+            await peer.hello("consumer")
+            await peer.publish(Message("q", b"cold"), sequence=1)
+            await peer.publish(Message("other", b"pushes the window"), sequence=2)
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), "read_block", gone)
+                await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+                error = await peer.get(f.Error)
+            assert (error.code, error.retryable, error.correlation) == ("DISK_STALLED", True, 0)
+            assert "reconnect" in error.message
+            assert peer.closed
+            engine.disconnected(peer)
+            await other.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+            (raw,) = bodies(await other.get(f.Deliver))
+            assert unpack_message(raw).body == b"cold"
+            assert engine.failure is None
+
+    run(story())
+
+
+def test_who_is_gone_before_a_read_fails_needs_no_word(place: Place, monkeypatch) -> None:
+    async def story() -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def gone(*_arguments: Any, **_options: Any) -> Any:
+            begun.set()
+            go_on.wait(20)
+            raise TrimmedError(1 << 20, "its segment was dropped")
+
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello("consumer")
+            await peer.publish(Message("q", b"cold"), sequence=1)
+            await peer.publish(Message("other", b"pushes the window"), sequence=2)
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), "read_block", gone)
+                await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+                await asyncio.to_thread(begun.wait, 20)
+                engine.disconnected(peer)
+                go_on.set()
+                other = place.peer(engine)
+                await other.hello("consumer")
+            assert peer.frames == []
+            assert engine.failure is None
+
+    run(story())
+
+
+def test_a_log_that_fails_while_a_delivery_is_read_ends_the_broker(place: Place) -> None:
+    """The disk does not even open the file: that is fenced, and nothing is answered any more."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            await peer.publish(Message("q", b"cold"), sequence=1)
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello("consumer")
+            for name in place.disk.names():
+                place.log._handles.forget(name)
+            place.disk.refusing = OSError(errno.EIO, "Input/output error")
+            peer.say(f.Consume(subscription=1, queues=["q"], credit=10, correlation=9))
+            over = engine._over
+            assert over is not None
+            await asyncio.wait([over], timeout=20)
+            assert isinstance(engine.failure, LogFailed)
+            assert "for reading" in str(engine.failure)
+            assert not any(isinstance(frame, f.Deliver | f.Error) for frame in peer.frames)
 
     run(story())
 
