@@ -346,7 +346,7 @@ class Process:
     def freeze(self, us: int) -> None:
         """SIGSTOP, and SIGCONT after that time."""
         if self.loop is not None:
-            self.loop.frozen_until = self.world.now + us
+            self.loop.frozen_until = max(self.loop.frozen_until, self.world.now + us)
 
     def check(self) -> None:
         """The broker's books balance."""

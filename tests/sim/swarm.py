@@ -142,10 +142,14 @@ def some(rng: Random, names: tuple[str, ...], share: float) -> frozenset[str]:
     return frozenset(name for name in names if rng.random() < share)
 
 
-def draw(rng: Random) -> Swarm:
-    """A seed's swarm."""
+def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
+    """A seed's swarm; with a ``focus``, of these features and faults and no others."""
     features = some(rng, FEATURES, rng.choice((0.2, 0.5, 0.5, 0.8)))
     faults = some(rng, FAULTS, rng.choice((0.0, 0.15, 0.35, 0.35, 0.7)))
+    if focus:
+        unknown = focus - {*FEATURES, *FAULTS}
+        assert not unknown, unknown
+        features, faults = focus & frozenset(FEATURES), focus & frozenset(FAULTS)
     session_ms = rng.choice((2_000, 3_000, 6_000))
     config = {
         "session_timeout_ms": session_ms,

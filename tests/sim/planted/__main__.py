@@ -17,6 +17,8 @@ import warnings
 from sim.planted.bank import BANK
 from sim.planted.editing import Planted
 from sim.story import run
+from sim.swarm import draw
+from sim.world import World
 
 SEEDS = 400
 
@@ -26,7 +28,8 @@ def hunt(planted: Planted, seeds: int) -> tuple[str, int, str]:
     warnings.simplefilter("ignore")  # coroutines of a killed broker never end
     planted.plant()
     for seed in range(seeds):
-        outcome = run(seed)
+        swarm = draw(World(seed).rng("swarm"), planted.focus)
+        outcome = run(seed, swarm=swarm)
         if outcome.violation:
             return planted.name, seed + 1, outcome.violation
     return planted.name, 0, ""

@@ -121,6 +121,7 @@ BANK = [
         "qbroker.engine:Engine.run",
         "if not self._log.clean:",
         "if False:",
+        focus=frozenset(("tasks", "kill", "power cut")),
     ),
     Planted(
         "prefetched_counts_as_crashed",
@@ -142,6 +143,7 @@ BANK = [
         "qbroker.core.broker:Broker.stalled",
         "session.alive_until_ms += missed_ms",
         "session.alive_until_ms -= missed_ms",
+        focus=frozenset(("tasks", "freeze")),
     ),
     Planted(
         "heartbeats_not_heard",
@@ -287,6 +289,9 @@ BANK = [
         "qbroker.core.state:BrokerState.finish",
         "synced=synced",
         "synced=False",
+        focus=frozenset(
+            ("tasks", "minted ids", "results", "watch", "cut on an answer", "slow sync")
+        ),
     ),
     Planted(
         "result_of_another",

@@ -23,6 +23,8 @@ class Planted:
     where: str
     old: str
     new: str
+    focus: frozenset[str] = frozenset()
+    """Features and faults to hunt with, where it takes a rare moment; else each seed's own."""
 
     def changed(self) -> tuple[Any, str]:
         """The function, and its source with the bug. Raises LookupError if the text is gone."""
