@@ -49,6 +49,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.world = world
         self.dead = False
         self.frozen_until = 0
+        self._held: list[Any] = []
         self.on_trouble: Callable[[Exception], None] = self._raise
         self._listen = listen
 
@@ -79,12 +80,27 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.world.after(delay, self._run, handle)
         return handle
 
-    def _run(self, handle: Handle) -> None:
+    def _run(self, handle: Any) -> None:
         if handle._cancelled or self.dead:
             return
-        if self.world.now < self.frozen_until:
-            self.world.after(self.frozen_until - self.world.now, self._run, handle)
+        if self.world.now < self.frozen_until or self._held:
+            if not self._held:
+                self.world.after(max(0, self.frozen_until - self.world.now), self._thaw)
+            self._held.append(handle)
             return
+        self._do(handle)
+
+    def _thaw(self) -> None:
+        """All that waited for the end of the freeze happens, in the order it came."""
+        if self.world.now < self.frozen_until:
+            self.world.after(self.frozen_until - self.world.now, self._thaw)
+            return
+        held, self._held = self._held, []
+        for handle in held:
+            if not self.dead and not handle._cancelled:
+                self._do(handle)
+
+    def _do(self, handle: Any) -> None:
         try:
             handle.do(*handle.args)
         except Violation:

@@ -228,6 +228,9 @@ class Operator:
         took = self.rng.randint(100 * MS, 12 * S)
         self.world.note("operator", "the broker stands still for %d ms", took // MS)
         self.process.freeze(took)
+        if self.rng.random() < 0.5:
+            for worker in self.workers:
+                worker.suspend(took)
 
     def jump(self) -> None:
         world = self.world

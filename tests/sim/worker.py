@@ -81,6 +81,7 @@ class Worker:
         self.rng = self.world.rng(name)
         self.risk_tick = -1
         self.risk_at = -(10**12)
+        self.suspended = False
         self.session = self.rng.randbytes(16)
         self.parent = Parent(self, name, *arguments)
         self.members = [
@@ -106,7 +107,7 @@ class Worker:
     def excused_since(self, tick: int) -> bool:
         """Whether anything was done to it after which a lease may be lost."""
         broken = any(each.wire and each.wire.broken_at for each in self.clients)
-        speechless = self.parent.silent or not self.parent.open
+        speechless = not self.parent.open or (self.parent.silent and not self.suspended)
         soon = self.world.now - self.risk_at < 2 * self.swarm.config["session_timeout_ms"] * MS
         return broken or speechless or soon or self.risk_tick >= tick
 
@@ -148,9 +149,28 @@ class Worker:
         self.world.note(self.name, "stalls for %d ms", us // MS)
         self.world.sometimes["a worker stalled"] += 1
         self.risk()
+        self.suspended = False
         for client in self.clients:
             client.silent = True
         self.world.after(us, self.wake)
+
+    def suspend(self, us: int) -> None:
+        """The whole machine stands still, the broker too: nobody is to blame for the silence."""
+        if not any(client.silent for client in self.clients):
+            for client in self.clients:
+                client.silent = True
+            self.suspended = True
+            self.world.after(us, self.resume)
+
+    def resume(self) -> None:
+        if self.suspended:
+            self.suspended = False
+            for client in self.clients:
+                client.silent = False
+            self.parent.say(f.Heartbeat())
+            for member in self.members:
+                member.flush()
+                member.proceed()
 
     def wake(self) -> None:
         self.risk()
