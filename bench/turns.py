@@ -24,13 +24,12 @@ from qbroker.core.moment import Now
 from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
 from qprotocol import frames as f
 from qprotocol import wire
-from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
+from qprotocol.limits import ACK_RUNS_MAX, MESSAGES_PER_FRAME_MAX, OUTCOMES_MAX
 from qprotocol.message import Message, Outcome
 
 START_MS = 1_800_000_000_000
 DAY_MS = 86_400_000
-CHUNK = 1_000
-PART_BYTES = 100_000
+CHUNK = MESSAGES_PER_FRAME_MAX
 SETTINGS = Settings(
     credit_max=1_000_000, upload_messages_max=1_000_000, upload_bytes_max=1 << 30, poison_max=9
 )
@@ -106,9 +105,8 @@ class Stage:
     def upload(self, messages: list[bytes]) -> None:
         """All but the frame that makes it true."""
         self.correlation += 1
-        raw = b"".join(messages)
-        for index, at in enumerate(range(0, len(raw), PART_BYTES)):
-            part = raw[at : at + PART_BYTES]
+        for index, at in enumerate(range(0, len(messages), CHUNK)):
+            part = b"".join(messages[at : at + CHUNK])
             frame = f.Part(index=index, of=f.Publish.TYPE, raw=part, correlation=self.correlation)
             self.turn((1, frame))
 

@@ -9,14 +9,22 @@ Rule 3. The decoder raises ProtocolError and nothing else, whatever the bytes.
 Rule 4. Nobody assigns to a frame: one that was encoded may be encoded again, unchanged.
 """
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from struct import Struct
 
 from qprotocol.errors import ProtocolError
-from qprotocol.frames import Frame, Part
+from qprotocol.frames import Frame, Part, Publish
 from qprotocol.header import decode_header, encode_header
-from qprotocol.limits import FRAME_BYTES_MAX, HEADER_BYTES_MAX, PARTED_MAX
+from qprotocol.limits import (
+    FRAME_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    MESSAGES_PER_FRAME_MAX,
+    PARTED_MAX,
+)
+from qprotocol.wire import SIZE
 
 __all__ = ["Assembler", "Decoder", "decode_header", "encode", "encode_in_parts", "room"]
 
@@ -131,20 +139,37 @@ class Assembler:
 def encode_in_parts(frame: Frame, frame_bytes_max: int = FRAME_BYTES_MAX) -> list[bytes]:
     """The frame's bytes, behind as many Part frames as its raw section needs.
 
+    Of a Publish, each has bytes of MESSAGES_PER_FRAME_MAX messages at most.
     A push that needs parts must carry a correlation id of its own. Raises ValueError if
     its header is over the limits.
     """
     header, raw = encode_header(frame), frame.raw
-    fits = frame_bytes_max - 2 - len(header)
-    if len(raw) <= fits:
+    fits, starts = frame_bytes_max - 2 - len(header), starts_of(frame)
+    if end_of_piece(starts, 0, fits) >= len(raw):
         return [PREFIX.pack(2 + len(header) + len(raw), len(header)) + header + raw]
     assert frame.correlation, f"{type(frame).__name__} in parts needs a correlation id"
-    out, index = [], 0
+    out, index, at = [], 0, 0
     part = Part(index=2**32, of=frame.TYPE, correlation=frame.correlation)
     step = room(part, frame_bytes_max)
-    while len(raw) - index * step > fits:
-        piece = raw[index * step : (index + 1) * step]
-        out.append(encode(replace(part, index=index, raw=piece)))
-        index += 1
-    out.append(encode(replace(frame, raw=raw[index * step :])))
+    while end_of_piece(starts, at, fits) < len(raw):
+        end = end_of_piece(starts, at, step)
+        out.append(encode(replace(part, index=index, raw=raw[at:end])))
+        index, at = index + 1, end
+    out.append(encode(replace(frame, raw=raw[at:])))
     return out
+
+
+def starts_of(frame: Frame) -> "array[int]":
+    """Where the messages of a Publish begin if they are too many for one piece; else nothing."""
+    starts, at = array("Q"), 0
+    if type(frame) is Publish and frame.count > MESSAGES_PER_FRAME_MAX:
+        while at + SIZE.size <= len(frame.raw):
+            starts.append(at)
+            at += SIZE.size + int(SIZE.unpack_from(frame.raw, at)[0])
+    return starts
+
+
+def end_of_piece(starts: "array[int]", at: int, bytes_max: int) -> int:
+    """Where a piece from ``at`` on ends: before it has more bytes or messages than it may."""
+    behind = bisect_right(starts, at) - 1 + MESSAGES_PER_FRAME_MAX
+    return min(at + bytes_max, starts[behind]) if behind < len(starts) else at + bytes_max

@@ -15,7 +15,7 @@ ERROR_TEXT_MAX = 500
 HEADER_DEPTH_MAX = 4
 """Lists and maps within one another in a header's field, the outermost counted."""
 MESSAGES_PER_FRAME_MAX = 1_000
-"""Messages of one Publish that is not in parts: a small share of a turn of the broker."""
+"""Messages of one Publish, or of which one Part of it has bytes: what a turn has time for."""
 ACK_RUNS_MAX = 2_000
 """Runs of one Ack: what a turn of the broker has time for."""
 OUTCOMES_MAX = 250

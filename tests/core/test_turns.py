@@ -16,6 +16,8 @@ from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
 from qprotocol import frames as f
 from qprotocol import wire
+from qprotocol.codec import Decoder, encode_in_parts
+from qprotocol.limits import MESSAGES_PER_FRAME_MAX
 from qprotocol.message import Message
 from qprotocol.states import State
 
@@ -397,3 +399,47 @@ def test_an_upload_that_becomes_true_after_a_purge_is_not_purged(sweeping: Machi
     assert (state.queues["q"].ready, state.queues["q"].scheduled) == (0, 4)
     assert len(state.queues["q"].delayed) == 4
     assert exact(replayed(machine).state) == exact(state)
+
+
+@pytest.mark.parametrize("at", ["first", "later", "last"])
+def test_a_part_with_more_messages_than_a_turn_has_time_for_is_refused(
+    machine: Machine, at: str
+) -> None:
+    peer = greeted(machine)
+    one = Message("q", b"x").pack()
+    most, over = one * MESSAGES_PER_FRAME_MAX, one * (MESSAGES_PER_FRAME_MAX + 1)
+    parts = {"first": [over, one], "later": [most, over, one], "last": [most, over]}[at]
+    peer.received.clear()
+    for index, raw in enumerate(parts[:-1]):
+        machine.submit(peer, f.Part(correlation=5, index=index, of=f.Publish.TYPE, raw=raw))
+    count = sum(map(len, parts)) // len(one)
+    machine.submit(
+        peer, f.Publish(correlation=5, producer=0, sequence=0, count=count, raw=parts[-1])
+    )
+    machine.settle()
+    (answer,) = peer.received
+    assert answer.code == "BATCH_TOO_LARGE"
+    assert answer.message == (
+        "over 1000 messages begin in one part: messages_per_frame_max is 1000, "
+        "send more in further parts"
+    )
+    assert machine.core.state.uploads == {}
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 100])
+def test_what_the_codec_cuts_has_no_more_messages_a_part_than_may_be(
+    machine: Machine, body: bytes
+) -> None:
+    """Small messages are cut by their number, others by their bytes, within a message."""
+    peer = greeted(machine)
+    count = 5 * MESSAGES_PER_FRAME_MAX
+    raw = Message("q", body, id="").pack() * count
+    publish = f.Publish(correlation=5, producer=0, sequence=0, count=count, raw=raw)
+    peer.received.clear()
+    for data in encode_in_parts(publish):
+        for frame in Decoder().feed(data):
+            machine.submit(peer, frame)
+            machine.settle()
+    (answer,) = peer.received
+    assert isinstance(answer, f.Published)
+    assert machine.core.state.queues["q"].ready == count

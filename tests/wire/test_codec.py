@@ -90,6 +90,28 @@ def test_a_frame_that_fits_is_not_cut():
     assert len(encode_in_parts(frame)) == 2
 
 
+@given(st.lists(st.integers(0, 300), max_size=40), st.integers(60, 2000), st.integers(1, 12))
+def test_a_publish_is_cut_where_a_piece_would_have_too_many_messages(
+    sizes, frame_bytes_max, messages_max
+):
+    """Each piece, the last one too, has bytes of so many messages at most."""
+    raw = b"".join(size.to_bytes(4, "little") + bytes(size) for size in sizes)
+    frame = f.Publish(producer=1, sequence=2, count=len(sizes), correlation=4, raw=raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qprotocol.codec.MESSAGES_PER_FRAME_MAX", messages_max)
+        pieces = encode_in_parts(frame, frame_bytes_max)
+    assert put_together(pieces, Assembler(20_000)) == [frame]
+    begins = [sum(sizes[:nth]) + 4 * nth for nth in range(len(sizes))]
+    ends = [*begins[1:], len(raw)]
+    at = 0
+    for piece in Decoder(frame_bytes_max).feed(b"".join(pieces)):
+        end = at + len(piece.raw)
+        touched = sum(b < end and at < e for b, e in zip(begins, ends, strict=False))
+        assert touched <= messages_max
+        at = end
+    assert at == len(raw)
+
+
 def test_parts_name_the_frame_they_belong_to():
     """So the broker can stage a publish while it arrives."""
     pieces = encode_in_parts(f.Report(correlation=1, raw=bytes(300_000)))

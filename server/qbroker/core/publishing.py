@@ -69,10 +69,7 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
         count, records = last_part(survey, arrival, key, frame)
     else:
         if frame.count > MESSAGES_PER_FRAME_MAX:
-            raise RefusedError(
-                "BATCH_TOO_LARGE",
-                f"{frame.count} messages in a frame: at most {MESSAGES_PER_FRAME_MAX}",
-            )
+            raise too_many(f"{frame.count} messages in a frame")
         batch = survey.walk(frame.raw, 0, len(frame.raw))
         count = batch.count
         records = [r.Published(frame.producer, frame.sequence, now.wall_ms, batch)]
@@ -82,6 +79,12 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
     reply = Published(first=0, count=count, durability=durability)
     records = [*survey.opened, *records]
     return Decision(records, reply, synced=survey.synced, positioned=arrival is None)
+
+
+def too_many(what: str) -> RefusedError:
+    """The refusal of a frame with more messages than a turn has time for."""
+    most = f"messages_per_frame_max is {MESSAGES_PER_FRAME_MAX}, send more in further parts"
+    return RefusedError("BATCH_TOO_LARGE", f"{what}: {most}")
 
 
 # Parts.
@@ -210,12 +213,15 @@ def piece(
     """The record for one more piece. Cuts it where a message's head is not complete yet."""
     raw = arrival.tail + raw
     lead = min(arrival.lacking, len(raw))
-    cut, lacking = lead, arrival.lacking - lead
+    cut, lacking, begun = lead, arrival.lacking - lead, 0
     body_max = survey.state.settings.body_bytes_max
     while len(raw) - cut >= _FIXED:
         (size,) = wire.SIZE.unpack_from(raw, cut)
         if size > body_max:
-            raise too_large(index, size, body_max)
+            raise too_large(index + begun, size, body_max)
+        begun += 1
+        if begun > MESSAGES_PER_FRAME_MAX:
+            raise too_many(f"over {MESSAGES_PER_FRAME_MAX} messages begin in one part")
         end = cut + 4 + size
         if end > len(raw):
             *_, n_route, n_id, _, n_meta, n_head = wire.MESSAGE.unpack_from(raw, cut)
