@@ -67,10 +67,12 @@ class LogReader:
     def sealed(self, upto: int) -> list[Segment]:
         """The sealed segments wholly at or below batch `upto`, oldest first, by a new look.
 
-        For cleaning: what may be rewritten (see rewrite) or dropped.
+        For cleaning: what may be rewritten (see rewrite) or dropped. Without the newest that
+        META counts: sealed, it may still wait for its successor, and the log would refuse.
         """
         self._look()
-        return [s for s in self._segments if s.sealed and s.last <= upto]
+        newest = self._meta.newest
+        return [s for s in self._segments if s.sealed and s.last <= upto and s.first < newest]
 
     def replay(
         self, first: int, upto: int, damaged: list[Damage] | None = None
