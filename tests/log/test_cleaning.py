@@ -255,7 +255,7 @@ def test_the_active_segment_is_never_dropped(filled) -> None:
 
 
 def test_a_last_segment_that_waits_for_room_stays(filled) -> None:
-    """It is sealed, and another process may take it for one of the others; it is not yet."""
+    """It is sealed, and not one of the others yet: not offered, and refused to who took it."""
     filled.disk.fill_up()
     with pytest.raises(NoRoom):
         filled.put(b"x" * 20_000)
@@ -263,8 +263,10 @@ def test_a_last_segment_that_waits_for_room_stays(filled) -> None:
     last = filled.log.segments()[-1]
     assert last.sealed
     assert filled.log.drop([1, last.first])
+    reader = LogReader.open(filled.disk)
+    assert last.first not in [s.first for s in reader.sealed(filled.log.durable)]
     with pytest.raises(StaleError):
-        filled.log.adopt(cleaned(filled, everything, start=3))
+        filled.log.adopt(rewrite(filled.disk, reader._segments[-1:], everything))
     assert filled.log.read(last.last << 20).body == filled.given[last.last][0]
 
 
