@@ -145,7 +145,7 @@ class Server:
         if failure is None:
             await self._listener.close(FLUSH_S)
             await self._last_checkpoint()
-            self._log.close()
+            self._log.close(clean=True)
             self._say("stopped")
             return Exit.OK
         self._listener.abort()
@@ -324,8 +324,8 @@ def serve(config: Config, say: Say, *, move_aside: bool = False) -> Exit:
         return asyncio.Runner(loop_factory=new_loop).run(server.run())
     except LogFailed as failure:  # while the new epoch was written
         raise Trouble(str(failure), Exit.DISK) from failure
-    except Trouble:
-        stores.log.close()
+    except Trouble:  # nobody was served: what the start found is what it leaves
+        stores.log.close(clean=stores.log.clean)
         raise
 
 

@@ -88,13 +88,13 @@ def open_stores(config: Config, say: Say) -> Stores:
         shelf = Shelf(FileDisk(str(config.data / FOLDER)))
         found, size = restore(log, shelf, core_settings(config), Progress(say))
     except OSError as error:
-        log.close()
+        log.close(clean=log.clean)
         raise unusable(config, error) from error
     except CheckpointError as error:
-        log.close()
+        log.close(clean=log.clean)
         raise Trouble(str(error), Exit.CORRUPT) from error
     except LogError as error:
-        log.close()
+        log.close(clean=log.clean)
         raise log_trouble(error, config.data) from error
     took_s = time.monotonic() - began
     if took_s > PROGRESS_S:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
+
 import pytest
 
 from e2e.daemon import Daemon
@@ -178,3 +181,32 @@ def test_what_was_published_in_parts_is_there_whole(broker: Daemon) -> None:
     consumer = broker.connect()
     consumer.consume("files")
     assert consumer.receive().message.body == body
+
+
+def test_a_start_that_fails_does_not_make_a_crash_a_clean_stop(
+    make_broker: Callable[..., Daemon],
+) -> None:
+    """Claims come first after a crash, also if the start before this one found its port taken."""
+    broker = make_broker(claims_ms=60_000).start()
+    broker.connect("producer").publish("emails", b"hi")
+    # When it dies, and a start ends because another listens there
+    broker.kill()
+    taken = pytest.raises(AssertionError, match="something listens there already")
+    with socket.create_server(("127.0.0.1", broker.port)), taken:
+        broker.start()
+    # Then nothing is handed out before the workers of before had their time
+    broker.start()
+    waits = broker.connect()
+    waits.consume("emails")
+    waits.listen(0.5)
+    assert not waits.waiting
+    assert waits.queue("emails")["ready"] == 1
+    # And a clean stop is a clean one, whatever failed before
+    waits.close()
+    assert broker.stop() == 0
+    with socket.create_server(("127.0.0.1", broker.port)), taken:
+        broker.start()
+    broker.start()
+    taker = broker.connect()
+    taker.consume("emails")
+    assert taker.receive().message.body == b"hi"

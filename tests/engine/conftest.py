@@ -195,7 +195,7 @@ class Place:
             if killed:
                 self.disk.unlock()
             else:
-                self.log.close()
+                self.log.close(clean=True)
 
     def peer(self, engine: Engine) -> Peer:
         self._peers += 1

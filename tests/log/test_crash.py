@@ -146,10 +146,10 @@ def take(witness: Witness, step: tuple, choose: Choose) -> None:
 def unsynced(real: Callable) -> Callable:
     """The same, and no file is synced meanwhile."""
 
-    def hasty(*arguments):
+    def hasty(*arguments, **more):
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(SimFile, "sync", lambda self: None)
-            return real(*arguments)
+            return real(*arguments, **more)
 
     return hasty
 

@@ -88,10 +88,10 @@ def test_what_was_packed_is_read_back() -> None:
 
 def test_a_footer_is_these_bytes() -> None:
     """A footer written by any version 2 can be read for ever."""
-    footer = Footer(7, 9, 12, 8192, 10, 20, bytes(range(16)), 3, bytes(range(16, 32)))
+    footer = Footer(7, 9, 12, 8192, 10, 20, bytes(range(16)), 3, bytes(range(16, 32)), 1)
     block = pack_footer(footer, HEADER.seed)
     assert len(block) == SECTOR_BYTES
-    assert block[:96].hex() == GOLDEN_FOOTER
+    assert block[:104].hex() == GOLDEN_FOOTER
     assert unpack_footer(b"x" + block, 1, HEADER.seed) == footer
 
 
@@ -256,7 +256,7 @@ GOLDEN_BATCH = (
 )
 GOLDEN_DIGEST = "34c9920aa32ed0b8bb258a381ef93d6b"
 GOLDEN_FOOTER = (
-    "51454e44e1b7b942070000000000000009000000000000000c0000000000000000200000000000000a0000"
-    "00000000001400000000000000000102030405060708090a0b0c0d0e0f0300000000000000101112131415"
-    "161718191a1b1c1d1e1f"
+    "51454e4449bdc909070000000000000009000000000000000c0000000000000000200000000000000a000000"
+    "000000001400000000000000000102030405060708090a0b0c0d0e0f03000000000000001011121314151617"
+    "18191a1b1c1d1e1f0100000000000000"
 )

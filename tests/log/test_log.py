@@ -290,8 +290,36 @@ def test_a_clean_stop_is_told_from_a_kill(story) -> None:
     assert story.log.clean
     assert not story.killed().clean
     story.put(b"y")
-    story.log.close()
+    story.log.close(clean=True)
     assert story.reopen().clean
+
+
+def test_a_start_that_fails_after_a_crash_does_not_hide_it(story) -> None:
+    """It seals the log, with or without a batch of its own, and the next start still knows."""
+    story.put(b"x")
+    for batches in (0, 1, 0):
+        log = story.killed()
+        assert not log.clean
+        story.fill(batches)
+        log.close(clean=log.clean)
+        assert not story.reopen().clean
+    story.log.close(clean=True)
+    log = story.reopen()
+    log.close(clean=log.clean)
+    assert story.reopen().clean
+
+
+def test_a_kill_between_two_segments_is_no_clean_stop(story) -> None:
+    """The last segment is sealed by a roll that found no room for the next."""
+    filled_up(story)
+    story.disk.kill()
+    assert sorted(name for name in story.disk.files if name.endswith(".qlog"))
+    story.disk.capacity = None
+    assert not story.reopen().clean
+    filled_up(story)
+    story.log.close(clean=True)  # the batch that waits is missing
+    story.disk.capacity = None
+    assert not story.reopen().clean
 
 
 def filled_up(story) -> BatchBuilder:

@@ -124,7 +124,7 @@ class Process:
         try:
             found, _ = restore(log, self.shelf, self.settings, lambda _batch, _last: None)
         except (LogError, CheckpointError, OSError):
-            log.close()
+            log.close(clean=log.clean)
             raise
         self.checkpoint, self.looked = found.batch, found.looked
         if found.batch:
@@ -286,7 +286,7 @@ class Process:
         await listener.close(FLUSH_S)
         if self.swarm.has("checkpoints") and self.core is not None:
             self._keep_last(log, self.core, self.ages)
-        log.close()
+        log.close(clean=True)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         if self.state != "stopping":

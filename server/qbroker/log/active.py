@@ -77,8 +77,11 @@ class SegmentWriter:
         )
         segment.extend(info, chain)
 
-    def seal(self, disk: Disk) -> None:
-        """The segment is complete, durable and read-only. All batches must be durable already."""
+    def seal(self, disk: Disk, *, clean: bool = False) -> None:
+        """The segment is complete, durable and read-only. All batches must be durable already.
+
+        `clean`: by a clean stop.
+        """
         segment = self.segment
         index = segment.index
         assert index is not None
@@ -92,6 +95,7 @@ class SegmentWriter:
             segment.chain,
             segment.number_last,
             segment.content,
+            int(clean),
         )
         write_whole(self.file, segment.end, pack_footer(footer, segment.seed))
         self.file.truncate(segment.end + FOOTER_BYTES)

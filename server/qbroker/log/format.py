@@ -155,16 +155,17 @@ RECORD_FIELDS = Struct("<IQBBH")
 #
 #   0       4      8       16     24        32    40        48        56        72
 #   | magic | crc  | first | last | records | end | key_min | key_max | chain 16 |
-#   72            80           96                                            512
-#   | number_last | content 16 | zeros                                         |
+#   72            80           96      104                                   512
+#   | number_last | content 16 | clean | zeros                                 |
 #
 # end: where the footer begins. chain: the log's digest at batch `last`, which the next
 # segment continues. An empty segment has last = first - 1. number_last: the number of the
 # last segment in it. content: the digest of the last batch in this file. Only cleaning
-# makes chain and content, number and number_last differ. crc: seeded, over all behind it.
+# makes chain and content, number and number_last differ. clean: 1 if a clean stop sealed it, 0 if
+# a roll, a recovery or anything else did. crc: seeded, over all behind it.
 FOOTER_MAGIC = b"QEND"
-FOOTER = Struct("<4sIQQQQQQ16sQ16s")
-FOOTER_FIELDS = Struct("<QQQQQQ16sQ16s")
+FOOTER = Struct("<4sIQQQQQQ16sQ16sQ")
+FOOTER_FIELDS = Struct("<QQQQQQ16sQ16sQ")
 FOOTER_BYTES = SECTOR_BYTES
 
 
@@ -212,6 +213,8 @@ class Footer:
     chain: bytes
     number_last: int
     content: bytes
+    clean: int = 0
+    """1: nothing that the writer knew is missing from the log up to here."""
 
 
 def rounded(length: int) -> int:
@@ -305,6 +308,7 @@ def pack_footer(footer: Footer, seed: int) -> bytes:
         footer.chain,
         footer.number_last,
         footer.content,
+        footer.clean,
     ).ljust(FOOTER_BYTES - 8, b"\0")
     return FOOTER_MAGIC + crc32(fields, seed).to_bytes(4, "little") + fields
 

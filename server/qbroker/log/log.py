@@ -295,16 +295,17 @@ class Log:
         self.drop([s.first for s in self._manifest.segments[:-1] if s.last < before])
         return self.oldest
 
-    def close(self) -> None:
-        """The log is sealed: everything durable, the stop clean, the lock released.
+    def close(self, *, clean: bool = False) -> None:
+        """The log is sealed: everything durable, the lock released. Twice is once.
 
-        A fenced log is only released, unsealed. LogFailed if sealing fails. Twice is once.
+        `clean`: a start that ends before it served passes on what it found. A log that is
+        fenced is only released, one that waits for room never clean. LogFailed.
         """
         try:
             if self._failure is None:
                 self._sync()
                 if not self._active.segment.sealed:
-                    self._active.seal(self._disk)
+                    self._active.seal(self._disk, clean=clean)
                 self._failure = LogFailed("a call", OSError(errno.EBADF, "the log is closed"))
         except OSError as error:
             raise self._fence("closing", error) from error

@@ -7,7 +7,8 @@ The steps, as in LOG.md:
  3. Of the segments find those META counts; the newest and the cleaned must be there.
  4. Each but the last must be sealed; each, and each gap, must continue the one before.
     Only then remove files that a drop or an adoption had left over.
- 5. The last: sync it, drop its cached pages, then read. Sealed: done.
+ 5. The last: sync it, drop its cached pages, then read. Sealed: done; its footer says
+    whether by a clean stop.
  6. Not sealed: walk its batches to the first that is not intact, at batch L.
  7. Search all behind it for batch headers and footers. D is the highest batch any of
     them says was durable. L <= D: confirmed data is damaged, stop.
@@ -82,13 +83,12 @@ def recover(disk: Disk, segment_bytes: int, cluster: bytes = NO_CLUSTER) -> Reco
     for name in leftovers:
         disk.remove(name)
     last = segments[-1]
-    clean = last.sealed
-    torn_bytes = 0 if clean else _settle_tail(disk, last)
+    torn_bytes = 0 if last.sealed else _settle_tail(disk, last)
     if last.empty:
         active = _taken_again(disk, segments.pop())
     else:
         active = next_segment(disk, last, (SEGMENT_BYTES_MIN, segment_bytes), spare)
-    return Recovered(meta, segments, active, torn_bytes, clean)
+    return Recovered(meta, segments, active, torn_bytes, last.clean)
 
 
 def next_segment(

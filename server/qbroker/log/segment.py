@@ -43,12 +43,14 @@ class Segment:
     It covers batches up to `last` (first - 1 if there is none) and segments up to
     `number_last`; its batches end at `end`. `chain` is the log's digest at `last`, which
     the next segment continues, `content` the digest of its own last batch: the same, as
-    long as nothing was cleaned. `records` is how many there are. `keys` and `digest` are
-    known of a sealed one that was opened: range of keys, and the footer's digest.
+    long as nothing was cleaned. `records` is how many there are. `keys`, `digest`
+    and `clean` are known of a sealed one that was opened: range of keys, the footer's
+    digest, whether a clean stop sealed it.
     """
 
     __slots__ = (
         "chain",
+        "clean",
         "content",
         "digest",
         "end",
@@ -74,7 +76,7 @@ class Segment:
         self.records = 0
         self.keys = (NO_KEY, 0)
         self.digest = b""
-        self.sealed = False
+        self.sealed = self.clean = False
         self.index: BatchIndex | None = BatchIndex(header.first)
 
     @property
@@ -122,6 +124,7 @@ class Segment:
         self.records = footer.records
         self.keys = (footer.key_min, footer.key_max)
         self.digest = digest
+        self.clean = bool(footer.clean)
         self.sealed = True
         self.index = None
 
