@@ -26,7 +26,10 @@ SEEDS = 400
 def hunt(planted: Planted, seeds: int) -> tuple[str, int, str]:
     """The bug's name, the seeds it took (0: not found), and what broke."""
     warnings.simplefilter("ignore")  # coroutines of a killed broker never end
-    planted.plant()
+    try:
+        planted.plant()
+    except (LookupError, AttributeError) as error:
+        return planted.name, 0, f"it does not fit the code any more: {error}"
     for seed in range(seeds):
         swarm = draw(World(seed).rng("swarm"), planted.focus)
         outcome = run(seed, swarm=swarm)
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
         for each in asked:
             name, seeds, what = each.get()
             missed += not seeds
-            found = f"after {seeds:>3} seeds: {what[:90]}" if seeds else "NOT FOUND"
+            found = f"after {seeds:>3} seeds: {what[:90]}" if seeds else f"NOT FOUND {what}"
             sys.stdout.write(f"{name:<36} {found}\n")
             if not seeds:
                 sys.stdout.write(f"{'':<36} it breaks this: {breaks[name]}\n")

@@ -19,9 +19,8 @@ BANK = [
         "duplicate_before_sync",
         "a chunk that came before is called a duplicate before it is durable",
         "qbroker.core.publishing:decide_publish",
-        "reply=Published(first=0, count=frame.count, durability=durability, duplicate=True)",
-        "reply=Published(first=0, count=frame.count, durability=durability, duplicate=True),"
-        " synced=False",
+        "duplicate=True)",
+        "duplicate=True), synced=False",
     ),
     Planted(
         "skip_directory_sync",
