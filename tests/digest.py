@@ -18,6 +18,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "queues": [(q.number, q.name, q.options, q.synced) for q in state.numbered],
         "lanes": [(x.number, x.queue.number, x.task, x.keys) for x in state.lanes],
         "counts": [(q.ready, q.scheduled, q.leased) for q in state.numbered],
+        "counted": {q.name: dict(sorted((+q.counts).items())) for q in state.numbered},
         "ready": {q.name: [p for _, p in q.waiting()] for q in state.numbered},
         "scheduled": scheduled(state),
         "leases": {p: holder(grant, p) for p, grant in sorted(state.leases.items())},

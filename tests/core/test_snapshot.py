@@ -45,8 +45,8 @@ def test_every_field_of_the_state_is_saved_or_volatile() -> None:
 KNOWN: dict[type, tuple[set[str], set[str]]] = {
     # What is saved of each, and what is volatile or follows from the rest.
     Queue: (
-        {"name", "number", "options", "ready", "scheduled", "delayed", "leased", "lanes"},
-        {"synced", "levels", "priorities", "counts", "life", "retired"},
+        {"name", "number", "options", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
+        {"synced", "levels", "priorities", "life", "retired"},
     ),
     Lane: ({"queue", "task", "keys", "_runs"}, {"number", "place", "life"}),
     Run: (
@@ -178,9 +178,23 @@ def test_a_section_that_is_missing_is_named() -> None:
 
 def test_a_newer_version_is_refused() -> None:
     sections = dict(encode(BrokerState(Settings())))
-    sections["broker"] = pack_columns([2, 1, {}, {}, "news"])
-    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 2.*reads 1"):
+    sections["broker"] = pack_columns([3, 1, {}, {}, "news"])
+    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 3.*reads 2"):
         decode(Settings(), sections)
+
+
+def test_the_first_version_is_read_and_has_counted_nothing() -> None:
+    state = BrokerState(Settings())
+    queue = state.open_queue(0, "old", QueueOptions())
+    queue.ready, queue.counts["published"] = 3, 7
+    sections = dict(encode(state))
+    (_, *values), (queues, lanes) = (unpack_columns(sections[n])[0] for n in ("broker", "queues"))
+    sections["broker"] = pack_columns([1, *values])
+    old = [row[:-1] for row in queues]
+    sections["queues"] = pack_columns([old, lanes], [column([])])
+    found = decode(Settings(), sections).numbered[0]
+    assert (found.name, found.ready, dict(found.counts)) == ("old", 3, {})
+    assert dict(again(state).numbered[0].counts) == {"published": 7}
 
 
 @pytest.mark.parametrize("name", SECTIONS)

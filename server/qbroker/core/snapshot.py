@@ -24,7 +24,9 @@ from qbroker.core.timers import Timers
 from qprotocol.limits import PRODUCER_WINDOW
 from qprotocol.options import QueueOptions
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""Versions that are read. The first knew nothing of what queues had counted."""
 
 Block = bytes | memoryview
 Sections = Mapping[str, Block]
@@ -115,14 +117,17 @@ def save_broker(state: BrokerState) -> bytes:
 def restore_broker(state: BrokerState, block: Block) -> None:
     """Raises ValueError for a version not known."""
     version, *values = unpack_columns(block)[0]
-    if version != VERSION:
-        raise ValueError(f"it is of version {version}, this broker reads {VERSION}")
+    if version not in READ:
+        raise ValueError(f"it is of version {version}, this broker reads {VERSION} and before")
     state.epoch, state.boots, state.granted = values
 
 
 def save_queues(state: BrokerState) -> bytes:
     """Queues and lanes in the order of their numbers."""
-    queues = [[q.name, q.options.as_dict(), q.ready, q.scheduled, q.leased] for q in state.numbered]
+    queues = [
+        [q.name, q.options.as_dict(), q.ready, q.scheduled, q.leased, dict(q.counts)]
+        for q in state.numbered
+    ]
     lanes = [[lane.queue.number, lane.task, lane.keys] for lane in state.lanes]
     return pack_columns([queues, lanes], [column(sorted(q.delayed)) for q in state.numbered])
 
@@ -130,9 +135,10 @@ def save_queues(state: BrokerState) -> bytes:
 def restore_queues(state: BrokerState, block: Block) -> None:
     """Whether a queue's confirms wait for the disk is as the settings say now."""
     (queues, lanes), delayed = unpack_columns(block)
-    for number, (name, options, *counts) in enumerate(queues):
+    for number, (name, options, ready, scheduled, leased, *counts) in enumerate(queues):
         queue = state.open_queue(number, name, QueueOptions.parse(options))
-        queue.ready, queue.scheduled, queue.leased = counts
+        queue.ready, queue.scheduled, queue.leased = ready, scheduled, leased
+        queue.counts.update(*counts)
         queue.delayed = set(delayed[number])
     for number, (of, task, keys) in enumerate(lanes):
         state.open_lane(number, state.numbered[of], task, keys)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
-    """One queue, now; ``counts`` are totals since the start, by outcome."""
+    """One queue, now; ``counts`` are totals of all lives of the broker, by outcome."""
 
     name: str
     ready: int

@@ -21,8 +21,6 @@ from qprotocol.options import QueueOptions
 _FIXED = wire.MESSAGE.size
 _FIXED_REST = _FIXED - 4
 _MINTED_BYTES = 16
-_DELAY_MARGIN_MS = 50
-"""A message due sooner than this is ready now: not worth a timer."""
 
 
 class RefusedError(Exception):
@@ -63,7 +61,7 @@ class Survey:
         """
         state, now = self.state, self.now
         unpack, known, planned = wire.MESSAGE.unpack_from, state.routes, self.planned
-        body_max, soon = state.settings.body_bytes_max, now.wall_ms + _DELAY_MARGIN_MS
+        body_max, now_ms = state.settings.body_bytes_max, now.wall_ms
         offsets = array("I")
         batch = r.MessageBatch(raw=raw, offsets=offsets)
         runs, note = batch.runs, offsets.append
@@ -96,7 +94,7 @@ class Survey:
                 check_meta(index, raw[start + n_id : start + n_id + n_meta])
             if expires:
                 batch.expiring.append([index, expires])
-            due = due if due > soon else 0
+            due = due if due > now_ms else 0
             if number == last_lane and priority == last_priority and not due and not run[3]:
                 run[2] += 1
             else:
