@@ -73,6 +73,12 @@ class Books:
         self.unknown: set[str] = set()
         self.runs: Counter[str] = Counter()
         self.settled: set[str] = set()
+        self.names: dict[str, str] = {}
+        """The mark of each task whose id is known, by that id."""
+        self.plain: set[str] = set()
+        """Marks of messages that are no tasks."""
+        self.results: dict[str, set[bytes | None]] = {}
+        """What was sent as the result of a task, by its id; a settlement may be sent again."""
         self.risen: list[str] = []
         self.resends_recognised = 0
 
@@ -108,6 +114,28 @@ class Books:
         """The broker confirmed their end."""
         with self._lock:
             self.settled.update(marks)
+
+    def name(self, mark: str, task_id: str) -> None:
+        """The message of that mark is this task; empty if it is none."""
+        with self._lock:
+            if task_id:
+                self.names[task_id] = mark
+            else:
+                self.plain.add(mark)
+
+    def give(self, task_id: str, result: bytes | None) -> None:
+        """The task is about to be settled with that result."""
+        with self._lock:
+            self.results.setdefault(task_id, set()).add(result)
+
+    def due_rows(self) -> dict[str, str]:
+        """The marks of tasks that must have a row, by id, once everything is drained."""
+        return {name: mark for name, mark in self.names.items() if mark in self.runs}
+
+    @property
+    def nameless(self) -> int:
+        """Tasks that have run, and whose ids only the broker knows."""
+        return len(self.runs.keys() - set(self.names.values()) - self.plain)
 
     def totals(self) -> Totals:
         """The verdict, once everything is drained."""

@@ -6,9 +6,11 @@
                speaking the protocol by itself
     workers    applications that send tasks, and a real prefork worker that runs them
 
-Before each kill some hundred messages are confirmed, so every kill falls into work under way.
+Before each kill some hundred messages are confirmed, so every kill falls into work under way;
+checkpoints, cleaning and the archive go on meanwhile, every few kills (storage.OFTEN).
 What is printed is one line of JSON: the totals (books.Totals). Exit code 0 if nothing was lost,
-invented, risen from the dead or miscounted; else 1, and the data is kept.
+invented, risen from the dead or miscounted, and each settled task has its one row in the archive;
+else 1, and the data is kept.
 """
 
 from __future__ import annotations
@@ -21,21 +23,26 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as pytest's pythonpath
 
-from e2e.books import Books, Totals
+from e2e.books import SHOWN, Books, Totals
 from e2e.daemon import Daemon, until
 from e2e.fleet import Fleet, load_tasks
 from e2e.loads import QUEUES, Busy, Consumer, Publisher, Sender
+from e2e.storage import OFTEN, Sight, count_rows, judge_rows
 from e2e.talker import Talker
 
 GRACE_MS = 300
 DRAIN_S = 120.0
 STEP = 40
 """Messages that must be confirmed between two kills: a kill of an idle broker shows nothing."""
+
+WAITING = 0.3
+"""Of the kills, those that wait for a checkpoint: one half for the file, one for its beginning."""
 
 
 class Side(Protocol):
@@ -55,17 +62,17 @@ class Side(Protocol):
 
 
 class Raw:
-    """Three publishers and two consumers that speak the protocol themselves."""
+    """Four publishers and eight consumers that speak the protocol themselves."""
 
     queues = QUEUES
 
     def __init__(self, broker: Daemon, seed: int) -> None:
         self.books = Books()
         self._publishers: list[Busy] = [
-            Publisher(f"publisher {n}", broker, self.books, seed) for n in range(3)
+            Publisher(f"publisher {n}", broker, self.books, seed) for n in range(4)
         ]
         self._consumers: list[Busy] = [
-            Consumer(f"consumer {n}", broker, self.books, seed) for n in range(2)
+            Consumer(f"consumer {n}", broker, self.books, seed) for n in range(8)
         ]
 
     def start(self) -> None:
@@ -126,12 +133,13 @@ def make_side(name: str, broker: Daemon, folder: Path, seed: int) -> Side:
 def run(folder: Path, cycles: int, seed: int, names: list[str]) -> Totals:
     """All of it: load, kills, healing, counting."""
     rng, began = random.Random(seed), time.monotonic()
-    broker = Daemon(folder / "broker", grace_ms=GRACE_MS).start()
+    broker = Daemon(folder / "broker", grace_ms=GRACE_MS, **OFTEN).start()
+    sight = Sight(broker)
     sides = [make_side(name, broker, folder, seed) for name in names]
     try:
         for side in sides:
             side.start()
-        down_ms = [crash(broker, sides, rng) for _ in range(cycles)]
+        down_ms = [crash(broker, sides, rng, sight) for _ in range(cycles)]
         for side in sides:
             side.heal()
         watcher = broker.connect("admin")
@@ -144,6 +152,9 @@ def run(folder: Path, cycles: int, seed: int, names: list[str]) -> Totals:
             side.finish()
         totals = merged([side.books.totals() for side in sides])
         totals.unbalanced = [wrong for side in sides for wrong in balance(broker, side)]
+        books = [side.books for side in sides]
+        with suppress(AssertionError):  # what is missing for good is said below
+            until(lambda: not judge_rows(broker, books), "the archive", DRAIN_S / 4)
         totals.more = {
             "cycles": cycles,
             "seed": seed,
@@ -159,6 +170,8 @@ def run(folder: Path, cycles: int, seed: int, names: list[str]) -> Totals:
         for side in sides:
             totals.more |= side.figures()
         assert broker.stop() == 0, broker.last_words()
+        totals.unbalanced += judge_rows(broker, books)[:SHOWN]
+        totals.more |= {**sight.figures(), "rows": count_rows(broker)}
         return totals
     finally:
         broker.close()
@@ -167,13 +180,18 @@ def run(folder: Path, cycles: int, seed: int, names: list[str]) -> Totals:
                 side.fleet.close()
 
 
-def crash(broker: Daemon, sides: list[Side], rng: random.Random) -> int:
-    """A kill at a random moment of the load; milliseconds until the broker listened again."""
+def crash(broker: Daemon, sides: list[Side], rng: random.Random, sight: Sight) -> int:
+    """A kill at a random moment of the load; milliseconds until the broker listened again.
+
+    Many lives are too short for a checkpoint; so some kills wait for one that is half made, or
+    for a whole one, behind which cleaning begins.
+    """
     goals = [len(side.books.confirmed) + rng.randint(STEP, 10 * STEP) for side in sides]
-    moment = time.monotonic() + rng.uniform(0, 0.3)
+    moment, kind = time.monotonic() + rng.uniform(0, 0.3), rng.random()
     until(
         lambda: (
-            time.monotonic() >= moment
+            sight.look()
+            and time.monotonic() >= moment
             and all(
                 len(side.books.confirmed) >= goal for side, goal in zip(sides, goals, strict=True)
             )
@@ -181,8 +199,11 @@ def crash(broker: Daemon, sides: list[Side], rng: random.Random) -> int:
         "work under way",
         60.0,
     )
+    if kind < WAITING:
+        sight.wait_for_keeper(whole=kind < WAITING / 2, more_s=rng.uniform(0, 0.3))
     assert broker.runs, f"the broker ended by itself:\n{broker.last_words()}"
     broker.kill()
+    sight.look_after_kill()
     down = time.monotonic()
     broker.start()
     return round((time.monotonic() - down) * 1000)

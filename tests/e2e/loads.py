@@ -21,17 +21,20 @@ from qclient.exceptions import ConnectError, ConnectionLost, RefusedError
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.frames import Error, Publish, Published, Settle, Settled
+from qprotocol.ids import mint, unpack_id
 from qprotocol.message import Delivery, Message, Outcome
 from qprotocol.options import RetryPolicy
 
 QUEUES = ("left", "right")
 WINDOW = 4
 """Chunks of a publisher that may be unconfirmed."""
+DELAYED = ((0.01, (5_000, 12_000)), (0.1, (10, 500)))
+"""Parts of the messages, and for how many milliseconds they wait. Some outlive their segment."""
 CREDIT = 64
 FORGOTTEN_MAX = 16
 """Deliveries a consumer keeps without a word before it vanishes."""
 PAUSE_S = 0.02
-"""Between two chunks: two hundred cycles must not drown in the replay of what came before."""
+"""Between two chunks: so many messages that kills fall into work, not so many that they pile up."""
 AGAIN_SOON = RetryPolicy(retries_max=0xFFFF, backoff_ms=20, factor=1.0).pack()
 GONE = (ConnectionLost, ConnectError, RefusedError, TimeoutError)
 
@@ -124,13 +127,27 @@ class Publisher(Busy):
         return self.sequence, publish
 
     def message(self, talker: Talker, mark: str) -> Message:
-        is_late = self.rng.random() < 0.1
+        chance = self.rng.random()
+        delay_ms = next((self.rng.randint(*span) for part, span in DELAYED if chance < part), 0)
+        task_id = self.task_id(talker, mark)
+        self.books.name(mark, task_id)
         return Message(
             self.rng.choice(QUEUES),
             f"{mark} ".encode() + b"." * self.rng.randint(0, 1_000),
+            id=task_id,
+            task="load.task" if task_id else "",
             priority=self.rng.choice((0, 0, 0, -5, 9)),
-            due_ms=talker.link.server_ms() + self.rng.randint(10, 500) if is_late else 0,
+            due_ms=talker.link.server_ms() + delay_ms if delay_ms else 0,
         )
+
+    def task_id(self, talker: Talker, mark: str) -> str:
+        """Minted, or the caller's own; empty for a message that is no task."""
+        chance = self.rng.random()
+        if chance < 0.1:
+            return ""
+        if chance < 0.2:
+            return f"own-{mark}"
+        return unpack_id(mint(talker.link.server_ms(), self.rng.getrandbits(80)), minted=True)
 
     def note(self, number: int, answer: object) -> None:
         """An answer came."""
@@ -178,7 +195,12 @@ class Consumer(Busy):
     def outcome(self, delivery: Delivery) -> Outcome | None:
         chance = self.rng.random()
         token = delivery.position, delivery.grant
+        task_id = delivery.message.id
+        if chance < 0.4 and task_id:
+            self.books.give(task_id, result := b"%d" % delivery.position)
+            return Outcome(wire.ACK, *token, result=result, flags=wire.HAS_RESULT)
         if chance < 0.85:
+            self.books.give(task_id, None)
             return Outcome(wire.ACK, *token)
         if chance < 0.93:
             failure = Failure("LoadError", "one of many").pack()
@@ -232,8 +254,11 @@ class Sender(Busy):
             self.books.confirm(marks)
 
     def one(self, marks: list[str]) -> None:
-        self.tasks.note.delay(marks[0])
+        result = self.tasks.note.delay(marks[0])
+        self.books.name(marks[0], result.id)
 
     def many(self, marks: list[str]) -> None:
         note = self.tasks.note
+        for mark in marks:
+            self.books.name(mark, mark)
         self.tasks.app.send_many(note.s(mark).set(task_id=mark) for mark in marks)

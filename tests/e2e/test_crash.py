@@ -10,7 +10,7 @@ import pytest
 from e2e.books import Books
 from e2e.crash import run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 CYCLES = 20
 
