@@ -69,8 +69,8 @@ def backup_command(folder: Path, data: Path, as_json: bool) -> None:
 def restore_command(folder: Path, data: Path, as_json: bool) -> None:
     """Verify the backup in DIR, and make the data folder DATA of it, which must be new or empty.
 
-    Stop all workers of the lost broker before you start one with it: their tokens are of a life
-    that this one does not remember.
+    What workers of the lost broker hold since the backup is lost to them: they are told so when
+    they come, and the messages are handed out anew.
     """
     from qbroker.backup.restoring import restore  # noqa: PLC0415  # rule 4 of cli.py
 

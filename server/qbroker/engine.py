@@ -114,9 +114,9 @@ class Engine:
 
     # The outside.
 
-    def boot(self, version: str, node: str) -> None:
+    def boot(self, version: str, node: str, skipped: int = 0) -> None:
         """A new epoch is durable: connections may come. Raises LogFailed."""
-        self._core.boot(self._now(), version, self._group.append)
+        self._core.boot(self._now(), version, self._group.append, skipped)
         self._write(self._group.take(sync=True), sync=True)
         epoch = self._core.state.epoch
         self.identity = Identity(self._log.log_id.hex(), node, epoch)

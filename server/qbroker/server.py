@@ -37,7 +37,7 @@ from qbroker.ops.health import Health
 from qbroker.ops.http import Http
 from qbroker.ops.metrics import Metrics, Snapshot
 from qbroker.space import Level
-from qbroker.starting import Say, Stores, core_settings, open_stores
+from qbroker.starting import Say, Stores, after_restore, core_settings, open_stores
 from qbroker.timings import Timings
 from qbroker.writer import Writer
 from qprotocol import __version__
@@ -70,7 +70,8 @@ class Server:
         )
         self._stores = stores
         self._keeping = keeping(config, stores, self._engine, archive)
-        self._engine.boot(self._version, socket.gethostname())
+        with after_restore(config.data, stores.core.state) as skipped:
+            self._engine.boot(self._version, socket.gethostname(), skipped)
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
         self._http = Http(self._metrics, self._report, config.http_connections_max)
         self._listener = Listener(self._engine, self._terms(), limits(config))

@@ -8,16 +8,20 @@ Rule 1. Nothing is guessed: what disagrees stops the start with a sentence and a
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from qbroker.ages import Ages
+from qbroker.backup.manifest import BackupError
+from qbroker.backup.marker import find_marker, remove_marker
 from qbroker.checkpoint.errors import CheckpointError
 from qbroker.checkpoint.shelf import FOLDER, Restored, Shelf
 from qbroker.config import SETTINGS, Config
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
+from qbroker.core.state import BrokerState
 from qbroker.log.disk import FULL, FileDisk
 from qbroker.log.errors import (
     CorruptError,
@@ -138,6 +142,21 @@ def unusable(config: Config, error: OSError) -> Trouble:
         "make it a folder of your own, or choose another with --data",
         Exit.LOCKED,
     )
+
+
+@contextmanager
+def after_restore(data: Path, state: BrokerState) -> Iterator[int]:
+    """How many epochs the boot within skips; once it is durable, that is done. Raises Trouble."""
+    try:
+        marker = find_marker(data)
+        booted = state.boots.get(state.epoch, 0) >> SLOT_BITS
+        yield marker.skipped(booted) if marker else 0
+        if marker:
+            remove_marker(data)
+    except BackupError as error:
+        raise Trouble(str(error), Exit.CORRUPT) from error
+    except OSError as error:
+        raise Trouble(f"{data} cannot be used: {error.strerror or error}", Exit.DISK) from error
 
 
 def core_settings(config: Config) -> Settings:

@@ -120,6 +120,64 @@ def test_a_backup_of_a_stopped_broker_has_all_it_knew(
     assert (asker.queue("emails")["ready"], asker.queue("emails.dead")["ready"]) == (1, 1)
 
 
+def test_a_token_of_the_lost_broker_is_never_taken_for_one_of_the_restored(
+    make_broker: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """It went on after the backup: the same message, handed out in epochs that are not in it."""
+    broker = make_broker(**SMALL).start()
+    broker.connect("producer").publish("emails", b"hi")
+    folder = tmp_path / "backup"
+    backed_up(broker, folder)
+    broker.restart()
+    old = broker.connect()
+    old.consume("emails")
+    lost = old.receive()
+    broker.kill()
+    again = restored(folder, make_broker)
+    marker = again.data / "restored.json"
+    assert not marker.exists()
+    new = again.connect()
+    new.consume("emails")
+    given = new.receive()
+    # It is the same message in the same place, and only the epoch tells them apart
+    assert (given.position, given.message.body) == (lost.position, b"hi")
+    assert wire.grant_epoch(given.grant) >= wire.grant_epoch(lost.grant) + 4_000
+    late = again.connect()
+    assert late.settle(lost, wire.ACK) == [lost.position]
+    assert new.settle(given, wire.ACK) == []
+
+
+def test_a_restore_is_begun_with_once_whatever_a_crash_leaves(
+    make_broker: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """Killed after the boot, before the marker was gone: nothing is skipped a second time."""
+    broker = make_broker(**SMALL).start()
+    broker.connect("producer").publish("emails", b"hi")
+    folder = tmp_path / "backup"
+    backed_up(broker, folder)
+    again = make_broker("again", **SMALL)
+    assert run("restore", folder, again.data).returncode == 0
+    marker = again.data / "restored.json"
+    left = marker.read_bytes()
+    # A backup of it would not know of the lost broker any more
+    ran = run("backup", tmp_path / "other", "--data", again.data)
+    assert (ran.returncode, b"not started since" in ran.stderr) == (1, True)
+    epochs = []
+    for _ in range(3):
+        again.start()
+        consumer = again.connect()
+        consumer.consume("emails")
+        epochs.append(wire.grant_epoch(consumer.receive().grant))
+        assert not marker.exists()
+        again.kill()
+        marker.write_bytes(left)
+    assert [epoch - epochs[0] for epoch in epochs] == [0, 1, 2]
+    # One that is damaged is not guessed at
+    marker.write_bytes(left[:-3])
+    with pytest.raises(AssertionError, match=r"restored.json is damaged"):
+        again.start()
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [

@@ -1,6 +1,7 @@
 """A data folder out of a backup."""
 
 import os
+import time
 from pathlib import Path
 
 from qbroker.backup.manifest import (
@@ -12,6 +13,7 @@ from qbroker.backup.manifest import (
     damaged,
     sync_folder,
 )
+from qbroker.backup.marker import Marker
 from qbroker.backup.proof import prove
 
 LAST = "log/META"
@@ -19,7 +21,7 @@ LAST = "log/META"
 
 
 def restore(folder: Path, data: Path, progress: Progress) -> Manifest:
-    """``data`` is as it was when the backup in ``folder`` was taken.
+    """``data`` is as it was when the backup in ``folder`` was taken, and marked as restored.
 
     Everything is verified first, and nothing written before. Raises BackupError, OSError.
     """
@@ -43,6 +45,7 @@ def restore(folder: Path, data: Path, progress: Progress) -> Manifest:
             objects.check(entry, progress)
         prove(objects, manifest)
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Marker.of(manifest.batch, time.time_ns() // 10**9 - manifest.made_ms // 1000).leave(data)
         folders = {data}
         for entry in sorted(manifest.entries, key=lambda entry: entry.path == LAST):
             path = data / entry.path

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbroker.backup.manifest import BackupError, Entry, Manifest, Objects, Progress, digest_of
+from qbroker.backup.marker import find_marker
 from qbroker.backup.proof import prove
 from qbroker.log.disk import FileDisk
 from qbroker.log.format import FOOTER_BYTES, Malformed
@@ -141,6 +142,11 @@ def take(data: Path, folder: Path, progress: Progress) -> Taken:
     """
     if not (data / LOG / META_NAME).is_file():
         raise BackupError(f"{data} holds no log: give the folder of a broker with --data")
+    if find_marker(data):
+        raise BackupError(
+            f"{data} was restored and not started since: what is in it is the backup it came from; "
+            "keep that one, or start a broker with it first"
+        )
     objects = Objects(folder)
     with objects.locked():
         try:

@@ -63,9 +63,13 @@ class Broker:
         purging.finish(self.state)
         self.state.effects.clear()
 
-    def boot(self, now: Now, version: str, append: AppendRaw) -> None:
-        """Begin a new epoch: tokens given from now on differ from all before."""
-        self._make_true(r.Booted(self.state.epoch + 1, now.wall_ms, version), append)
+    def boot(self, now: Now, version: str, append: AppendRaw, skipped: int = 0) -> None:
+        """Begin a new epoch: tokens given from now on differ from all before.
+
+        ``skipped`` epochs are left out, which a life that the log does not know may have had.
+        """
+        epoch = self.state.epoch + 1 + skipped
+        self._make_true(r.Booted(epoch, now.wall_ms, version), append)
 
     # Turns.
 
