@@ -87,6 +87,15 @@ def test_an_event_loop_goes_on_through_a_crash(broker: Daemon, tasks: ModuleType
     assert marks_in(broker) == expected | {f"b-{number}": 1 for number in range(2_000)}
 
 
+def test_an_atomic_send_of_small_calls_is_cut_by_their_number(
+    broker: Daemon, tasks: ModuleType
+) -> None:
+    """So many fit a frame by their bytes, but not by their number."""
+    marks = [str(number) for number in range(1_200)]
+    assert len(tasks.app.send_many(map(tasks.note.s, marks), atomic=True)) == len(marks)
+    assert marks_in(broker) == dict.fromkeys(marks, 1)
+
+
 def test_a_result_is_awaited_through_a_crash(broker: Daemon, tasks: ModuleType) -> None:
     """Those who wait for a result get it, though the broker that they asked has died."""
 
