@@ -59,6 +59,8 @@ class Daemon:
         self.port = 0
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
+        self._said_before = 0
+        """Bytes of its output that are of earlier lives."""
         self._talkers: list[Talker] = []
 
     # Its life.
@@ -69,14 +71,18 @@ class Daemon:
         ``wrapper`` is a command to run it under. With ``is_faulty`` its disk may be made to
         hang, fail or be slow: see ``fault``.
         """
-        assert not self.runs, "it runs already"
-        begin = self.output.stat().st_size if self.output.exists() else 0
-        self.process = self._popen(wrapper, is_faulty=is_faulty)
-        said = until(lambda: self._listening(begin), f"the broker's start in {self.folder}")
+        self.launch(wrapper, is_faulty=is_faulty)
+        said = until(self.says_it_listens, f"the broker's start in {self.folder}")
         assert said != "ended", f"the broker ended at its start:\n{self.last_words()}"
         self.port = int(said)
         self.starts += 1
         return self
+
+    def launch(self, wrapper: Sequence[str] = (), *, is_faulty: bool = False) -> None:
+        """It begins to start. Arguments are those of ``start``."""
+        assert not self.runs, "it runs already"
+        self._said_before = self.output.stat().st_size if self.output.exists() else 0
+        self.process = self._popen(wrapper, is_faulty=is_faulty)
 
     def _popen(self, wrapper: Sequence[str], *, is_faulty: bool) -> subprocess.Popen[bytes]:
         flags = {"listen": f"127.0.0.1:{self.port}", "http": "", **self.settings}
@@ -101,10 +107,10 @@ class Daemon:
                 start_new_session=True,
             )
 
-    def _listening(self, begin: int) -> str:
+    def says_it_listens(self) -> str:
         """The port it says it listens on; "ended" if it has; empty if neither yet."""
         with self.output.open("rb") as output:
-            output.seek(begin)
+            output.seek(self._said_before)
             found = re.search(rb"^listening on \S+:(\d+)$", output.read(), re.MULTILINE)
         if found:
             return found[1].decode()

@@ -37,16 +37,18 @@ class Sight:
 
     def wait_for_keeper(self, *, whole: bool, more_s: float) -> None:
         """A new checkpoint stands, or is begun; and then some time more is over."""
-        end, before = ".qckp" if whole else ".tmp", self._names()
+        end, before = ".qckp" if whole else ".tmp", self.checkpoint_names()
 
         def stands() -> bool:
-            return self.look() and any(name.endswith(end) for name in self._names() - before)
+            return self.look() and any(
+                name.endswith(end) for name in self.checkpoint_names() - before
+            )
 
         until(stands, "the next checkpoint", patience_s=60)
         moment = time.monotonic() + (more_s if whole else 0)
         until(lambda: self.look() and time.monotonic() >= moment, "the kill")
 
-    def _names(self) -> set[str]:
+    def checkpoint_names(self) -> set[str]:
         return {path.name for path in self._checkpoints.glob("*")}
 
     def look_after_kill(self) -> None:
