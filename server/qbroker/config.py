@@ -123,7 +123,7 @@ class Config:
     disk_low_bytes: str = setting("5%,2GiB", ROOM, None,
         "Room on the disk below which publishes are refused; all that makes room goes on.")
     disk_critical_bytes: str = setting("1%,256MiB", ROOM, None,
-        "Room below which checkpoints and the archive wait, too.")
+        "Room of which checkpoints and the archive leave a quarter.")
 
     checkpoint_log_bytes: int = setting(256 * MIB, SIZE, (64 * KIB, 1024 * GIB),
         "Log after which a checkpoint is due: smaller starts sooner, larger writes less.")

@@ -353,6 +353,12 @@ class Engine:
         self._due_ms = 0
         self._schedule()
 
+    def add_batch(self) -> None:
+        """The log has another batch soon, of which there can be a checkpoint."""
+        self._group.add_empty()
+        self._due_ms = 0
+        self._schedule()
+
     def _answer(self, connection: int, answer: f.Frame) -> None:
         self._delivery.send([e.Send(connection, answer)])
 

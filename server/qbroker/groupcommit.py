@@ -126,6 +126,10 @@ class GroupCommit:
                 out += early
         return out
 
+    def add_empty(self) -> None:
+        """A batch follows soon, an empty one if there is nothing to write."""
+        self._told_durable = False
+
     def drop(self) -> None:
         """The disk failed: nothing leaves any more."""
         self._held.clear()

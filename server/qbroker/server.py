@@ -78,7 +78,7 @@ class Server:
         self._listener.watch.on_tick = self._health.tick
         self._listener.watch.disk_hangs = lambda: self._health.stalled
         self._space.on_change = archive.on_refusal = self._judge_publishes
-        archive.has_room = lambda: self._space.room.level < Level.CRITICAL
+        archive.has_room = self._space.has_room
         self._told_to_stop: asyncio.Event
         self._bug: BaseException | None = None
 
@@ -265,7 +265,9 @@ def keeping(config: Config, stores: Stores, engine: Engine, archive: Archiving) 
         cleaning=(config.clean_live_percent, config.segment_bytes),
         appended=lambda: engine.appended_bytes,
         archived=lambda: archive.upto,
-        has_room=lambda: stores.space.room.level < Level.CRITICAL,
+        has_room=stores.space.has_room,
+        is_pressed=lambda: stores.space.room.level > Level.OK,
+        add_batch=engine.add_batch,
         wall_ms=wall_ms,
         journal=(config.log_level, config.log_format),
     )

@@ -4,7 +4,8 @@
      ^--- free > low + 1/8 ---'  ^--- free > critical + 1/8 ---'
 
     low         publishes are refused; deliveries, settlements, cancels and purges go on
-    critical    also nothing is written that is not needed: no checkpoints, no archive
+    critical    also little is written but the log: checkpoints and the archive, which let it
+                shrink, only while they leave a quarter of that
 
 Rule 1. The file system is asked in threads: a disk that hangs must not hold up the loop.
         Once a second in one of our own, and more often in the writer's while it writes.
@@ -34,6 +35,8 @@ WRITING_CHECK_S = 0.05
 """While much is written: at a gigabyte a second, 50 MB may be missed."""
 RESERVE_NAME = "reserve"
 RESERVE_SEGMENTS = 2
+CRITICAL_SHARE = 4
+"""Below critical, this part of it is for the log alone: one quarter."""
 RESERVE_SHARE_MAX = 32
 """The reserve takes at most this part of the file system: one thirty-second."""
 
@@ -169,6 +172,12 @@ class Space:
             if self.on_change is not None:
                 self.on_change(self.room)
 
+    def has_room(self, size: int = 0) -> bool:
+        """Whether so many bytes may be written beside the log: a checkpoint, the archive."""
+        left = self.room.free_bytes - size
+        is_critical = self.room.level is Level.CRITICAL
+        return not is_critical or left > self._marks.critical_bytes // CRITICAL_SHARE
+
     def sentence(self) -> str:
         """The level in words: what is true, what it means, what to do."""
         free = f"{self._folder} has {show_bytes(self.room.free_bytes)} left"
@@ -184,7 +193,7 @@ class Space:
         critical = show_bytes(marks.critical_bytes)
         return (
             f"{free}, less than disk_critical_bytes ({critical}): publishes are refused, "
-            "checkpoints and the archive wait; free some room soon"
+            "checkpoints and the archive may have to wait; free some room soon"
         )
 
     def patiently(self, job: Callable[[], float]) -> float:

@@ -96,6 +96,7 @@ def heard(talker: Talker, kind: type) -> Callable[[], bool]:
 
 def test_publishes_stop_in_time_and_all_else_goes_on(small_disk: Daemon) -> None:
     """Filled by publishing: a refusal that is definite, deliveries and acks, and no byte lost."""
+    small_disk.settings["clean_live_percent"] = 0  # it stays full
     broker = small_disk.start()
     producer, worker = broker.connect("producer"), broker.connect()
     confirmed = publish_until_refused(producer)
@@ -116,6 +117,22 @@ def test_publishes_stop_in_time_and_all_else_goes_on(small_disk: Daemon) -> None
     broker.restart()
     late = broker.connect("producer")
     until(heard(late, Blocked), "Blocked after a restart")
+
+
+def test_a_disk_frees_itself_once_all_is_consumed(small_disk: Daemon) -> None:
+    """Below critical, and nobody helps: what is dead is dropped, and publishes are taken again."""
+    broker = small_disk.start()
+    producer, worker = broker.connect("producer"), broker.connect()
+    confirmed = publish_until_refused(producer)
+    foreign = foreign_file(broker, leave=6 * MIB)
+    until(has_said(broker, "less than disk_critical_bytes"), "a critical disk")
+    worker.consume("emails", credit=50)
+    for _ in range(confirmed):
+        worker.ack(worker.receive())
+    until(heard(producer, Unblocked), "Unblocked", patience_s=60)
+    producer.publish("emails", b"again")
+    assert foreign.exists()
+    assert sum(1 for _ in (broker.data / "log").glob("*.qlog")) < confirmed // 32
 
 
 def test_a_client_says_what_is_wrong_and_goes_on_when_it_is_over(small_disk: Daemon) -> None:

@@ -6,7 +6,9 @@ Rule 2. A keeper that fails costs a line in the journal, a count and a wait that
         the broker goes on. What it loses is a short start, and room on the disk.
 Rule 3. A checkpoint is as of what the archive holds, so that nothing is cleaned away that it
         has yet to read; if the archive does not move, it is as of now, and nothing is cleaned.
-Rule 4. Two are kept: the newest, and the one it was made from, which was read for it.
+Rule 4. On a disk with little room one is due as soon as the log has grown, and another behind
+        it: what is dead is dropped below the older of two.
+Rule 5. Two are kept: the newest, and the one it was made from, which was read for it.
 """
 
 import asyncio
@@ -42,6 +44,11 @@ REWRITE = 2
 BATCHES_MAX = 200_000
 """Or by so many batches: replaying small ones takes time, not bytes."""
 
+PRESSED_S = 2.0
+"""Between two checkpoints on a disk that has little room; at least four times what one took."""
+IDLE_BYTES = 8_192
+"""A log that grew by no more has nothing new that could be dropped."""
+
 _log = logging.getLogger("qbroker.keeper")
 
 
@@ -70,12 +77,16 @@ class Keeping:
         appended: Callable[[], int],
         cleaning: tuple[int, int],
         archived: Callable[[], int],
-        has_room: Callable[[], bool],
+        has_room: Callable[[int], bool],
+        is_pressed: Callable[[], bool],
+        add_batch: Callable[[], None],
         wall_ms: Callable[[], int],
         journal: tuple[str, str],
     ) -> None:
         """``appended`` says how many bytes went into the log so far, ``archived`` up to which
         batch it is archived; ``cleaning`` is the percentage and the file size of Order.
+        ``has_room`` says whether so many bytes may be written, ``is_pressed`` whether there
+        is little room; ``add_batch`` makes the log longer by a batch.
         """
         self._data = data
         self._log = log
@@ -86,6 +97,8 @@ class Keeping:
         self._cleaning = cleaning
         self._archived = archived
         self._has_room = has_room
+        self._is_pressed = is_pressed
+        self._add_batch = add_batch
         self._wall_ms = wall_ms
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, "qbroker-keep")
@@ -96,6 +109,11 @@ class Keeping:
         """What ``appended`` said when the newest checkpoint was ordered."""
         self._retry_s = RETRY_S
         self._not_before_s = 0.0
+        self._pressed_not_before_s = 0.0
+        self._was_all = False
+        """The newest checkpoint has all that was durable then, and lets it be cleaned."""
+        self._is_settled = False
+        """So had the one before it: all that is dead was dropped."""
         self._looked: Looked = {}
         self.last = Last()
 
@@ -119,19 +137,35 @@ class Keeping:
         least = REWRITE * self.last.bytes
         return grown >= max(self._log_bytes, least) or (grown >= least and batches >= BATCHES_MAX)
 
+    def _is_urgent(self) -> bool:
+        """Whether one would make room on a disk that has little (rule 4)."""
+        if not self._is_pressed() or not self._cleaning[0]:
+            return False
+        if time.monotonic() < self._pressed_not_before_s:
+            return False
+        is_new = self._appended() - self._mark > IDLE_BYTES
+        if min(self._archived(), self._log.durable) > self.last.batch:
+            return is_new or not self._is_settled
+        if self._log.durable == self.last.batch and not self._is_settled:
+            self._add_batch()
+        return False
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            if self.due and self._has_room() and time.monotonic() >= self._not_before_s:
+            if not self._has_room(2 * self.last.bytes) or time.monotonic() < self._not_before_s:
+                continue
+            if self.due or self._is_urgent():
                 await self.order()
 
     async def order(self) -> None:
         """A keeper has run to its end, well or not."""
         mark, wall_ms = self._appended(), self._wall_ms()
         live_percent, file_bytes = self._cleaning
-        upto = min(self._archived(), self._log.durable)
+        durable = self._log.durable
+        upto = min(self._archived(), durable)
         if upto <= self.last.batch:
-            upto, live_percent = self._log.durable, 0
+            upto, live_percent = durable, 0
         order = Order(upto, wall_ms, self._settings, live_percent, file_bytes, *self._journal)
         loop = asyncio.get_running_loop()
         try:
@@ -142,7 +176,11 @@ class Keeping:
         self.last.batch, self.last.wall_ms = done.batch, wall_ms
         self.last.bytes, self.last.seconds = done.bytes, done.seconds
         self._looked = done.looked
+        is_all = live_percent > 0 and upto == durable
+        self._is_settled = is_all and self._was_all and mark - self._mark <= IDLE_BYTES
+        self._was_all = is_all
         self._mark, self._retry_s = mark, RETRY_S
+        self._pressed_not_before_s = time.monotonic() + max(PRESSED_S, 4 * done.seconds)
         _log.info(
             "checkpoint of batch %d: %d bytes in %.1f s", done.batch, done.bytes, done.seconds
         )
