@@ -105,6 +105,8 @@ class Operator:
     # The broker's ends.
 
     def ending(self) -> None:
+        for worker in self.workers:
+            worker.blameless = False  # the next life of the broker does not stand still
         self.oracle.ended_a_life()
         if self.process.troubled:
             self.oracle.power_lost()  # what a failed sync leaves in the cache is not on the disk
@@ -228,7 +230,7 @@ class Operator:
         took = self.rng.randint(100 * MS, 12 * S)
         self.world.note("operator", "the broker stands still for %d ms", took // MS)
         self.process.freeze(took)
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.5 and self.process.state == "up":
             for worker in self.workers:
                 worker.suspend(took)
 

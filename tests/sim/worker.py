@@ -81,7 +81,7 @@ class Worker:
         self.rng = self.world.rng(name)
         self.risk_tick = -1
         self.risk_at = -(10**12)
-        self.suspended = False
+        self.suspended = self.blameless = False
         self.session = self.rng.randbytes(16)
         self.parent = Parent(self, name, *arguments)
         self.members = [
@@ -107,7 +107,7 @@ class Worker:
     def excused_since(self, tick: int) -> bool:
         """Whether anything was done to it after which a lease may be lost."""
         broken = any(each.wire and each.wire.broken_at for each in self.clients)
-        speechless = not self.parent.open or (self.parent.silent and not self.suspended)
+        speechless = not self.parent.open or (self.parent.silent and not self.blameless)
         soon = self.world.now - self.risk_at < 2 * self.swarm.config["session_timeout_ms"] * MS
         return broken or speechless or soon or self.risk_tick >= tick
 
@@ -149,7 +149,7 @@ class Worker:
         self.world.note(self.name, "stalls for %d ms", us // MS)
         self.world.sometimes["a worker stalled"] += 1
         self.risk()
-        self.suspended = False
+        self.suspended = self.blameless = False
         for client in self.clients:
             client.silent = True
         self.world.after(us, self.wake)
@@ -159,11 +159,13 @@ class Worker:
         if not any(client.silent for client in self.clients):
             for client in self.clients:
                 client.silent = True
-            self.suspended = True
+            self.suspended = self.blameless = True
             self.world.after(us, self.resume)
 
     def resume(self) -> None:
         if self.suspended:
+            if not self.blameless:
+                self.risk()
             self.suspended = False
             for client in self.clients:
                 client.silent = False

@@ -21,6 +21,7 @@ BANK = [
         "qbroker.core.publishing:decide_publish",
         "duplicate=True)",
         "duplicate=True), synced=False",
+        focus=frozenset(("reset", "storm", "cut on an answer", "slow sync")),
     ),
     Planted(
         "skip_directory_sync",
@@ -162,7 +163,7 @@ BANK = [
     Planted(
         "credit_leaks",
         "an acked message goes on using its subscription's credit",
-        "qbroker.core.state:BrokerState.unlease_neighbours",
+        "qbroker.core.state:BrokerState.let_go",
         "consumer.unsettled -= count",
         "consumer.unsettled -= count - 1",
     ),
