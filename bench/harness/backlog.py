@@ -29,6 +29,7 @@ from qprotocol.frames import (
     Watch,
 )
 from qprotocol.ids import mint, unpack_id
+from qprotocol.limits import OUTCOMES_MAX
 from qprotocol.message import Message, Outcome
 
 BATCH = 100
@@ -106,9 +107,11 @@ def settle_with_results(port: int, queue: str, count: int, size: int) -> None:
                 for position in range(first, first + length)
             ]
             taken += len(outcomes)
-            correlation += 1
-            frame = Settle(count=len(outcomes), correlation=correlation, raw=b"".join(outcomes))
-            connection.send(frame)
+            for at in range(0, len(outcomes), OUTCOMES_MAX):
+                some = outcomes[at : at + OUTCOMES_MAX]
+                correlation += 1
+                frame = Settle(count=len(some), correlation=correlation, raw=b"".join(some))
+                connection.send(frame)
     connection.close()
 
 
