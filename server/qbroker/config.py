@@ -125,7 +125,7 @@ class Config:
     disk_critical_bytes: str = setting("1%,256MiB", ROOM, None,
         "Room of which checkpoints and the archive leave a quarter.")
 
-    checkpoint_log_bytes: int = setting(256 * MIB, SIZE, (64 * KIB, 1024 * GIB),
+    checkpoint_log_bytes: int = setting(64 * MIB, SIZE, (64 * KIB, 1024 * GIB),
         "Log after which a checkpoint is due: smaller starts sooner, larger writes less.")
 
     clean_live_percent: int = setting(50, COUNT, (0, 90),
