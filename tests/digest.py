@@ -23,7 +23,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "scheduled": scheduled(state),
         "leases": {p: holder(grant, p) for p, grant in sorted(state.leases.items())},
         "attempts": {
-            p: (*a.counters(), a.error, a.reason, a.run and a.run.number, a.waits)
+            p: (*a.counters(), a.error, a.reason, a.run and a.run.number, a.waits, a.claims_from)
             for p, a in sorted(state.attempts.items())
         },
         "moved": sorted(state.moved.items()),

@@ -56,7 +56,13 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
     Member: ({"session", "number", "grants"}, {"connection"}),
     Session: ({"id", "members"}, {"alive_until_ms", "over"}),
-    Attempts: ({"deliveries", "failures", "crashes", "error", "reason", "run", "waits"}, set()),
+    Attempts: (
+        {
+            *("deliveries", "failures", "crashes", "error"),
+            *("reason", "run", "waits", "claims_from"),
+        },
+        set(),
+    ),
     Producer: ({"highest", "window", "seen_ms"}, set()),
     Upload: (
         {"staged", "timers", "expiries", "delayed", "named", "continued", "last", "count", "parts"},
@@ -178,8 +184,8 @@ def test_a_section_that_is_missing_is_named() -> None:
 
 def test_a_newer_version_is_refused() -> None:
     sections = dict(encode(BrokerState(Settings())))
-    sections["broker"] = pack_columns([3, 1, {}, {}, "news"])
-    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 3.*reads 2"):
+    sections["broker"] = pack_columns([4, 1, {}, {}, "news"])
+    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 4.*reads 3"):
         decode(Settings(), sections)
 
 
@@ -195,6 +201,23 @@ def test_the_first_version_is_read_and_has_counted_nothing() -> None:
     found = decode(Settings(), sections).numbered[0]
     assert (found.name, found.ready, dict(found.counts)) == ("old", 3, {})
     assert dict(again(state).numbered[0].counts) == {"published": 7}
+
+
+def test_the_second_version_is_read_and_any_grant_can_be_claimed() -> None:
+    state = BrokerState(Settings())
+    state.open_lane(0, state.open_queue(0, "old", QueueOptions()), "", b"")
+    run = state.run_numbered(128)
+    state.wait_in_front(run, 7, 2, 99)
+    assert again(state).attempts[8].claims_from == 99
+    sections = dict(encode(state))
+    (_, *values), (reasons, columns) = (
+        unpack_columns(sections["broker"])[0],
+        unpack_columns(sections["attempts"]),
+    )
+    sections["broker"] = pack_columns([2, *values])
+    sections["attempts"] = pack_columns(reasons, columns[:-1])
+    found = decode(Settings(), sections).attempts
+    assert [(p, a.deliveries, a.claims_from) for p, a in found.items()] == [(7, 1, 0), (8, 1, 0)]
 
 
 @pytest.mark.parametrize("name", SECTIONS)

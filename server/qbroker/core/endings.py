@@ -100,7 +100,9 @@ def wait_again(state: BrokerState, record: r.Settled, run: Run, known: Attempts)
     if record.replaced:
         state.attempts[record.position] = known
         return
-    state.attempts[record.position] = known._replace(run=run, waits=bool(record.due_ms))
+    state.attempts[record.position] = known._replace(
+        run=run, waits=bool(record.due_ms), claims_from=record.grant + 1
+    )
     if record.due_ms:
         state.later(run, record.position, record.due_ms)
     else:
@@ -119,7 +121,11 @@ def bury(state: BrokerState, position: int, record: r.Settled, run: Run) -> None
     queue.counts["dead_lettered"] += 1
     target = state.lanes[record.lane].run(run.priority)
     state.attempts[record.position] = known._replace(
-        error=position, reason=record.reason, run=target, waits=False
+        error=position,
+        reason=record.reason,
+        run=target,
+        waits=False,
+        claims_from=record.grant + 1,
     )
     state.ready(target, record.position, 1)
     entry = finished(record, position, known.failures)
@@ -142,7 +148,7 @@ def apply_returned(state: BrokerState, _position: int, record: r.Returned) -> No
     for grant, first, count in neighbours(state.leases, record.positions):
         for run, start, length in state.unlease_neighbours(grant, first, count):
             run.lane.queue.counts["returned"] += length
-            state.wait_in_front(run, start, length)
+            state.wait_in_front(run, start, length, grant.number)
 
 
 def neighbours(leases: dict[int, Grant], positions: list[int]) -> list[tuple[Grant, int, int]]:

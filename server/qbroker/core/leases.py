@@ -167,6 +167,8 @@ class Attempts(NamedTuple):
     """Where it waits, ready or for its due time."""
     waits: bool = False
     """In the timers, not in its run."""
+    claims_from: int = 0
+    """Grants below this cannot be claimed any more: a lease by it or a later one has ended."""
 
     def counters(self) -> tuple[int, int, int]:
         """Deliveries, failures and crashes, as far as 16 bits can say."""

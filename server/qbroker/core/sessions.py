@@ -7,6 +7,7 @@ what it still runs, and keeps it. A plain consumer's end with its connection.
     of a lease of this session    the same grant                               kept
     the same, by a child          its parent has claimed it                    handed down
     of an earlier epoch           a grant the log never saw, message waits     claimed
+    the same                      that or a later lease of it was settled      lost
     any other                     settled, given back, or handed out anew      lost
 """
 
@@ -139,21 +140,17 @@ def was_never_logged(state: BrokerState, position: int, number: int) -> bool:
 def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run | None:
     """The run of a message that such a grant may be revived for; None if there is none.
 
-    It waits in its run; or it is leased under an older grant, whose end was lost, too.
+    It waits in its run, and no lease by this grant was settled, nor was a later one given; or
+    it is leased under an older grant, whose end was lost, too.
     """
     if not was_never_logged(state, position, number):
         return None
     grant = state.leases.get(position)
     if grant:
         return grant.run_of(position) if grant.number < number else None
-    return run_holding(state, position, raw)
-
-
-def run_holding(state: BrokerState, position: int, raw: bytes) -> Run | None:
-    """The run in which a message waits, by its bytes; None if it does not."""
     attempts = state.touched(position)
     if attempts:
-        return None if attempts.waits else attempts.run
+        return None if attempts.waits or number < attempts.claims_from else attempts.run
     run = run_of(state, raw)
     return run if run and position in run else None
 

@@ -24,9 +24,10 @@ from qbroker.core.timers import Timers
 from qprotocol.limits import PRODUCER_WINDOW
 from qprotocol.options import QueueOptions
 
-VERSION = 2
-READ = (1, 2)
-"""Versions that are read. The first knew nothing of what queues had counted."""
+VERSION = 3
+READ = (1, 2, 3)
+"""Versions that are read. The first knew nothing of what queues had counted, the first two
+nothing of which grants can be claimed."""
 
 Block = bytes | memoryview
 Sections = Mapping[str, Block]
@@ -230,7 +231,7 @@ def restore_leases(state: BrokerState, block: Block) -> None:
         state.leases.update(dict.fromkeys(held, grant))
 
 
-COUNTERS = ("deliveries", "failures", "crashes", "error", "waits")
+COUNTERS = ("deliveries", "failures", "crashes", "error", "waits", "claims_from")
 
 
 def save_attempts(state: BrokerState) -> bytes:
@@ -248,12 +249,14 @@ def save_attempts(state: BrokerState) -> bytes:
 def restore_attempts(state: BrokerState, block: Block) -> None:
     """Messages that went the same way share one value again."""
     reasons, columns = unpack_columns(block)
+    if len(columns) == 2 + len(COUNTERS) - 1:
+        columns.append(column([0] * len(columns[0])))  # before version 3
     shared: dict[Attempts, Attempts] = {}
-    for row, (position, run, *counters, waits) in enumerate(zip(*columns, strict=True)):
+    for row, (position, run, *counters, waits, claims) in enumerate(zip(*columns, strict=True)):
         where = state.run_numbered(run - 1) if run else None
         deliveries, failures, crashes, error = counters
         reason = reasons.get(row, "")
-        each = Attempts(deliveries, failures, crashes, error, reason, where, bool(waits))
+        each = Attempts(deliveries, failures, crashes, error, reason, where, bool(waits), claims)
         state.attempts[position] = shared.setdefault(each, each)
 
 

@@ -274,13 +274,18 @@ class BrokerState:
         """The message's counters, once it was handed out."""
         return self.attempts.get(position, UNTOUCHED)
 
-    def wait_in_front(self, run: Run, first: int, count: int) -> None:
-        """Neighbours that were handed out and came to nothing are ready again."""
-        attempts, before, after = self.attempts, UNTOUCHED, UNTOUCHED._replace(run=run)
+    def wait_in_front(self, run: Run, first: int, count: int, number: int) -> None:
+        """Neighbours that grant ``number`` came to nothing for are ready again.
+
+        That grant can be claimed once more: its worker finds piece by piece what it runs.
+        """
+        attempts, before = self.attempts, UNTOUCHED
+        after = UNTOUCHED._replace(run=run, claims_from=number)
         for position in range(first, first + count):
             known = attempts.get(position, UNTOUCHED)
             if known is not before:
-                before, after = known, known._replace(run=run, waits=False)
+                before = known
+                after = known._replace(run=run, waits=False, claims_from=number)
             attempts[position] = after
         self.ready_again(run, first, count)
 

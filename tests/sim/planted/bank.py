@@ -116,6 +116,14 @@ BANK = [
         "if False:",
     ),
     Planted(
+        "settled_grant_claimed_again",
+        "a grant that was claimed and settled is claimed once more",
+        "qbroker.core.sessions:claimable",
+        "attempts.waits or number < attempts.claims_from",
+        "attempts.waits",
+        focus=frozenset(("tasks", "crash outcome", "kill", "power cut")),
+    ),
+    Planted(
         "claims_window_skipped",
         "after a crash messages are handed out before workers could claim them",
         "qbroker.engine:Engine.run",
