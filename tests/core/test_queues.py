@@ -96,6 +96,16 @@ class Twins:
             for queue, run in self.runs(*place):
                 give_back(queue, run, first, count)
 
+    def bury(self, nth: int, lane: int) -> None:
+        """One that is out comes to the end of a run, as a dead letter does."""
+        if self.out:
+            position = sorted(self.out)[nth % len(self.out)]
+            _, priority = self.out.pop(position)
+            self.waits[position] = lane, priority
+            for queue, run in self.runs(lane, priority):
+                put(queue, run, position)
+            assert [*self.runs(lane, priority)[0][1]][-1] == position
+
     def check(self) -> None:
         order = [position for _, position in self.live.waiting()]
         assert sorted(order) == sorted(self.waits)
@@ -118,6 +128,7 @@ steps = st.one_of(
     st.tuples(st.just("take"), st.integers(1, 6)),
     st.tuples(st.just("remove"), numbers),
     st.tuples(st.just("give_back"), numbers, st.integers(1, 4)),
+    st.tuples(st.just("bury"), numbers, st.integers(0, 2)),
 )
 
 
@@ -186,6 +197,24 @@ def test_neighbours_come_back_around_one_that_kept_its_place() -> None:
     give_back(queue, run, 2, 2)
     assert list(run.given) == [(2, 3)]
     assert taken(queue, 9) == [2, 5, 3]
+
+
+def test_one_that_left_out_of_order_comes_in_anew_at_the_end() -> None:
+    """A dead letter that was claimed and died again, before those in front of it left."""
+    queue = new_queue()
+    run = queue.lanes[0].run(0)
+    for position in (5, 9, 7):
+        put(queue, run, position)
+    for _ in range(2):
+        for position in (9, 7):
+            run.remove(position, 1)
+            queue.ready -= 1
+        assert [list(run), run.size] == [[5], 1]
+        put(queue, run, 9)
+        put(queue, run, 7)
+        assert [list(run), run.size] == [[5, 9, 7], 3]
+    assert taken(queue, 9) == [5, 9, 7]
+    assert [run.skipped, len(run.chunks)] == [set(), 0]
 
 
 def test_a_span_between_two_joins_them() -> None:

@@ -74,6 +74,9 @@ class Run:
 
     def extend(self, first: int, count: int) -> None:
         """Put ``count`` consecutive positions at the end."""
+        if self.skipped:
+            for position in self.skipped.intersection(range(first, first + count)):
+                self._strike(position)
         chunks = self.chunks
         if not chunks or len(chunks[-1]) >= CHUNK_POSITIONS or chunks[-1][-1] >= first:
             chunks.append(array("Q"))
@@ -183,15 +186,27 @@ class Run:
     def __contains__(self, position: int) -> bool:
         if position in self.given:
             return True
-        if position in self.skipped:
-            return False
-        for chunk in self.chunks:
+        return position not in self.skipped and self._find(position) is not None
+
+    def _find(self, position: int) -> tuple[int, int] | None:
+        """Which chunk has it, and where in that."""
+        for number, chunk in enumerate(self.chunks):
             if chunk[0] <= position <= chunk[-1]:
-                start = self.head if chunk is self.chunks[0] else 0
-                index = bisect_left(chunk, position, start)
+                index = bisect_left(chunk, position, 0 if number else self.head)
                 if index < len(chunk) and chunk[index] == position:
-                    return True
-        return False
+                    return number, index
+        return None
+
+    def _strike(self, position: int) -> None:
+        """What was skipped comes in anew: its old entry, which is never the head, is gone."""
+        found = self._find(position)
+        assert found, f"{position} is skipped, and in no chunk"
+        number, index = found
+        chunk = self.chunks[number]
+        self.skipped.discard(position)
+        self.chunks[number] = chunk[:index] + chunk[index + 1 :]
+        if len(chunk) == 1:
+            del self.chunks[number]
 
     def __iter__(self) -> Iterator[int]:
         """Positions in the order they would leave; changes nothing."""
