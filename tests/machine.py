@@ -114,7 +114,7 @@ class Machine:
             self.archive.kill()
         self.ages = Ages()
         self.core = self.rebuilt(self.log)
-        self.bodies = Bodies(self.log, self.window_bytes)
+        self.bodies = Bodies(self.log, self.window_bytes, lambda: self.mono_ms)
         self.peers: dict[int, Peer] = {}
         self.delivery = PatientDelivery(
             self.bodies,

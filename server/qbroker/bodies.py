@@ -24,6 +24,9 @@ from qbroker.log.salvage import Damage
 from qprotocol import wire
 
 READ_AHEAD_BYTES = 512 * 1024
+UNREADABLE_MS = 60_000
+"""How long the disk may refuse a batch at every look until it counts as damaged: nobody would
+get past it any more. Looks that are a sixth of that apart do not belong together."""
 _ENTRY_BYTES = 200
 """What an entry costs beside its bytes."""
 
@@ -97,9 +100,16 @@ class Bodies:
     """Batches in memory, least recently used first."""
 
     def __init__(
-        self, log: Log, bytes_max: int, keep_evidence: Callable[[Damage], str] = no_evidence
+        self,
+        log: Log,
+        bytes_max: int,
+        mono_ms: Callable[[], int],
+        keep_evidence: Callable[[Damage], str] = no_evidence,
     ) -> None:
         self.log = log
+        self._mono_ms = mono_ms
+        self._refused: dict[int, tuple[int, int]] = {}
+        """Batches that the disk refuses: since when, and when it last did."""
         self._keep_evidence = keep_evidence
         self._bytes_max = bytes_max
         self._batches: OrderedDict[int, list[Body]] = OrderedDict()
@@ -139,7 +149,10 @@ class Bodies:
         return [p for p in positions if wire.batch_of(p) not in self._batches]
 
     def load(self, positions: list[int]) -> Loaded:
-        """Read the batches of these positions, and some that follow. For a thread."""
+        """Read the batches of these positions, and some that follow. For a thread.
+
+        Raises UnreadableError if the disk refuses, for UNREADABLE_MS: the bytes may be intact.
+        """
         loaded: Loaded = {}
         for position in positions:
             if wire.batch_of(position) in loaded:
@@ -164,12 +177,26 @@ class Bodies:
         """The batch, and some that follow, less what is damaged. Alone, if that is too much."""
         for min_bytes in (READ_AHEAD_BYTES, 1):
             try:
-                return self.log.read_block(batch, min_bytes, damaged)
+                found = self.log.read_block(batch, min_bytes, damaged)
             except CorruptError as error:
                 damaged.clear()
                 trouble = error
+            else:
+                self._refused.pop(batch, None)
+                return found
+        if isinstance(trouble, UnreadableError) and not self._is_hopeless(batch):
+            raise trouble
         damaged.append(whole_batch(trouble, batch, 1 << wire.SLOT_BITS))
         return []
+
+    def _is_hopeless(self, batch: int) -> bool:
+        """Note that the disk refuses the batch; whether it has done so for UNREADABLE_MS."""
+        now = self._mono_ms()
+        since, last = self._refused.get(batch, (now, now))
+        if now - last > UNREADABLE_MS // 6:
+            since = now
+        self._refused[batch] = since, now
+        return now - since >= UNREADABLE_MS
 
     def keep(self, loaded: Loaded) -> None:
         """Put in what ``load`` gave, but for batches that are here by now. See ``shrink``."""

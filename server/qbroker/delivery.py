@@ -201,21 +201,22 @@ class Delivery:
         unwritten = list(self._bodies.unwritten()) if lookup.id else []
         bodies = self._bodies
 
-        def find() -> Found:
+        def search() -> Found:
             read = {position: read_message(bodies, position) for position in cold}
             out = Found(found.messages | wanted(read, lookup.id))
             if lookup.id and not out.messages:
                 name, minted = pack_id(lookup.id)
                 if minted and not lookup.archive:
-                    try:
-                        hits = find_minted(bodies.log, minted_ms(name), name, unwritten)
-                    except UnreadableError as error:  # that it cannot be read says nothing of it
-                        out.trouble = str(error)
-                        return out
-                    out.messages |= hits
+                    out.messages |= find_minted(bodies.log, minted_ms(name), name, unwritten)
                 if not out.messages:
                     self._remember(out, name, minted=minted)
             return out
+
+        def find() -> Found:
+            try:
+                return search()
+            except UnreadableError as error:  # that it cannot be read says nothing of it
+                return Found(found.messages, trouble=str(error))
 
         return find
 
@@ -237,9 +238,14 @@ def wanted(found: dict[int, bytes], task_id: str) -> dict[int, bytes]:
 
 
 def read_message(bodies: Bodies, position: int) -> bytes:
-    """The message at ``position`` as far as its own record holds it; empty if there is none."""
+    """The message at ``position`` as far as its own record holds it; empty if there is none.
+
+    Raises UnreadableError.
+    """
     try:
         loaded = bodies.load([position])
+    except UnreadableError:
+        raise
     except LogError:
         return b""
     for body in loaded.get(batch_of(position), ()):

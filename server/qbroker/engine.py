@@ -78,8 +78,9 @@ class Engine:
         self._core = core
         self._ages = ages
         self._timings = timings
-        self._bodies = Bodies(log, config.window_bytes_max, Evidence(config.data, log).keep)
         self._clock = machine = machine or Machine()
+        keep = Evidence(config.data, log).keep
+        self._bodies = Bodies(log, config.window_bytes_max, machine.mono_ms, keep)
         self._readers, self._writer = machine.readers(), machine.writer()
         self._connections: dict[int, Connection] = {}
         questions, searches = (

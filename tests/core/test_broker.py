@@ -8,10 +8,11 @@ import pytest
 
 from digest import check_places
 from machine import Machine, Peer
+from qbroker.core import effects as e
 from qbroker.core import records as r
 from qbroker.core.leases import Attempts, Grant, Member
 from qbroker.core.queues import Lane, Queue
-from qbroker.core.results import DEADLINES_SPARE, Finished, Results, Waiter
+from qbroker.core.results import DEADLINES_SPARE, Finished, Found, Results, Waiter
 from qbroker.core.settings import DISPATCH_MESSAGES_MAX
 from qprotocol import frames as f
 from qprotocol import wire
@@ -218,3 +219,21 @@ def test_messages_that_were_only_handed_out_share_their_counters(machine: Machin
     assert len(attempts) == 1_000
     assert len({id(each) for each in attempts.values()}) <= 2
     assert {each.deliveries for each in attempts.values()} == {3}
+
+
+def test_a_hello_whose_tokens_the_log_cannot_tell_of_changes_nothing(machine: Machine) -> None:
+    peer = greeted(machine)
+    fill(machine, peer, 1)
+    (position,) = (p for q in machine.core.state.numbered for _, p in q.waiting())
+    machine.crash()
+    session, token = b"s" * 16, wire.TOKEN.pack(position, (1 << wire.EPOCH_SHIFT) + 1)
+    hello = f.Hello(
+        correlation=1, protocol=1, role="worker", client_id="t", session=session, raw=token
+    )
+    answer, close = machine.core.execute(
+        7, hello, machine.now, machine.append, Found(trouble="Input/output error")
+    )
+    assert (answer.frame.code, answer.frame.retryable) == ("DISK_STALLED", True)
+    assert "none is lost: Input/output error" in answer.frame.message
+    assert isinstance(close, e.Close)
+    assert (machine.core.state.sessions, machine.core.state.leases) == ({}, {})

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from engine.conftest import Place, ack_all, bodies
+from engine.conftest import Peer, Place, ack_all, bodies
+from qbroker.bodies import UNREADABLE_MS
 from qbroker.config import Config
 from qbroker.engine import Engine
 from qbroker.log.errors import LogFailed, TrimmedError, UnreadableError
@@ -264,9 +265,6 @@ def test_a_task_is_found_by_its_id_alone(place: Place) -> None:
 def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) -> None:
     """A disk that does not answer says nothing of the task: the client is told to ask again."""
 
-    def unreadable(*_arguments: Any, **_options: Any) -> Any:
-        raise UnreadableError("1.qlog", 0, 1, 1, "Input/output error")
-
     async def story() -> None:
         async with place.engine(window_bytes_max=0) as engine:
             peer = place.peer(engine)
@@ -311,6 +309,92 @@ def test_a_connection_whose_deliveries_cannot_be_read_ends_and_its_leases_go_bac
             (raw,) = bodies(await other.get(f.Deliver))
             assert unpack_message(raw).body == b"cold"
             assert engine.failure is None
+
+    run(story())
+
+
+def unreadable(*_arguments: Any, **_options: Any) -> Any:
+    raise UnreadableError("1.qlog", 0, 1, 1, "Input/output error")
+
+
+def test_a_disk_that_refuses_for_a_while_sets_nothing_aside(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends, its leases go back. What is refused for a minute is damaged."""
+    now_ms = 0
+
+    async def tried(engine: Engine) -> Peer:
+        peer = place.peer(engine)
+        await peer.hello("consumer")
+        await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
+        return peer
+
+    async def refused(engine: Engine) -> None:
+        peer = await tried(engine)
+        error = await peer.get(f.Error)
+        assert (error.code, error.retryable) == ("DISK_STALLED", True)
+        engine.disconnected(peer)
+        assert place.core.state.quarantined == {}
+
+    async def story() -> None:
+        nonlocal now_ms
+        async with place.engine(window_bytes_max=0) as engine:
+            engine._bodies._mono_ms = lambda: now_ms
+            publisher = place.peer(engine)
+            await publisher.hello()
+            confirmed = await publisher.publish(Message("q", b"cold"), sequence=1)
+            await publisher.publish(Message("other", b"pushes the window"), sequence=2)
+            aside: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), "read_block", unreadable)
+                await refused(engine)
+                now_ms += UNREADABLE_MS  # nobody looked meanwhile: it need not be the same trouble
+                for _ in range(6):
+                    await refused(engine)
+                    now_ms += UNREADABLE_MS // 6
+            peer = await tried(engine)
+            (raw,) = bodies(await peer.get(f.Deliver))
+            assert unpack_message(raw).body == b"cold"
+            engine.disconnected(peer)
+            await publisher.publish(Message("other", b"pushes it again"), sequence=3)
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), "read_block", unreadable)
+                for _ in range(6):
+                    await refused(engine)
+                    now_ms += UNREADABLE_MS // 6
+                engine._delivery.on_damaged = lambda lost, *_why: aside.set_result(lost)
+                await tried(engine)
+                assert await asyncio.wait_for(aside, timeout=20) == [confirmed.first]
+            assert engine.failure is None
+
+    run(story())
+
+
+def test_a_claim_is_not_lost_because_the_disk_refuses(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told to come again, and then keeps what it runs."""
+
+    async def story() -> None:
+        async with place.engine(killed=True) as engine:
+            worker = place.peer(engine)
+            await worker.hello("worker", SESSION)
+            confirmed = await worker.publish(Message("q", b"x"), sequence=1)
+        grant = (place.core.state.epoch << wire.EPOCH_SHIFT) + 1
+        async with place.engine(claims_ms=60_000) as engine:
+            token = wire.TOKEN.pack(confirmed.first, grant)
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), "read_block", unreadable)
+                peer = place.peer(engine)
+                peer.say(
+                    f.Hello(protocol=1, role="worker", client_id="t", session=SESSION, raw=token)
+                )
+                error = await peer.get(f.Error)
+            assert (error.code, error.retryable) == ("DISK_STALLED", True)
+            assert "none is lost" in error.message
+            again = place.peer(engine)
+            assert (await again.hello("worker", SESSION, raw=token)).raw == b""
+            assert confirmed.first in place.core.state.leases
 
     run(story())
 

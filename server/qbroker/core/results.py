@@ -70,7 +70,7 @@ class Found:
     remembered: Remembered | None = None
     """What it said; None if it knows nothing."""
     trouble: str = ""
-    """Why it could not answer, in a sentence."""
+    """Why it could not answer, or the log could not be read, in a sentence."""
 
 
 @dataclass(slots=True, eq=False)

@@ -38,6 +38,12 @@ def decide_hello(
     unsure = [p for p, g in tokens if p not in state.leases and was_never_logged(state, p, g)]
     if unsure and found is None:
         return Decision(effects=[Lookup(connection, frame, positions=tuple(unsure))])
+    if found and found.trouble:
+        raise RefusedError(
+            "DISK_STALLED",
+            f"the broker cannot tell which of {len(tokens)} tokens still hold, so none is lost: "
+            f"{found.trouble}; go on with that work, and say Hello again",
+        )
     if frame.session and session is None:
         session = state.sessions[frame.session] = Session(frame.session)
     member = session.member(frame.member) if session else Member(None, 0)
