@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 
 from harness.results import Record, Results
-from harness.targets import OURS, SCENARIOS, THEIRS, Figure
+from harness.targets import OURS, SCENARIOS, THEIRS, Figure, of_group
 
-_BEGIN = "<!-- table: written by run.py --write -->"
-_END = "<!-- table: end -->"
+_BEGIN = "<!-- {group} table: written by run.py --write -->"
+_END = "<!-- {group} table: end -->"
 _HEAD = (
     "figure",
     "qbroker",
@@ -25,10 +25,13 @@ CALM_PERCENT = 3.0
 
 def table(results: Results, names: Iterable[str]) -> str:
     """The figures of these scenarios as Markdown that also reads well on a terminal."""
+    names = list(names)
     rows: list[tuple[str, ...]] = [_HEAD]
     for name in names:
         if record := results.records.get(name):
             rows += [_row(figure, name, record) for figure in SCENARIOS[name].figures]
+    if not any(THEIRS in SCENARIOS[name].sides for name in names):
+        rows = [(*row[:2], *row[4:]) for row in rows]  # nobody to be compared with
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -52,23 +55,30 @@ def remarks(results: Results, names: Iterable[str]) -> list[str]:
 
 
 def write(readme: Path, results: Results) -> None:
-    """The text between the markers of `readme` is that of `results`."""
-    before, _, rest = readme.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
+    """The text between the markers of `readme` is that of `results`, a table a group."""
+    text = readme.read_text()
+    for group in dict.fromkeys(scenario.group for scenario in SCENARIOS.values()):
+        begin, end = _BEGIN.format(group=group), _END.format(group=group)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{_section(results, of_group(group))}\n{end}{after}"
+    readme.write_text(text)
+
+
+def _section(results: Results, names: list[str]) -> str:
     parts = [
         "Machine: " + ", ".join(f"{key} {value}" for key, value in results.machine.items()) + ".",
         "Versions: " + ", ".join(f"{key} {value}" for key, value in results.versions.items()) + ".",
-        "Measured: " + _measured(results) + ".",
-        table(results, SCENARIOS),
-        "\n".join(f"- {remark}" for remark in remarks(results, SCENARIOS)),
+        "Measured: " + _measured(results, names) + ".",
+        table(results, names),
+        "\n".join(f"- {remark}" for remark in remarks(results, names)),
     ]
-    body = "\n\n".join(part for part in parts if part)
-    readme.write_text(f"{before}{_BEGIN}\n{body}\n{_END}{after}")
+    return "\n\n".join(part for part in parts if part)
 
 
-def _measured(results: Results) -> str:
+def _measured(results: Results, names: list[str]) -> str:
     days: dict[str, list[str]] = {}
-    for name in SCENARIOS:
+    for name in names:
         if record := results.records.get(name):
             days.setdefault(f"{record.measured} at {record.commit or 'no commit'}", []).append(name)
     if len(days) == 1:
