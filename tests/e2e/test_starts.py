@@ -46,7 +46,7 @@ class Wreck:
     def load(self) -> None:
         """Messages stay, come and go, until a checkpoint is begun or stands; then a kill."""
         talker = self.broker.connect()
-        talker.consume("work", "tasks", credit=1_000)
+        talker.consume("work", "tasks", credit=10_000)  # some are left of each turn
         keeper = self.rng.choice((".tmp", ".qckp", ""))
         before = self.sight.checkpoint_names()
         for _ in range(3):
