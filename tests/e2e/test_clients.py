@@ -92,7 +92,8 @@ def test_an_atomic_send_of_small_calls_is_cut_by_their_number(
 ) -> None:
     """So many fit a frame by their bytes, but not by their number."""
     marks = [str(number) for number in range(1_200)]
-    assert len(tasks.app.send_many(map(tasks.note.s, marks), atomic=True)) == len(marks)
+    with tasks.app:
+        assert len(tasks.app.send_many(map(tasks.note.s, marks), atomic=True)) == len(marks)
     assert marks_in(broker) == dict.fromkeys(marks, 1)
 
 

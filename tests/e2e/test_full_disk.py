@@ -101,7 +101,8 @@ def test_publishes_stop_in_time_and_all_else_goes_on(small_disk: Daemon) -> None
     producer, worker = broker.connect("producer"), broker.connect()
     confirmed = publish_until_refused(producer)
     assert confirmed > 300
-    assert free_bytes(broker) > 8 * MIB
+    # In time: a spare segment and the archive still find room behind the refusal
+    assert free_bytes(broker) > 4 * MIB
     until(heard(producer, Blocked), "Blocked")
     assert has_said(broker, "less than disk_low_bytes (16.0 MiB): publishes are refused")()
     # Everything that was confirmed can be consumed and acked meanwhile
