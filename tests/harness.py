@@ -21,6 +21,7 @@ from qbroker.core.settings import Settings
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
+from qprotocol.lanekeys import KEY_OPTIONS, LaneKeys
 from qprotocol.message import Message, Outcome, unpack_message, walk
 from qprotocol.options import RetryPolicy
 from transcript import (
@@ -218,10 +219,15 @@ class Harness:
             priority=words.number("priority"),
             due_ms=self.at(words, "in"),
             expires_ms=self.at(words, "expires"),
-            keys=words.text("keys").encode(),
+            keys=self.lane_keys(words),
             flags=sum(MESSAGE_FLAGS[name] for name in words.text("flags").split(",") if name),
         )
         return packed.pack()
+
+    def lane_keys(self, words: Words) -> bytes:
+        *texts, weight = KEY_OPTIONS.values()
+        raw = words.text("keys").encode()
+        return raw or LaneKeys(*map(words.text, texts), words.number(weight, 1)).pack()
 
     def at(self, words: Words, name: str) -> int:
         return self.machine.wall_ms + words.duration(name) if name in words.options else 0

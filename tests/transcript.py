@@ -11,6 +11,7 @@ from qbroker.core import records as r
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
+from qprotocol.lanekeys import KEY_OPTIONS, NO_KEYS, LaneKeys
 from qprotocol.message import unpack_message
 from qprotocol.states import State
 
@@ -99,12 +100,19 @@ CHANGE_NAMES = {
 }
 
 
+def shown_keys(keys: bytes) -> list[tuple[str, object]]:
+    """The lane keys that are there, by the names of their options."""
+    known = zip(KEY_OPTIONS.values(), LaneKeys.unpack(keys), NO_KEYS, strict=True)
+    return [(name, value) for name, value, absent in known if value != absent]
+
+
 def shown_record(record: r.Record) -> str:
     kind = type(record).__name__
     if isinstance(record, r.Published | r.PartStored):
         return f"{kind} {shown_batch(record.batch)} {shown_fields(record, ('batch', 'wall_ms'))}"
     if isinstance(record, r.LaneOpened):
-        rest = shown_fields(record, ("number", "queue"))
+        rest = shown_fields(record, ("number", "queue", "keys"))
+        rest += "".join(f" {name}={value}" for name, value in shown_keys(record.keys))
         return f"{kind} number={record.number} queue={record.queue} {rest}".rstrip()
     if isinstance(record, r.Granted):
         runs = [

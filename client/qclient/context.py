@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from qclient.serialization import DecodeError, decode, decode_call, encode_call, pack
 from qprotocol import wire
+from qprotocol.lanekeys import NO_KEYS, LaneKeys
 from qprotocol.message import Delivery
 from qprotocol.options import RetryPolicy
 
@@ -41,6 +42,8 @@ class Context:
     """Workers that died while running it."""
     queue: str = ""
     priority: int = 0
+    keys: LaneKeys = NO_KEYS
+    """What it is limited, ordered and shared out by."""
     eta: datetime | None = None
     expires: datetime | None = None
     root_id: str = ""
@@ -67,6 +70,10 @@ class Context:
         """The request in a delivery. Raises DecodeError if its body or headers are not ours."""
         message = delivery.message
         args, kwargs = decode_call(message.content, message.body)
+        try:
+            keys = LaneKeys.unpack(message.keys) if message.keys else NO_KEYS
+        except ValueError as error:
+            raise DecodeError(str(error)) from error
         context = cls(
             id=message.id,
             task=message.task,
@@ -77,6 +84,7 @@ class Context:
             crashes=delivery.crashes,
             queue=message.queue,
             priority=message.priority,
+            keys=keys,
             eta=moment(message.due_ms),
             expires=moment(message.expires_ms),
             root_id=message.root or message.id,

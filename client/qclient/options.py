@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from qclient.serialization import CONTENTS
 from qprotocol.ids import pack_id
+from qprotocol.lanekeys import LANE_KEY_BYTES_MAX, WEIGHT_MAX
 from qprotocol.limits import NAME_BYTES_MAX, PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 
@@ -29,7 +30,16 @@ class RetryOptions(TypedDict, total=False):
     default_retry_delay: float
 
 
-class SendOptions(RetryOptions, total=False):
+class KeyOptions(TypedDict, total=False):
+    """What a message is limited, ordered and shared out by; also of ``self.retry``."""
+
+    limit_key: str
+    ordering_key: str
+    fair_key: str
+    weight: int
+
+
+class SendOptions(RetryOptions, KeyOptions, total=False):
     """What a task declares and a call may say otherwise."""
 
     queue: str
@@ -59,7 +69,7 @@ class CallOptions(SendOptions, total=False):
     headers: Mapping[str, Any]
 
 
-class ReplaceOptions(TypedDict, total=False):
+class ReplaceOptions(KeyOptions, total=False):
     """What ``self.retry`` may change of the message, besides its arguments."""
 
     queue: str
@@ -86,6 +96,10 @@ def is_number(value: Any, least: float = 0) -> bool:
 
 def is_name(value: Any) -> bool:
     return isinstance(value, str) and 1 <= len(value.encode()) <= NAME_BYTES_MAX
+
+
+def is_key(value: Any) -> bool:
+    return isinstance(value, str) and len(value.encode()) <= LANE_KEY_BYTES_MAX
 
 
 def is_exceptions(value: Any) -> bool:
@@ -122,22 +136,36 @@ RETRY: dict[str, Option] = {
     "retry_jitter": FLAG,
     "default_retry_delay": SECONDS,
 }
-SEND: dict[str, Option] = RETRY | {
-    "queue": Option(f"the name of a queue, up to {NAME_BYTES_MAX} bytes", is_name),
-    "priority": Option(
-        f"a whole number from {PRIORITY_MIN} to {PRIORITY_MAX}, higher is sooner",
-        lambda v: type(v) is int and PRIORITY_MIN <= v <= PRIORITY_MAX,
+KEY = Option(f"a string of up to {LANE_KEY_BYTES_MAX} bytes; empty for none", is_key)
+KEYS: dict[str, Option] = {
+    "limit_key": KEY,
+    "ordering_key": KEY,
+    "fair_key": KEY,
+    "weight": Option(
+        f"a whole number from 1 to {WEIGHT_MAX}: what it takes of a limit",
+        lambda v: type(v) is int and 1 <= v <= WEIGHT_MAX,
     ),
-    "expires": Option(
-        "seconds, a timedelta, or a datetime with a time zone",
-        lambda v: is_number(v) or isinstance(v, timedelta) or is_moment(v),
-    ),
-    "ignore_result": FLAG,
-    "acks": Option('"late" or "early"', lambda v: v in ("late", "early")),
-    "time_limit": SECONDS_OR_NONE,
-    "soft_time_limit": SECONDS_OR_NONE,
-    "serializer": Option(" or ".join(map(repr, CONTENTS)), lambda v: v in CONTENTS),
 }
+SEND: dict[str, Option] = (
+    RETRY
+    | KEYS
+    | {
+        "queue": Option(f"the name of a queue, up to {NAME_BYTES_MAX} bytes", is_name),
+        "priority": Option(
+            f"a whole number from {PRIORITY_MIN} to {PRIORITY_MAX}, higher is sooner",
+            lambda v: type(v) is int and PRIORITY_MIN <= v <= PRIORITY_MAX,
+        ),
+        "expires": Option(
+            "seconds, a timedelta, or a datetime with a time zone",
+            lambda v: is_number(v) or isinstance(v, timedelta) or is_moment(v),
+        ),
+        "ignore_result": FLAG,
+        "acks": Option('"late" or "early"', lambda v: v in ("late", "early")),
+        "time_limit": SECONDS_OR_NONE,
+        "soft_time_limit": SECONDS_OR_NONE,
+        "serializer": Option(" or ".join(map(repr, CONTENTS)), lambda v: v in CONTENTS),
+    }
+)
 TASK: dict[str, Option] = SEND | {
     "name": Option(
         f"a string of up to {TASK_BYTES_MAX} bytes",
@@ -160,7 +188,9 @@ CALL: dict[str, Option] = SEND | {
         lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v),
     ),
 }
-REPLACE: dict[str, Option] = {name: CALL[name] for name in ReplaceOptions.__annotations__}
+REPLACE: dict[str, Option] = {
+    name: CALL[name] for kind in (KeyOptions, ReplaceOptions) for name in kind.__annotations__
+}
 
 
 def check(

@@ -15,11 +15,12 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from qclient.context import Context, current_request, pack_headers
-from qclient.options import RETRY, moment_ms, retry_policy
+from qclient.options import KEYS, RETRY, moment_ms, retry_policy
 from qclient.routes import is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
 from qprotocol import wire
 from qprotocol.ids import unpack_id
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import BODY_BYTES_HARD_MAX
 from qprotocol.message import Message, pack_route
 from qprotocol.options import RetryPolicy
@@ -182,6 +183,10 @@ class Callee:
             "soft_time_limit": request.soft_time_limit,
             "headers": request.headers,
             "expires": request.expires,
+            "limit_key": request.keys.limit,
+            "ordering_key": request.keys.ordering,
+            "fair_key": request.keys.fair,
+            "weight": request.keys.weight,
             **options,
         }
         recipe = make_recipe(self, kept, {}, request.retry_policy)
@@ -207,11 +212,24 @@ def make_recipe(
         body=b"",
         task=callee.name,
         priority=said.get("priority", conf.task_default_priority),
+        keys=keys_of(said),
         flags=(wire.IGNORE_RESULT if ignore else 0) | (wire.ACK_EARLY if early else 0),
         content=CONTENTS[said.get("serializer", conf.task_serializer)],
         headers=pack_headers(options, policy),
     )
     return Recipe(template, due_of(options), said.get("expires"))
+
+
+def keys_of(said: Mapping[str, Any]) -> bytes:
+    """The lane keys of a call, packed."""
+    if KEYS.keys().isdisjoint(said):
+        return b""
+    return LaneKeys(
+        said.get("limit_key", ""),
+        said.get("ordering_key", ""),
+        said.get("fair_key", ""),
+        said.get("weight", 1),
+    ).pack()
 
 
 def due_of(options: Mapping[str, Any]) -> Any:

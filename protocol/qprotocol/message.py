@@ -35,7 +35,7 @@ class Message:
     due_ms: int = 0
     expires_ms: int = 0
     keys: bytes = b""
-    """Lane keys, opaque here: reserved for concurrency, ordering and fairness keys."""
+    """Lane keys, packed: see lanekeys.py. Checked by the broker."""
     flags: int = 0
     content: int = 0
     """How the body is encoded; the client's business."""

@@ -15,7 +15,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from qprotocol import limits, states, wire
+from qprotocol import lanekeys, limits, states, wire
 from qprotocol.conversation import ANSWERS, TRANSITIONS
 from qprotocol.errors import ERRORS
 from qprotocol.frames import BOTH, FRAMES, Frame
@@ -106,6 +106,11 @@ def layouts() -> str:
     return f"```text\n{text}\n```"
 
 
+def lane_keys() -> str:
+    text = (lanekeys.__doc__ or "").split("\n\n", 1)[1].rstrip()
+    return f"```text\n{text}\n```"
+
+
 def struct_table() -> str:
     texts = documented("wire.py")
     return table(
@@ -173,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "transitions": transitions,
     "frames": frame_table,
     "layouts": layouts,
+    "lane keys": lane_keys,
     "message flags": lambda: constants(MESSAGE_FLAG_NAMES),
     "outcomes": lambda: constants(OUTCOME_NAMES),
     "outcome flags": lambda: constants(OUTCOME_FLAG_NAMES),

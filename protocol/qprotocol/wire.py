@@ -11,7 +11,7 @@ A packed message (envelope version 1), ``MESSAGE`` and then the variable parts::
     | u32    |u8  |u8   |i8   |u8    | u64 ms| u64 ms | u16 len| u8 | u8    |u16 len| u16 len |
     32: route | id | meta | headers | body (the rest)
 
-    route    u8-counted exchange, routing key, task name; then the lane keys
+    route    u8-counted exchange, routing key, task name; then the lane keys (lanekeys.py)
     id       16 bytes if ID_MINTED (a UUIDv7), else UTF-8, 1 to 255 bytes
     meta     u8-counted root id, parent id, principal, trace context
     headers  the client's, opaque: a msgpack map

@@ -16,11 +16,14 @@ from qclient.context import running
 from qclient.mint import mint_many, mint_one, minted
 from qprotocol import wire
 from qprotocol.ids import minted_ms, unpack_id
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import Delivery, Message, unpack_message, walk
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 
 NOW_MS = 1_800_000_000_000
 RAW_ID = mint_one(NOW_MS)
+KEY_DEFAULTS = {"limit_key": "", "ordering_key": "", "fair_key": "", "weight": 1}
+KEYS = st.text(max_size=20) | st.just("é" * 127)
 
 
 @pytest.fixture
@@ -53,6 +56,10 @@ def request_of(message: Message, failures: int = 0) -> Context:
             "countdown": st.integers(0, 1000),
             "expires": st.floats(0, 1000),
             "serializer": st.sampled_from(["msgpack", "json"]),
+            "limit_key": KEYS,
+            "ordering_key": KEYS,
+            "fair_key": KEYS,
+            "weight": st.integers(1, 0xFFFF),
         },
     ),
     args=st.lists(st.integers() | st.text(), max_size=3),
@@ -81,6 +88,7 @@ def test_both_paths_pack_what_the_protocol_packs(options, args, inside) -> None:
     if "expires" in options:
         assert message.expires_ms == NOW_MS + round(options["expires"] * 1000)
     request = request_of(message)
+    assert request.keys == LaneKeys(*(options.get(n, d) for n, d in KEY_DEFAULTS.items()))
     assert request.args == tuple(args)
     assert request.headers == options.get("headers", {})
     if "task_id" in options:

@@ -29,6 +29,7 @@ from qclient.options import (
     TaskOptions,
 )
 from qclient.settings import ELSEWHERE, TABLE
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import unpack_message
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 
@@ -285,6 +286,7 @@ def test_retry_with_other_arguments_replaces_the_message_under_its_id(shop: App)
         kwargs={"y": 2},
         queue="q",
         priority=4,
+        keys=LaneKeys("account-1", "order-1", "tenant-1", 3),
         root_id="r",
         parent_id="p",
         headers={"a": 1},
@@ -306,6 +308,9 @@ def test_retry_with_other_arguments_replaces_the_message_under_its_id(shop: App)
     )
     moved = unpack_message(retried(work, request, queue="slow").replacement)
     assert (moved.queue, moved.priority) == ("slow", 4)
+    assert LaneKeys.unpack(moved.keys) == request.keys
+    other = unpack_message(retried(work, request, limit_key="account-2", fair_key="").replacement)
+    assert LaneKeys.unpack(other.keys) == LaneKeys("account-2", "order-1", "", 3)
     with running(request), pytest.raises(TypeError, match=r"^work\(x"):
         work.retry(args=(1, 2, 3))
 

@@ -14,6 +14,7 @@ from qbroker.core.state import BrokerState
 from qprotocol import wire
 from qprotocol.errors import Refused
 from qprotocol.ids import minted_ms, pack_id
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
@@ -116,6 +117,7 @@ class Survey:
             if exchange:
                 raise RefusedError("NO_EXCHANGE", f"exchange {exchange!r} does not exist")
             check_queue_name(key)
+            LaneKeys.unpack(keys)
         except ValueError as error:
             raise bad(index, str(error)) from error
         lane = self.lane(key, task, keys)
