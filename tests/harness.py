@@ -221,6 +221,7 @@ class Harness:
             expires_ms=self.at(words, "expires"),
             keys=self.lane_keys(words),
             flags=sum(MESSAGE_FLAGS[name] for name in words.text("flags").split(",") if name),
+            fields=bytes.fromhex(words.text("fields")),
         )
         return packed.pack()
 

@@ -3,7 +3,7 @@
 Clients and workers build and read ``Message``. The broker only walks: see ``walk``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from struct import error as struct_error
 from typing import Self
@@ -45,6 +45,17 @@ class Message:
     """Set by the broker; empty when published."""
     trace: str = ""
     headers: bytes = b""
+    fields: bytes = b""
+    """Meta fields, packed: see ``meta_fields``. If there are any, the message is MARKED."""
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Exchange and routing key by which the message came into its queue.
+
+        Both are empty if no exchange brought it. Raises ValueError if they cannot be read.
+        """
+        packed = meta_fields(self.fields).get(wire.ORIGIN)
+        return unpack_origin(packed) if packed else ("", "")
 
     def pack(self) -> bytes:
         """The message's bytes. Raises ValueError naming the field that is out of bounds."""
@@ -102,18 +113,20 @@ def pack_message(route: bytes, message: Message) -> bytes:
     """Like ``Message.pack``, with the route packed before: many messages share one."""
     if type(message.priority) is not int or not (PRIORITY_MIN <= message.priority <= PRIORITY_MAX):
         raise ValueError(f"priority is {message.priority}: from {PRIORITY_MIN} to {PRIORITY_MAX}")
-    flags, raw_id = message.flags & ~wire.ID_MINTED, b""
+    flags, raw_id = message.flags & ~(wire.ID_MINTED | wire.MARKED), b""
     if message.id:
         raw_id, minted = pack_id(message.id)
         flags |= wire.ID_MINTED if minted else 0
     meta = b""
-    if message.root or message.parent or message.principal or message.trace:
+    if message.root or message.parent or message.principal or message.trace or message.fields:
         meta = (
             counted("root", message.root)
             + counted("parent", message.parent)
             + counted("principal", message.principal)
             + counted("trace context", message.trace)
+            + message.fields
         )
+        flags |= wire.MARKED if message.fields else 0
     for name, part in (("the route", route), ("meta", meta), ("headers", message.headers)):
         if len(part) > _U16:
             raise ValueError(f"{name} has {len(part)} bytes: at most {_U16}")
@@ -166,7 +179,7 @@ def unpack_message(raw: bytes, at: int = 0) -> Message:
     minted = bool(flags & wire.ID_MINTED)
     text_id = unpack_id(raw[at : at + n_id], minted=minted) if n_id or minted else ""
     at += n_id
-    root, parent, principal, trace = unpack_meta(raw[at : at + n_meta])
+    root, parent, principal, trace, fields = unpack_meta(raw[at : at + n_meta])
     at += n_meta
     return Message(
         key,
@@ -185,13 +198,17 @@ def unpack_message(raw: bytes, at: int = 0) -> Message:
         principal,
         trace,
         raw[at : at + n_head],
+        fields if flags & wire.MARKED else b"",
     )
 
 
-def unpack_meta(meta: bytes) -> tuple[str, str, str, str]:
-    """Root, parent, principal, trace context; all empty if there is no meta section."""
+def unpack_meta(meta: bytes) -> tuple[str, str, str, str, bytes]:
+    """Root, parent, principal, trace context and what stands behind; empty if there is no meta.
+
+    What stands behind are packed fields if the message is MARKED, else nothing to be read.
+    """
     if not meta:
-        return "", "", "", ""
+        return "", "", "", "", b""
     parts, at = [], 0
     for _ in range(4):
         end = at + 1 + meta[at] if at < len(meta) else len(meta) + 1
@@ -199,7 +216,47 @@ def unpack_meta(meta: bytes) -> tuple[str, str, str, str]:
             raise ValueError("the meta section ends inside a name")
         parts.append(meta[at + 1 : end].decode())
         at = end
-    return parts[0], parts[1], parts[2], parts[3]
+    return parts[0], parts[1], parts[2], parts[3], meta[at:]
+
+
+def meta_fields(packed: bytes) -> dict[int, bytes]:
+    """The meta fields by tag, those of unknown tags too. Raises ValueError if malformed."""
+    found: dict[int, bytes] = {}
+    at, size = 0, wire.META_FIELD.size
+    while at < len(packed):
+        start = at + size
+        whole = start <= len(packed)
+        tag, length = wire.META_FIELD.unpack_from(packed, at) if whole else (packed[at], _U16)
+        at = start + length
+        if at > len(packed):
+            raise ValueError(f"the meta section ends inside the field {tag}")
+        if tag in found:
+            raise ValueError(f"the meta field {tag} comes twice")
+        found[tag] = packed[start:at]
+    return found
+
+
+def pack_fields(fields: Mapping[int, bytes]) -> bytes:
+    """What ``meta_fields`` reads. Raises ValueError for a field over 64 KiB."""
+    for tag, value in fields.items():
+        if len(value) > _U16:
+            raise ValueError(f"the meta field {tag} has {len(value)} bytes: at most {_U16}")
+    return b"".join(
+        wire.META_FIELD.pack(tag, len(value)) + value for tag, value in sorted(fields.items())
+    )
+
+
+def pack_origin(exchange: str, key: str) -> bytes:
+    """The value of the field ORIGIN."""
+    return counted("exchange", exchange) + counted("routing key", key)
+
+
+def unpack_origin(value: bytes) -> tuple[str, str]:
+    """Exchange and routing key of a field ORIGIN. Raises ValueError if malformed."""
+    end = 1 + value[0] if value else 1
+    if len(value) <= end or len(value) != end + 1 + value[end]:
+        raise ValueError("the meta field ORIGIN is not an exchange and a routing key")
+    return value[1:end].decode(), value[end + 1 :].decode()
 
 
 def walk(raw: bytes, at: int = 0) -> Iterator[tuple[int, int]]:

@@ -26,9 +26,10 @@ DOCUMENT = HERE.parent / "PROTOCOL.md"
 COMMAND = "python -m qprotocol.tables"
 
 OUTCOME_NAMES = tuple(name.upper() for name in wire.OUTCOMES.values())
-MESSAGE_FLAG_NAMES = ("ID_MINTED", "IGNORE_RESULT", "ACK_EARLY")
+MESSAGE_FLAG_NAMES = ("ID_MINTED", "IGNORE_RESULT", "ACK_EARLY", "MARKED")
+META_FIELD_NAMES = ("ORIGIN", "UNIQUE")
 OUTCOME_FLAG_NAMES = ("HAS_RESULT", "HAS_POLICY", "NO_RETRY", "HAS_REPLACEMENT", "IN_PARTS")
-STRUCT_NAMES = ("TOKEN", "RUN", "TOUCHED", "ACK_RUN", "POLICY", "PEEKED")
+STRUCT_NAMES = ("TOKEN", "RUN", "TOUCHED", "ACK_RUN", "POLICY", "PEEKED", "META_FIELD")
 
 
 def table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
@@ -180,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layouts": layouts,
     "lane keys": lane_keys,
     "message flags": lambda: constants(MESSAGE_FLAG_NAMES),
+    "meta fields": lambda: constants(META_FIELD_NAMES),
     "outcomes": lambda: constants(OUTCOME_NAMES),
     "outcome flags": lambda: constants(OUTCOME_FLAG_NAMES),
     "rows": struct_table,

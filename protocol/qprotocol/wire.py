@@ -13,12 +13,13 @@ A packed message (envelope version 1), ``MESSAGE`` and then the variable parts::
 
     route    u8-counted exchange, routing key, task name; then the lane keys (lanekeys.py)
     id       16 bytes if ID_MINTED (a UUIDv7), else UTF-8, 1 to 255 bytes
-    meta     u8-counted root id, parent id, principal, trace context
+    meta     u8-counted root id, parent id, principal, trace context; then, if MARKED, fields:
+             tag u8 | length u16 | that many bytes, each tag once
     headers  the client's, opaque: a msgpack map
 
 An id that reads as a UUIDv7 in lower case must travel as its 16 bytes: the broker
-compares bytes, and one id must not have two forms. Bytes of meta after the four names
-are for a later version and are skipped.
+compares bytes, and one id must not have two forms. Bytes of meta after the four names of a
+message that is not MARKED are skipped, and so are fields with an unknown tag.
 
 ``size`` counts the bytes after itself. ``due`` and ``expires`` are wall-clock
 milliseconds since 1970, 0 for none. The namespace of exchanges and queues is
@@ -67,7 +68,18 @@ IGNORE_RESULT = 0x02
 """Nobody will ask for the result: keep failures only."""
 ACK_EARLY = 0x04
 """Started at most once: a lost worker means FAILURE, never a redelivery."""
-MESSAGE_FLAGS = ID_MINTED | IGNORE_RESULT | ACK_EARLY
+MARKED = 0x08
+"""Its meta has fields behind the four names."""
+MESSAGE_FLAGS = ID_MINTED | IGNORE_RESULT | ACK_EARLY | MARKED
+
+# Fields of a message's meta.
+META_FIELD = Struct("<BH")
+"""What stands before each field: its tag, its length."""
+ORIGIN = 1
+"""Set by the broker, refused from clients: u8-counted exchange and routing key that brought the
+message into its queue."""
+UNIQUE = 2
+"""Reserved for unique keys."""
 
 # Outcomes.
 ACK = 1

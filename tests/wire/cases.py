@@ -10,7 +10,7 @@ from typing import Any
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
-from qprotocol.message import Message, Outcome
+from qprotocol.message import Message, Outcome, pack_fields, pack_origin
 from qprotocol.options import RetryPolicy
 
 TOP = 2**64 - 1
@@ -40,6 +40,12 @@ MESSAGES: dict[str, Message] = {
         "alice",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         b"\x81\xa1k\xa1v",
+    ),
+    "routed": Message(
+        "audit",
+        b"hello",
+        fields=pack_fields({wire.ORIGIN: pack_origin("events", "order.paid"), 200: b"later"}),
+        flags=wire.MARKED,
     ),
 }
 PLAIN, TASK = MESSAGES["plain"].pack(), MESSAGES["task"].pack()

@@ -18,10 +18,14 @@ from qprotocol.message import (
     Delivery,
     Message,
     Outcome,
+    meta_fields,
+    pack_fields,
     pack_message,
+    pack_origin,
     pack_route,
     unpack_message,
     unpack_meta,
+    unpack_origin,
     unpack_route,
     walk,
 )
@@ -33,6 +37,7 @@ from wire.cases import MESSAGES, MINTED, OUTCOMES, PLAIN, TASK
 U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 SHORT = st.text(max_size=60)
 UUID7 = st.builds(lambda ms, bits: unpack_id(mint(ms, bits), minted=True), U64, U64)
+BY_CONTENT = wire.ID_MINTED | wire.MARKED
 IDS = st.just("") | st.text(min_size=1, max_size=60) | UUID7
 
 
@@ -57,26 +62,29 @@ def fault(call, *arguments) -> str:
         due_ms=U64,
         expires_ms=U64,
         keys=st.binary(max_size=20),
-        flags=U8.map(lambda flags: flags & ~wire.ID_MINTED),
+        flags=U8.map(lambda flags: flags & ~BY_CONTENT),
         content=U8,
         root=SHORT,
         parent=SHORT,
         principal=SHORT,
         trace=SHORT,
         headers=st.binary(max_size=30),
+        fields=st.dictionaries(U8, st.binary(max_size=20), max_size=3).map(pack_fields),
     )
 )
 def test_messages_come_back_as_they_were(message):
-    """Every field of any message, but for the flag that the id's form decides."""
+    """Every field of any message, but for the flags that the id's form and the fields decide."""
     found = unpack_message(message.pack())
-    assert replace(found, flags=found.flags & ~wire.ID_MINTED) == message
+    assert replace(found, flags=found.flags & ~BY_CONTENT) == message
+    assert bool(found.flags & wire.MARKED) == bool(message.fields)
     assert found.pack() == message.pack()
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_value_error(raw):
     """Whatever a publisher sent, a worker gets one kind of exception for it."""
-    for call in (unpack_message, unpack_route, unpack_meta, lambda raw: list(walk(raw))):
+    calls = (unpack_message, unpack_route, unpack_meta, meta_fields, unpack_origin)
+    for call in (*calls, lambda raw: list(walk(raw))):
         try:
             call(raw)
         except ValueError:
@@ -155,8 +163,42 @@ def test_many_messages_share_a_packed_route():
 
 def test_a_meta_section_may_end_in_bytes_of_a_later_version():
     """Four names, and a tail that is skipped."""
-    assert unpack_meta(b"\x01a\x00\x01c\x00tail") == ("a", "", "c", "")
+    assert unpack_meta(b"\x01a\x00\x01c\x00tail") == ("a", "", "c", "", b"tail")
     assert "meta section ends inside" in fault(unpack_meta, b"\x01a\x00\x05c")
+
+
+def test_meta_fields_come_back_by_their_tags():
+    """Those of later versions, too; and what a message's origin was."""
+    fields = {wire.ORIGIN: pack_origin("events", "order.paid"), 200: b"", 7: bytes(65_535)}
+    packed = pack_fields(fields)
+    assert meta_fields(packed) == fields
+    assert MESSAGES["routed"].origin == ("events", "order.paid")
+    assert MESSAGES["plain"].origin == ("", "")
+    assert pack_fields({}) == b""
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "words"),
+    [
+        (pack_fields, {9: bytes(65_536)}, "the meta field 9 has 65536 bytes: at most 65535"),
+        (meta_fields, b"\x09\x01", "the meta section ends inside the field 9"),
+        (meta_fields, b"\x09\x02\x00a", "the meta section ends inside the field 9"),
+        (meta_fields, b"\x09\x00\x00\x09\x00\x00", "the meta field 9 comes twice"),
+        (unpack_origin, b"", "ORIGIN is not an exchange and a routing key"),
+        (unpack_origin, b"\x01a\x02b", "ORIGIN is not an exchange and a routing key"),
+        (unpack_origin, b"\x01a\x01bc", "ORIGIN is not an exchange and a routing key"),
+    ],
+)
+def test_meta_fields_that_do_not_fit_are_refused(call, given, words):
+    """Lengths that lie are found before anything is sliced by them."""
+    assert words in fault(call, given)
+
+
+def test_bytes_behind_the_names_are_no_fields_unless_the_message_is_marked():
+    """A message of a version that had no fields may have a tail there."""
+    raw = bytearray(MESSAGES["routed"].pack())
+    raw[7] &= ~wire.MARKED
+    assert unpack_message(bytes(raw)).fields == b""
 
 
 def test_walking_gives_each_message_and_stops_at_its_end():

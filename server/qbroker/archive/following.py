@@ -354,7 +354,7 @@ def overlaps(grant: Grant | None, first: int, count: int) -> Iterator[tuple[int,
 
 def meta_of(meta: bytes) -> tuple[str | None, str | None]:
     """Root and parent of a message's meta section."""
-    root, parent, _, _ = unpack_meta(meta)
+    root, parent, *_ = unpack_meta(meta)
     return root or None, parent or None
 
 

@@ -15,7 +15,7 @@ from qprotocol import wire
 from qprotocol.errors import Refused
 from qprotocol.ids import minted_ms, pack_id
 from qprotocol.lanekeys import LaneKeys
-from qprotocol.message import unpack_meta, unpack_route
+from qprotocol.message import meta_fields, unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 
@@ -92,7 +92,7 @@ class Survey:
             elif n_id:
                 batch.named.append([index, raw[start : start + n_id]])
             if n_meta:
-                check_meta(index, raw[start + n_id : start + n_id + n_meta])
+                check_meta(index, flags, raw[start + n_id : start + n_id + n_meta])
             if expires:
                 batch.expiring.append([index, expires])
             due = due if due > now_ms else 0
@@ -212,14 +212,17 @@ def place_of(raw: bytes) -> tuple[str, str, bytes, int, int]:
     return queue, task, keys, priority, due_ms
 
 
-def check_meta(index: int, meta: bytes) -> None:
-    """Raise RefusedError for names that cannot be read, and for a forged principal."""
+def check_meta(index: int, flags: int, meta: bytes) -> None:
+    """Raise RefusedError for what cannot be read, and for what only the broker may say."""
     try:
-        principal = unpack_meta(meta)[2]
+        _, _, principal, _, behind = unpack_meta(meta)
+        fields = meta_fields(behind) if flags & wire.MARKED else {}
     except ValueError as error:
         raise bad(index, str(error)) from error
     if principal:
         raise bad(index, f"the principal {principal!r}: that is for the broker to say")
+    if wire.ORIGIN in fields:
+        raise bad(index, "the meta field ORIGIN: that is for the broker to say")
 
 
 def check_name(index: int, name: bytes) -> None:
