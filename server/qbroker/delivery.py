@@ -17,7 +17,7 @@ from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
-from qbroker.log.errors import LogError, LogFailed, UnreadableError
+from qbroker.log.errors import LogFailed, NoSuchPosition, TrimmedError, UnreadableError
 from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
 from qprotocol.codec import encode
@@ -240,13 +240,11 @@ def wanted(found: dict[int, bytes], task_id: str) -> dict[int, bytes]:
 def read_message(bodies: Bodies, position: int) -> bytes:
     """The message at ``position`` as far as its own record holds it; empty if there is none.
 
-    Raises UnreadableError.
+    Raises UnreadableError, LogFailed: neither says that there is none.
     """
     try:
         loaded = bodies.load([position])
-    except UnreadableError:
-        raise
-    except LogError:
+    except (TrimmedError, NoSuchPosition):
         return b""
     for body in loaded.get(batch_of(position), ()):
         if body.first <= position < body.first + body.count:

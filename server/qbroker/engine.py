@@ -149,6 +149,10 @@ class Engine:
         """Effects for this connection can be sent."""
         self._connections[connection.number] = connection
 
+    def welcomed(self, connection: Connection) -> None:
+        """Its Welcome leaves now: it could not be heard of while that waited for the disk."""
+        self._core.heard(connection.number, self._clock.mono_ms())
+
     def submit(self, connection: Connection, frame: f.Frame) -> None:
         """The frame is decided in a coming turn."""
         self._inbox.append((connection, frame))
@@ -334,10 +338,14 @@ class Engine:
         try:
             self._log.prepare_next()
         except LogFailed as failure:
-            if self._loop:
-                self._loop.call_soon_threadsafe(self._fail, failure)
+            self.failed(failure)
         finally:
             self._preparing = False
+
+    def failed(self, failure: LogFailed) -> None:
+        """The log is fenced, says a thread: nothing is answered any more."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._fail, failure)
 
     def _fail(self, failure: BaseException) -> None:
         """Nothing is answered from now on."""

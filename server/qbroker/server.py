@@ -268,6 +268,7 @@ def keeping(config: Config, stores: Stores, engine: Engine, archive: Archiving) 
         has_room=stores.space.has_room,
         is_pressed=lambda: stores.space.room.level > Level.OK,
         add_batch=engine.add_batch,
+        on_failed=engine.failed,
         wall_ms=wall_ms,
         journal=(config.log_level, config.log_format),
     )

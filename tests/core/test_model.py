@@ -459,7 +459,9 @@ class Story(RuleBasedStateMachine):
     def purge(self, queue: str) -> None:
         """What waits there is over; and so may be what is on its way there."""
         places = check_places(self.machine.core.state)
-        there = {self.body_at(at) for at, place in places.items() if place.endswith(f" {queue}")}
+        # What is settled on its way here may be a dead letter by the time the purge is done.
+        ends = (f" {queue}", f" {queue.removesuffix('.dead')}")
+        there = {self.body_at(at) for at, place in places.items() if place.endswith(ends)}
         self.doubtful |= there | (self.sent - self.alive())
         client = self.connected(self.clients[3])
         self.ask(client, f.Purge(queue=queue), lambda frame: None)

@@ -18,7 +18,7 @@ from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Decoder, encode_in_parts
 from qprotocol.limits import MESSAGES_PER_FRAME_MAX
-from qprotocol.message import Message
+from qprotocol.message import Message, Outcome
 from qprotocol.states import State
 
 SESSION = b"s" * 16
@@ -443,3 +443,47 @@ def test_what_the_codec_cuts_has_no_more_messages_a_part_than_may_be(
     (answer,) = peer.received
     assert isinstance(answer, f.Published)
     assert machine.core.state.queues["q"].ready == count
+
+
+def test_one_ack_ends_messages_of_several_kinds(machine: Machine) -> None:
+    """What ends first may empty the table in which the rest is still known: all are forgotten."""
+    state = machine.core.state
+    peer = greeted(machine)
+    take(machine, peer, 1)
+    machine.submit(peer, f.Bye(correlation=9))
+    machine.settle()
+    peer = greeted(machine)
+    named(machine, peer, 0, 1)
+    machine.submit(peer, f.Consume(correlation=3, subscription=1, queues=["q"], credit=9))
+    machine.settle()
+    assert (len(state.attempts), len(state.names), len(state.leases)) == (1, 1, 2)
+    machine.submit(greeted(machine), f.Watch(correlation=7, id="id0", wait_ms=60_000))
+    tokens = [(p, grant.number) for p, grant in sorted(state.leases.items())]
+    raw = b"".join(wire.ACK_RUN.pack(number, position, 1) for position, number in tokens)
+    machine.submit(peer, f.Ack(correlation=4, raw=raw))
+    machine.settle()
+    assert (state.attempts, state.names, state.named, state.leases) == ({}, {}, {}, {})
+    assert isinstance(named(machine, greeted(machine), 0, 1), f.Published)
+
+
+def test_a_waiter_that_is_told_hides_no_replaced_message(machine: Machine) -> None:
+    """Of two acks in one record the first is waited for, the second was replaced."""
+    state = machine.core.state
+    peer = greeted(machine)
+    [(position, grant)] = take(machine, peer, 1)
+    new = Message("q", b"again").pack()
+    outcome = Outcome(
+        wire.RELEASE, position, grant, delay_ms=0, flags=wire.HAS_REPLACEMENT, follow_on=(new,)
+    )
+    machine.submit(peer, f.Settle(correlation=4, count=1, raw=outcome.pack()))
+    named(machine, peer, 0, 1)
+    machine.submit(greeted(machine), f.Watch(correlation=7, id="id0", wait_ms=60_000))
+    machine.submit(peer, f.Credit(subscription=1, credit=9))
+    machine.settle()
+    assert (len(state.results.waiters), len(state.origin)) == (1, 1)
+    held = sorted(state.leases.items(), key=lambda lease: lease[0] in state.origin)
+    raw = b"".join(wire.ACK_RUN.pack(grant.number, p, 1) for p, grant in held)
+    machine.submit(peer, f.Ack(correlation=5, raw=raw))
+    machine.settle()
+    assert (state.moved, state.origin) == ({}, {})
+    assert exact(replayed(machine).state) == exact(state)

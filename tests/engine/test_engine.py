@@ -452,6 +452,48 @@ def test_a_log_that_fails_while_a_delivery_is_read_ends_the_broker(place: Place)
     run(story())
 
 
+def test_a_log_that_fails_beside_the_engine_ends_the_broker(place: Place) -> None:
+    """The disk refuses the keeper's change of the log: a task that is there is not UNKNOWN."""
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            await peer.publish(Message("q", b"", id="order-1", task="t"), sequence=1)
+            await peer.publish(Message("q", b"pushes the window"), sequence=2)
+            failure = place.log._fence("a drop", OSError(errno.EIO, "Input/output error"))
+            over = engine._over
+            assert over is not None
+            peer.say(f.Watch(id="order-1", correlation=9))
+            await asyncio.wait([over], timeout=20)
+            assert engine.failure is failure
+            assert not any(isinstance(frame, f.Result | f.Error) for frame in peer.frames)
+        async with place.engine() as engine:
+            await asyncio.to_thread(engine.failed, failure)
+            over = engine._over
+            assert over is not None
+            await asyncio.wait([over], timeout=20)
+            assert engine.failure is failure
+
+    run(story())
+
+
+def test_a_worker_is_heard_of_when_its_welcome_leaves(place: Place) -> None:
+    """While it waits for the disk it cannot say a word: that time is not its own."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello("worker", SESSION)
+            [session] = engine._core.state.sessions.values()
+            granted = session.alive_until_ms
+            session.alive_until_ms = 1
+            engine.welcomed(peer)
+            assert session.alive_until_ms >= granted
+
+    run(story())
+
+
 def test_a_result_is_pushed_to_who_waits_and_kept_for_who_asks_later(place: Place) -> None:
     """The waiter hears of the end at once; the bytes survive a start."""
 

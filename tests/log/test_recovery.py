@@ -376,3 +376,17 @@ def test_meta_is_written_by_rename(story) -> None:
     meta = read_meta(story.disk)
     write_meta(story.disk, meta)
     assert story.disk.trace[-5:] == ["create", "write", "sync", "rename", "sync_directory"]
+
+
+def test_a_spare_that_is_left_is_taken_whatever_it_got_to(story) -> None:
+    """A start that goes on with an empty segment needs none: it is there for the next roll."""
+    assert story.log.prepare_next()
+    story.killed()
+    assert story.log.statistics().segments == 1
+    assert story.log.prepare_next()
+    story.killed()
+    story.disk.files["spare.tmp"].resize(0)
+    assert story.log.prepare_next()
+    story.disk.fill_up()
+    story.fill(40)
+    assert story.log.statistics().segments == 2

@@ -73,6 +73,7 @@ class Notebook:
         self.on_drained: Callable[[], None] | None = None
         self.connections: dict[int, Connection] = {}
         self.gone: list[int] = []
+        self.welcomes: list[int] = []
         self.submitted: list[tuple[int, Frame]] = []
         self.writes: list[tuple[int, bool]] = []
         self.on_hello: Callable[[Connection, Hello], None] = welcome
@@ -82,6 +83,9 @@ class Notebook:
         self.connections[connection.number] = connection
 
     def arrived(self) -> None: ...
+
+    def welcomed(self, connection: Connection) -> None:
+        self.welcomes.append(connection.number)
 
     def submit(self, connection: Connection, frame: Frame) -> None:
         if isinstance(frame, Hello):

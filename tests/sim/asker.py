@@ -101,9 +101,12 @@ class Asker(Client):
 
     def peek(self) -> None:
         queue = self.rng.choice(list(self.swarm.queues))
-        self.ask(f.Peek(queue=queue, count=5), self.peeked)
+        asked = self.world.mark()
+        self.ask(
+            f.Peek(queue=queue, count=5), lambda answer, mark: self.peeked(answer, mark, asked)
+        )
 
-    def peeked(self, answer: f.Frame | None, mark: Mark | None) -> None:
+    def peeked(self, answer: f.Frame | None, mark: Mark | None, asked: Mark) -> None:
         if not isinstance(answer, f.Peeked) or mark is None:
             return
         at, raw = 0, answer.raw
@@ -111,7 +114,7 @@ class Asker(Client):
             position, *_, n_reason, n_error = w.PEEKED.unpack_from(raw, at)
             at += w.PEEKED.size + n_reason + n_error
             end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
-            self.oracle.peeked(self.oracle.recognise(raw[at:end]), position, mark)
+            self.oracle.peeked(self.oracle.recognise(raw[at:end]), position, mark, asked)
             at = end
 
     def purge(self) -> None:

@@ -22,7 +22,7 @@ from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.engine import Engine
 from qbroker.log.cleaning import Rewritten
-from qbroker.log.errors import CorruptError, LogError, UnreadableError
+from qbroker.log.errors import CorruptError, LogError, LogFailed, UnreadableError
 from qbroker.log.log import Log, LogSettings
 from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
@@ -150,6 +150,8 @@ class Process:
             if not self.troubled:
                 raise Violation(f"the keeper failed: {error}") from error
             self.world.note("keeper", "failed: %s", str(error))
+            if isinstance(error, LogFailed) and self.engine is not None:
+                self.engine.failed(error)
 
     def _told(self, told: Kept | list[int] | Rewritten) -> None:
         """The broker does what keeping.py does with it."""

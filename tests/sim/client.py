@@ -126,8 +126,9 @@ class Client:
             frames = dialogue.feed(data)
         except ProtocolError as error:
             raise Violation(f"{self.name} cannot read what the broker sent: {error}") from error
-        for frame in frames:
+        for index, frame in enumerate(frames):
             if self.dialogue is not dialogue:
+                self._haunted_by(frames[index:], mark)
                 return
             self._take(dialogue, frame, mark)
 
@@ -166,11 +167,14 @@ class Client:
         if dialogue is None or not dialogue.open:
             return
         try:
-            for frame in dialogue.feed(data):
-                if isinstance(frame, f.Deliver):
-                    self.oracle.ghost(frame, mark)
+            self._haunted_by(dialogue.feed(data), mark)
         except ProtocolError as error:
             raise Violation(f"{self.name} was sent what nobody can read: {error}") from error
+
+    def _haunted_by(self, frames: list[f.Frame], mark: Mark) -> None:
+        for frame in frames:
+            if isinstance(frame, f.Deliver):
+                self.oracle.ghost(frame, mark)
 
     def _write(self, *frames: f.Frame) -> None:
         assert self.dialogue is not None

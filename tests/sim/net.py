@@ -109,6 +109,8 @@ class Wire:
         self.life = net.world.life
         self.up = Pipe(self, self._to_broker)
         self.down = Pipe(self, self._to_client)
+        self.arriving: deque[tuple[bytes, Mark]] = deque()
+        """What has reached the client, and waits for what came before to be heard."""
         self.transport = Transport(self)
         self.over = False
         self.broken_at = 0
@@ -135,9 +137,9 @@ class Wire:
         return _Now(do, args)
 
     def _to_client(self, pieces: list[tuple[bytes, Mark]]) -> None:
-        for data, mark in pieces:
-            if not self.over:
-                self.client.received(data, mark)
+        self.arriving.extend(pieces)
+        while self.arriving and not self.over:
+            self.client.received(*self.arriving.popleft())
         if not self.over:
             self.transport.drained()
 
@@ -189,8 +191,9 @@ class Wire:
 
     def _haunt(self) -> None:
         """What the broker said and nobody will hear: whoever keeps the books must know."""
-        for data, mark in self.down.pieces:
+        for data, mark in (*self.arriving, *self.down.pieces):
             self.client.ghost(data, mark)
+        self.arriving.clear()
         self.down.pieces.clear()
         self.down.bytes = 0
 

@@ -103,8 +103,8 @@ class Known:
     forgotten: bool = False
     cancel_asked: bool = False
     purge_asked: bool = False
-    begun: bool = False
-    """Acks early: its start was confirmed."""
+    begun: int = 0
+    """Acks early: the tick at which its start was confirmed."""
     again: bool = False
     """Somebody asked for another run."""
     cause: Lease | None = None
@@ -148,11 +148,17 @@ class Oracle:
         self.order: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
         """(life, queue, priority) to (grant, position) of first deliveries."""
         self.on_answer: Callable[[f.Frame], None] | None = None
+        self.lost_tick = -1
+        """When something that was only written was last lost."""
 
     def answered(self, frame: f.Frame) -> None:
         """Somebody was told something: what it reveals must outlive anything from now on."""
         if self.on_answer is not None:
             self.on_answer(frame)
+
+    def gone(self, known: Known, mark: Mark) -> bool:
+        """Whether what the broker said of it then was true of what is lost since."""
+        return known.relaxed and mark.tick < self.lost_tick
 
     # Publishing.
 
@@ -183,6 +189,8 @@ class Oracle:
             if known.refused:
                 raise Violation(f"confirmed after it was refused for certain: {known}")
             known.synced = known.synced or reply.durability == "synced"
+            if not known.synced and self.gone(known, mark):
+                continue
             if reply.first:
                 self._placed(known, reply.first + index)
             self.reveal(known)
@@ -250,16 +258,17 @@ class Oracle:
         found = self.parse(deliver)
         self._check_priorities(found)
         for position, known, counters in found:
-            self.reveal(known)
-            self._placed(known, position)
+            if not self.gone(known, mark):
+                self.reveal(known)
+                self._placed(known, position)
             self._check_alive(known, mark)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
             if not dead and known.message.queue not in queues:
                 raise Violation(f"{known} came from {queues}")
-            if known.begun and not known.again and not dead:
+            if 0 < known.begun < mark.tick and not known.again and not dead:
                 raise Violation(f"acks early: it has begun, and comes again: {known}")
-            if known.cause is not None:
+            if known.cause is not None and not known.relaxed:
                 # One fact: with it the delivery has ended whose settlement brought it.
                 self.end(known.cause.known, "followed by another", mark)
             self._check_not_held(known, deliver.grant, mark)
@@ -379,6 +388,8 @@ class Oracle:
             newer = other.grant > lease.grant and other.mark.life == mark.life == asked.life
             if newer and other.mark.tick < asked.tick:
                 raise Violation(f"an outdated token was accepted: {known}, {lease.grant:#x}")
+        if self.gone(known, mark):
+            return
         if lease.done:
             raise Violation(f"settled twice: {known}, grant {lease.grant:#x}")
         if known.over == YES and known.over_tick < asked.tick:
@@ -409,7 +420,9 @@ class Oracle:
 
     def end(self, known: Known, why: str, mark: Mark) -> None:
         """It has ended for certain: the broker said so at that moment."""
-        if known.over != YES:
+        if self.gone(known, mark):
+            known.over = max(known.over, MAYBE)
+        elif known.over != YES:
             known.over, known.why_over = YES, why
             known.over_tick, known.over_now = mark.tick, mark.now
 
@@ -460,11 +473,13 @@ class Oracle:
         if kept and self.results_max > len(self.known) and not known.forgotten:
             raise Violation(f"the result is gone before its time: {known}")
 
-    def peeked(self, known: Known, position: int, mark: Mark) -> None:
-        """It was shown as waiting."""
+    def peeked(self, known: Known, position: int, mark: Mark, asked: Mark) -> None:
+        """It was shown as waiting; bodies that had to be read first make that news old."""
+        if self.gone(known, mark):
+            return
         self.reveal(known)
         self._placed(known, position)
-        if self._is_after(known, mark):
+        if self._is_after(known, asked):
             raise Violation(f"{known} waits, but it is {known.why_over}")
 
     def purging(self, queue: str) -> list[Known]:
@@ -475,14 +490,17 @@ class Oracle:
             known.over = max(known.over, MAYBE)
         return found
 
-    def keeps(self, known: Known, result: bytes) -> None:
+    def keeps(self, known: Known, result: bytes, mark: Mark) -> None:
         """An ack with a result was confirmed."""
+        if self.gone(known, mark):
+            return
         known.kept = result
 
     # What happens to machines.
 
     def power_lost(self) -> None:
         """What was only written may be gone, and what was only written to have ended be back."""
+        self.lost_tick = self.world.tick
         for known in self.known.values():
             if not known.relaxed:
                 continue
@@ -492,6 +510,7 @@ class Oracle:
             known.over = min(known.over, MAYBE)
             known.failures[0] = known.crashes[0] = 0
             known.kept = None
+            known.begun = 0
             for lease in known.leases:
                 lease.done = False
 

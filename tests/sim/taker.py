@@ -117,6 +117,8 @@ class Taker(Client):
                 if lease:
                     self.world.sometimes["a running message was revoked"] += 1
                     self.bury(lease)
+            if not self.todo:
+                self.flush()
             self.proceed()
         else:
             super().on_push(frame, mark)
@@ -184,7 +186,8 @@ class Taker(Client):
             return
         self.world.note(self.name, "may begin %d", lease.known.uid)
         self.world.sometimes["a start was confirmed"] += 1
-        lease.known.begun, lease.known.again = True, False
+        if not self.oracle.gone(lease.known, mark):
+            lease.known.begun, lease.known.again = mark.tick, False
         self.run(lease)
 
     def run(self, lease: Lease) -> None:
@@ -195,7 +198,7 @@ class Taker(Client):
         if self.rng.random() < 0.03 and not self.calm:
             took *= 50
         self.began += 1
-        self.world.after(min(took, 1_000 * MS) if self.calm else took, self.ran, lease, self.began)
+        self.world.after(min(took, 50 * MS) if self.calm else took, self.ran, lease, self.began)
 
     def ran(self, lease: Lease, began: int) -> None:
         if self.busy is not lease or began != self.began:
@@ -347,10 +350,11 @@ class Taker(Client):
             raise Violation(f"{known} was settled, and that is only {answer.durability}")
         self.oracle.settled(each.lease, each.why, mark, asked)
         for child in (*each.children, *([each.replaces] if each.replaces else [])):
-            self.oracle.reveal(child)
             child.synced = answer.durability == "synced"
+            if child.synced or not self.oracle.gone(child, mark):
+                self.oracle.reveal(child)
         if each.outcome.flags & w.HAS_RESULT:
-            self.oracle.keeps(known, each.outcome.result)
+            self.oracle.keeps(known, each.outcome.result, mark)
 
     def refused(self, endings: list[Ending], error: f.Error) -> None:
         """Nothing of it was done: end it in the simplest way."""

@@ -31,7 +31,7 @@ from qbroker.checkpoint.shelf import Restored, Shelf
 from qbroker.core.broker import Broker
 from qbroker.core.settings import Settings
 from qbroker.log.cleaning import Rewritten
-from qbroker.log.errors import CorruptError, ForeignError, LogError, StaleError
+from qbroker.log.errors import CorruptError, ForeignError, LogError, LogFailed, StaleError
 from qbroker.log.log import Log
 from qprotocol import __version__
 
@@ -81,13 +81,15 @@ class Keeping:
         has_room: Callable[[int], bool],
         is_pressed: Callable[[], bool],
         add_batch: Callable[[], None],
+        on_failed: Callable[[LogFailed], None],
         wall_ms: Callable[[], int],
         journal: tuple[str, str],
     ) -> None:
         """``appended`` says how many bytes went into the log so far, ``archived`` up to which
         batch it is archived; ``cleaning`` is the percentage and the file size of Order.
         ``has_room`` says whether so many bytes may be written, ``is_pressed`` whether there
-        is little room; ``add_batch`` makes the log longer by a batch.
+        is little room; ``add_batch`` makes the log longer by a batch. ``on_failed`` hears, in
+        a thread, that the disk refused a change of the log: the broker must end.
         """
         self._data = data
         self._log = log
@@ -100,6 +102,7 @@ class Keeping:
         self._has_room = has_room
         self._is_pressed = is_pressed
         self._add_batch = add_batch
+        self._on_failed = on_failed
         self._wall_ms = wall_ms
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, "qbroker-keep")
@@ -226,6 +229,9 @@ class Keeping:
                 self._log.drop(told)
         except (CorruptError, ForeignError, StaleError) as error:
             _log.warning("a cleaned segment is not used: %s", error)
+        except LogFailed as failure:
+            self._on_failed(failure)
+            raise
 
     def _failed(self, why: str) -> None:
         self.last.failures += 1

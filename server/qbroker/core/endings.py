@@ -16,8 +16,10 @@ from qprotocol.states import State
 
 def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     """These messages are over."""
-    leases, kept = state.leases, state.attempts or state.names or state.continued
-    asked = state.results.waiters or state.origin
+    leases = state.leases
+    # As they are now: what ends first may empty one of the tables that the rest is still in.
+    kept = bool(state.attempts or state.names or state.continued)
+    asked = bool(state.results.waiters or state.origin)
     for _number, first, count in record.runs:
         for run, _, length in state.unlease_neighbours(leases[first], first, count):
             run.lane.queue.counts["acked"] += length

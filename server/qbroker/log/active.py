@@ -105,8 +105,12 @@ class SegmentWriter:
 
 
 def prepare_spare(disk: Disk, size: int) -> File:
-    """A file of `size` reserved bytes waits under SPARE_NAME; without room, OSError and no file."""
-    file = disk.create(SPARE_NAME)
+    """A file of `size` reserved bytes waits under SPARE_NAME; without room, OSError and no file.
+
+    One that an earlier life has left is taken, whatever it got to.
+    """
+    is_left = SPARE_NAME in disk.names()
+    file = disk.open(SPARE_NAME, write=True) if is_left else disk.create(SPARE_NAME)
     try:
         file.allocate(size)
         file.sync()
