@@ -29,6 +29,7 @@ class Archive:
         self.path = made / FILE_NAME
         self.questions = Questions(self.path)
         self.keeping = KEEPING
+        self.is_patient = True
         self.wall_ms = 0
         self.mono_ms = 0
         self.start()
@@ -38,7 +39,8 @@ class Archive:
         reader = LogReader.open(self.disk)
         self.store = open_store(self.path, reader.log_id)
         self.archivist = Archivist(
-            reader, self.store, self.keeping, lambda: self.wall_ms, lambda: self.mono_ms
+            *(reader, self.store, self.keeping, lambda: self.wall_ms, lambda: self.mono_ms),
+            is_patient=self.is_patient,
         )
 
     def kill(self) -> None:

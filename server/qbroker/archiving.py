@@ -170,6 +170,8 @@ class Archiving:
         command.append(f"--ttl-ms={config.archive_ttl_ms}")
         command.append(f"--bytes-max={config.archive_bytes_max}")
         command += ["--move-aside"] if self._may_move_aside else []
+        # For a minute it did not get on: a row without its names is better than none.
+        command += ["--impatient"] if self._retry_s >= RETRY_MAX_S else []
         self._process = process = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, start_new_session=True
         )
@@ -228,10 +230,11 @@ class Archiving:
         if not self._lag.is_known:
             self._lag.begin(self._log.durable, batch, *self._begun)
         self._lag.reached(batch)
+        if batch > self._figures.batch:
+            self._retry_s = RETRY_S
         self._figures = ArchiveStatistics(
             *(batch, words["rows"], words["shed"], words["bytes"], words["seconds"])
         )
-        self._retry_s = RETRY_S
         self._judge()
         self._engine.archived((batch + 1 << SLOT_BITS) - 1)
 

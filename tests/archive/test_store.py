@@ -16,6 +16,7 @@ from qbroker.archive.schema import FILE_NAME, move_aside, open_to_write
 from qbroker.archive.store import SWEEP_ROWS_MAX, open_store
 from qbroker.archiving import Lag
 from qbroker.core import records as r
+from qbroker.log.errors import UnreadableError
 from qbroker.log.log import Log
 from qprotocol.failure import Failure
 from qprotocol.message import Message
@@ -309,3 +310,36 @@ def test_at_a_start_the_lag_is_its_share_of_the_log() -> None:
     assert (lag.bytes, lag.inherited) == (1 << 20, 1 << 18)
     lag.reached(101)
     assert (lag.bytes, lag.inherited) == (0, 0)
+
+
+# --- A disk that does not give a message's bytes
+
+
+def unreadable_once(books: Books) -> None:
+    """The next read of the log fails, as seen by an archivist that remembers no message."""
+    books.archive.kill()
+    list(books.archive.archivist._reader.replay(1, books.log.durable))  # its index stands
+    books.disk.fail(1)
+
+
+def test_a_head_that_cannot_be_read_now_costs_no_name(tmp_path: Path) -> None:
+    """The disk refuses once: the archivist ends, and the next one has all of the row."""
+    books = Books(tmp_path)
+    first, grant = books.handed_out()
+    books.go_on()
+    unreadable_once(books)
+    with pytest.raises(UnreadableError):
+        list(books.archive.archivist._follower._heads(first, 1))
+    books.write(r.Acked([[grant, first, 1]]))
+    books.archive.kill()
+    assert books.go_on() == ["t1.0"]
+
+
+def test_a_head_that_is_refused_for_long_is_given_up(tmp_path: Path) -> None:
+    """One bad sector does not keep everything behind it out of the archive."""
+    books = Books(tmp_path)
+    first, _ = books.handed_out()
+    books.go_on()
+    books.archive.is_patient = False
+    unreadable_once(books)
+    assert list(books.archive.archivist._follower._heads(first, 1)) == [(first, *[None] * 6)]

@@ -15,11 +15,13 @@ def main() -> int:
     parser.add_argument("--ttl-ms", type=int, required=True)
     parser.add_argument("--bytes-max", type=int, required=True)
     parser.add_argument("--move-aside", action="store_true")
+    parser.add_argument("--impatient", action="store_true")
     given = parser.parse_args()
     be_humble()
     keeping = Keeping(given.ttl_ms, given.bytes_max)
     process = Process(Orders(sys.stdin.fileno()), sys.stdout)
-    return process.run(given.data, keeping, may_move_aside=given.move_aside)
+    patient = not given.impatient
+    return process.run(given.data, keeping, may_move_aside=given.move_aside, is_patient=patient)
 
 
 if __name__ == "__main__":

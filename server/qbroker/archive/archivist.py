@@ -59,13 +59,18 @@ class Archivist:
         keeping: Keeping,
         wall_ms: Callable[[], int],
         mono_ms: Callable[[], int],
+        *,
+        is_patient: bool = True,
     ) -> None:
+        """``is_patient``: a head that the disk refuses ends it, to be tried again; else the
+        row is made without.
+        """
         self._reader = reader
         self._store = store
         self._keeping = keeping
         self._wall_ms = wall_ms
         self._mono_ms = mono_ms
-        self._follower = Follower(store.known(), Messages(reader))
+        self._follower = Follower(store.known(), Messages(reader, is_patient=is_patient))
         self.read = store.batch
         """The last batch that was read; the store may be behind."""
         self.missed = max(0, reader.whole_from - store.batch - 1) if store.batch else 0

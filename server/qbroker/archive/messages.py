@@ -13,7 +13,7 @@ from typing import Protocol
 
 from qbroker.bodies import Body, stored_body
 from qbroker.core import records as r
-from qbroker.log.errors import LogError
+from qbroker.log.errors import LogError, UnreadableError
 from qbroker.log.format import StoredRecord
 from qprotocol import wire
 
@@ -46,8 +46,12 @@ _position = attrgetter("position")
 class Messages:
     """The latest records with messages, by batch, and the log behind them."""
 
-    def __init__(self, log: Blocks, bytes_max: int = KEPT_BYTES_MAX) -> None:
+    def __init__(
+        self, log: Blocks, bytes_max: int = KEPT_BYTES_MAX, *, is_patient: bool = True
+    ) -> None:
+        """``is_patient``: what the disk refuses is an error, not something that is gone."""
         self._log = log
+        self._is_patient = is_patient
         self._bytes_max = bytes_max
         self._batches: OrderedDict[int, list[Passed]] = OrderedDict()
         self._sizes: dict[int, int] = {}
@@ -75,7 +79,8 @@ class Messages:
     def runs(self, first: int, count: int) -> Iterator[tuple[Passed | None, int, int]]:
         """Neighbours, a record at a time: the record, index of the first in it, how many.
 
-        None for a record: the log does not have these messages any more.
+        None for a record: the log does not have these messages any more. Raises
+        UnreadableError if the disk refuses: they may be intact.
         """
         while count:
             passed = self._covering(first)
@@ -92,7 +97,9 @@ class Messages:
         if batch not in self._batches:
             try:
                 self._load(batch)
-            except LogError:
+            except LogError as error:
+                if self._is_patient and isinstance(error, UnreadableError):
+                    raise
                 return None
         else:
             self._batches.move_to_end(batch)

@@ -64,16 +64,21 @@ class Process:
     def __init__(self, orders: Orders, out: IO[str]) -> None:
         self._orders = orders
         self._out = out
+        self._may_move_aside = False
+        self._is_patient = True
 
-    def run(self, data: Path, keeping: Keeping, *, may_move_aside: bool) -> int:
-        """Until the broker is gone; the exit code."""
+    def run(
+        self, data: Path, keeping: Keeping, *, may_move_aside: bool, is_patient: bool = True
+    ) -> int:
+        """Until the broker is gone; the exit code. See Archivist for ``is_patient``."""
+        self._may_move_aside, self._is_patient = may_move_aside, is_patient
         folder = data / "archive"
         try:
             with judged(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
             with locked(folder):
                 reader = LogReader.open(FileDisk(str(data / "log")))
-                self._serve(reader, folder / FILE_NAME, keeping, may_move_aside=may_move_aside)
+                self._serve(reader, folder / FILE_NAME, keeping)
         except ArchiveError as error:
             self._say({"error": str(error), "kind": error.kind, "lasting": error.lasting})
             return 1
@@ -82,15 +87,16 @@ class Process:
             return 1
         return 0
 
-    def _serve(
-        self, reader: LogReader, path: Path, keeping: Keeping, *, may_move_aside: bool
-    ) -> None:
+    def _serve(self, reader: LogReader, path: Path, keeping: Keeping) -> None:
         while not self._orders.upto and not self._orders.is_over:
             self._orders.wait(60)
+        # While this waited for the lock its broker may have died, and another one gone on.
+        self._orders.wait(0)
         if self._orders.is_over:
             return
-        store = self._opened(path, reader, may_move_aside=may_move_aside)
-        archivist = Archivist(reader, store, keeping, wall_ms, mono_ms)
+        store = self._opened(path, reader)
+        clocks = wall_ms, mono_ms
+        archivist = Archivist(reader, store, keeping, *clocks, is_patient=self._is_patient)
         if archivist.missed:
             self._say({"missed": archivist.missed})
         self._report(archivist, archivist.figures())
@@ -108,7 +114,7 @@ class Process:
             self._orders.wait(archivist.wait_ms() / 1000)
         archivist.close()
 
-    def _opened(self, path: Path, reader: LogReader, *, may_move_aside: bool) -> Store:
+    def _opened(self, path: Path, reader: LogReader) -> Store:
         """The archive; one that is damaged or foreign moved aside, if that was allowed."""
         try:
             store = open_store(path, reader.log_id)
@@ -117,7 +123,7 @@ class Process:
                 said = f"it tells of batch {store.batch}, the log ends at {self._orders.upto}"
                 raise ForeignError(str(path), said)
         except (DamagedError, ForeignError) as error:
-            if not may_move_aside:
+            if not self._may_move_aside:
                 raise
             aside = move_aside(path, wall_ms())
             self._say({"aside": str(aside), "why": str(error)})
