@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from digest import check_places, digest
 from qbroker import bodies
-from qbroker.ages import Ages
+from qbroker.archiving import Archiving
 from qbroker.checkpoint.errors import CheckpointError, DamagedError
-from qbroker.checkpoint.file import Checkpoint
 from qbroker.checkpoint.keeper import Kept, Order, keep
-from qbroker.checkpoint.shelf import Shelf
+from qbroker.checkpoint.keeping import Keeping
+from qbroker.checkpoint.shelf import Restored, Shelf
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.engine import Engine
 from qbroker.log.cleaning import Rewritten
-from qbroker.log.errors import CorruptError, LogError, LogFailed, UnreadableError
+from qbroker.log.errors import CorruptError, LogError, UnreadableError
 from qbroker.log.log import Log, LogSettings
 from qbroker.net.connection import Limits
 from qbroker.net.listener import Listener
@@ -30,6 +32,7 @@ from qbroker.net.session import Terms
 from qbroker.starting import core_settings, restore
 from qbroker.timings import Timings
 from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX, PRODUCER_WINDOW
+from sim.archivist import Books, end_quietly, spawn
 from sim.disk import FaultyDisk
 from sim.loop import SimLoop, machine
 from sim.net import Net
@@ -50,16 +53,16 @@ class Unobserved:
 class Process:
     """The broker as the operator sees it: it can be started, stopped and killed."""
 
-    def __init__(self, world: World, net: Net, disk: FaultyDisk, swarm: Swarm) -> None:
+    def __init__(self, world: World, net: Net, disk: FaultyDisk, swarm: Swarm, data: Path) -> None:
         self.world = world
         self.net = net
         self.disk = disk
-        self.config = swarm.config_of()
-        self.settings = replace(core_settings(self.config), archive=False)
+        self.config = swarm.config_of(data)
+        self.settings = core_settings(self.config)
         self.checkpoints = FaultyDisk(world.rng("checkpoints"))
         self.shelf = Shelf(self.checkpoints)
-        self.checkpoint = 0
-        """The newest that was found or made in this life."""
+        self.books = Books(world, swarm, data, disk)
+        self.books.excuse = lambda: self.troubled or self.damaged
         self.may_miss_damage = swarm.has("checkpoints")
         """What a checkpoint stands for is not read at a start."""
         self.log_settings = LogSettings(swarm.segment_bytes, swarm.batch_bytes_max)
@@ -80,7 +83,8 @@ class Process:
         self.log: Log | None = None
         self.core: Broker | None = None
         self.listener: Listener | None = None
-        self._tasks: list[Any] = []
+        self.archiving: Archiving | None = None
+        self.ordering: Any = None
         self._before: Broker | None = None
         """The core of the life before, if all that it knew is in the log."""
 
@@ -101,11 +105,12 @@ class Process:
         self.hurt = False
         self.disk.life += 1
         before, self._before = self._before, None
-        loop = self.loop = SimLoop(world, self._listen)
+        loop = self.loop = SimLoop(world, self._listen, partial(spawn, self.books))
         asyncio._set_running_loop(loop)
         loop.on_trouble = self._trouble
         try:
-            log, core, ages = self._stores()
+            log, found, behind = self._stores()
+            core = found.core
         except (LogError, CheckpointError, OSError) as error:
             self._refused(error)
             return
@@ -113,86 +118,53 @@ class Process:
             raise Violation("confirmed bytes of the log were changed, and the broker started")
         self.on_start()
         self._compare(before, core)
-        self.log, self.core, self.ages = log, core, ages
+        self.log, self.core, self.ages = log, core, found.ages
         try:
-            self._build(log, core, ages, loop)
+            self._build(log, found, behind, loop)
         except LogError as error:
             self._refused(error)
 
-    def _stores(self) -> tuple[Log, Broker, Ages]:
+    def _stores(self) -> tuple[Log, Restored, int]:
+        """The log, what it says, and how many bytes of it were read behind the checkpoint."""
         log = Log.open(self.disk, self.log_settings)
         try:
-            found, _ = restore(log, self.shelf, self.settings, lambda _batch, _last: None)
+            found, behind = restore(log, self.shelf, self.settings, lambda _batch, _last: None)
         except (LogError, CheckpointError, OSError):
             log.close(clean=log.clean)
             raise
-        self.checkpoint, self.looked = found.batch, found.looked
         if found.batch:
             self.world.sometimes["a start read a checkpoint"] += 1
-        return log, found.core, found.ages
+        return log, found, behind
 
-    # Checkpoints: what the keeper's process does, here at one moment on the same disk.
+    # Checkpoints.
 
     def keep(self) -> None:
-        """The keeper runs: the next checkpoint stands, and replay was proved once more."""
+        """The broker orders a checkpoint, if it waits for none."""
         if self.state != "up" or self.log is None or not self.log.durable or self.troubled:
             return
-        order = Order(
-            self.log.durable,
-            self.world.wall_ms(),
-            self.settings,
-            self.swarm.live_percent,
-            self.log_settings.segment_bytes,
-        )
-        try:
-            keep(self.disk, self.shelf, order, self._told)
-        except (OSError, LogError, CheckpointError, DamagedError) as error:
-            if not self.troubled:
-                raise Violation(f"the keeper failed: {error}") from error
-            self.world.note("keeper", "failed: %s", str(error))
-            if isinstance(error, LogFailed) and self.engine is not None:
-                self.engine.failed(error)
+        if self.loop is not None and (self.ordering is None or self.ordering.done()):
+            self.ordering = self.loop.create_task(self.keeping.order())
+            self.ordering.add_done_callback(self._done)
 
-    def _told(self, told: Kept | list[int] | Rewritten) -> None:
-        """The broker does what keeping.py does with it."""
-        assert self.log is not None
-        if isinstance(told, Kept):
-            self.shelf.keep(told.batch, told.before)
-            self.checkpoint, self.looked = told.batch, told.looked
-            self.world.sometimes["a checkpoint was written"] += 1
-            self.world.note("keeper", "checkpoint of batch %d", told.batch)
-        elif isinstance(told, Rewritten):
-            self.log.adopt(told)
-            self.world.sometimes["a segment was cleaned"] += 1
-        else:
-            self.log.drop(told)
-            self.world.sometimes["dead segments were dropped"] += 1
-
-    def _keep_last(self, log: Log, core: Broker, ages: Ages) -> None:
-        """At a clean stop, as keeping.py does it."""
-        try:
-            log.sync()
-            about = Checkpoint(
-                log.log_id, log.durable, log.digest(log.durable), self.world.wall_ms(), "simulated"
-            )
-            self.shelf.add(about, core, ages, self.looked)
-            self.shelf.keep(log.durable, self.checkpoint)
-        except (OSError, LogError, DamagedError) as error:
-            self.world.note("broker", "the last checkpoint was not written: %s", str(error))
-
-    def _build(self, log: Log, core: Broker, ages: Ages, loop: SimLoop) -> None:
+    def _build(self, log: Log, found: Restored, behind: int, loop: SimLoop) -> None:
         timings = Timings(Unobserved(), Unobserved(), Unobserved())
         made = machine(self.world, loop, self.swarm)
-        engine = self.engine = Engine(self.config, log, core, ages, timings, machine=made)
+        archive = self.archiving = Archiving(self.config, log, may_move_aside=False)
+        archive.on_refusal = self._judge_publishes
+        parts = self.config, log, found.core, found.ages, timings
+        engine = self.engine = Engine(*parts, machine=made, archive=archive)
+        self.keeping = SimKeeping(self, log, engine, archive)
+        self.keeping._thread = made.readers()
+        self.keeping.resume(found, behind)
         engine.boot("simulated", "here")
         limits = Limits(**{each.name: getattr(self.config, each.name) for each in fields(Limits)})
         self.listener = Listener(engine, self._terms(engine), limits)
-        running = loop.create_task(self._run(self.listener, engine))
-        self._tasks = [running]
+        running = loop.create_task(self._run(self.listener, engine, archive))
         running.add_done_callback(self._done)
         self.state = "up"
         self.started_at = self.world.now
-        self.world.note("broker", "life %d begins: epoch %d", self.world.life, core.state.epoch)
+        epoch = found.core.state.epoch
+        self.world.note("broker", "life %d begins: epoch %d", self.world.life, epoch)
 
     def _terms(self, engine: Engine) -> Terms:
         return Terms(
@@ -213,9 +185,19 @@ class Process:
     def _listen(self, loop: SimLoop, factory: Any) -> Any:
         return self.net.listen(loop, factory)
 
-    async def _run(self, listener: Listener, engine: Engine) -> None:
+    async def _run(self, listener: Listener, engine: Engine, archive: Archiving) -> None:
         await listener.listen("127.0.0.1", 7717)
+        archive.start(engine)
         await engine.run()
+
+    def _judge_publishes(self) -> None:
+        """As server.py does it."""
+        assert self.engine is not None
+        assert self.listener is not None
+        why = self.archiving.refusal
+        self.world.sometimes["publishes were refused until the archive caught up"] += bool(why)
+        self.engine.close_to_publishes(why)
+        self.listener.close_to_publishes(why)
 
     def _refused(self, error: Exception) -> None:
         """It did not start: right if the disk fails or confirmed bytes are changed, else not."""
@@ -253,11 +235,13 @@ class Process:
         raise Violation(f"a bug in the broker: {type(error).__name__}: {error}") from error
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self.state in ("down", "stopping"):
+        if task.cancelled():
             return
         error = task.exception()
         if isinstance(error, PowerCut | Violation):
             raise error
+        if self.state in ("down", "stopping"):
+            return
         if isinstance(error, Exception):
             self._trouble(error)
 
@@ -268,7 +252,6 @@ class Process:
         self.state = "stopping"
         self.world.note("broker", "is told to stop")
         task = self.loop.create_task(self._say_goodbye())
-        self._tasks.append(task)
         task.add_done_callback(self._stopped)
 
     async def _say_goodbye(self) -> None:
@@ -286,9 +269,20 @@ class Process:
         if engine.failure is not None:
             raise engine.failure
         await listener.close(FLUSH_S)
-        if self.swarm.has("checkpoints") and self.core is not None:
-            self._keep_last(log, self.core, self.ages)
+        await self.keeping.stop()
+        self.keeping._thread.forget()
+        if self.swarm.has("checkpoints"):
+            self._keep_last()
         log.close(clean=True)
+        await self.archiving.stop()
+
+    def _keep_last(self) -> None:
+        """What ``write_last`` has its thread do."""
+        assert self.core is not None
+        try:
+            self.keeping._write(self.core, self.ages)
+        except (OSError, LogError, DamagedError) as error:
+            self.world.note("broker", "the last checkpoint was not written: %s", str(error))
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         if self.state != "stopping":
@@ -329,6 +323,8 @@ class Process:
         self.world.note("broker", "life %d is over: %s", self.world.life, how)
         self.abandon()
         self.net.process_gone(power=power)
+        self.books.orphan(power=power)
+        self.close()
         self.state = "down"
         self.engine = self.log = self.core = self.listener = self.loop = None
         self.disk.on_again(power=power)
@@ -339,11 +335,23 @@ class Process:
         """The loop is dead, and what still waits in it goes with it."""
         if self.loop is not None:
             self.loop.end()
-        for task in self._tasks:
-            coroutine = task.get_coro()
-            if not coroutine.cr_running:
-                coroutine.close()
-        self._tasks.clear()
+            for task in self.loop.tasks:
+                coroutine = task.get_coro()
+                if not coroutine.cr_running:
+                    end_quietly(coroutine)
+            self.loop.tasks.clear()
+
+    def close(self) -> None:
+        """No file is open any more."""
+        if self.archiving is not None and self.archiving.questions is not None:
+            self.archiving.questions.close()
+
+    @property
+    def followed(self) -> bool:
+        """Whether the archive holds all that is durable."""
+        if self.log is None or not self.swarm.has("archive"):
+            return self.log is not None
+        return self.books.batch >= self.log.durable == self.log.written
 
     def freeze(self, us: int) -> None:
         """SIGSTOP, and SIGCONT after that time."""
@@ -354,3 +362,59 @@ class Process:
         """The broker's books balance."""
         if self.core is not None and self.state == "up":
             check_places(self.core.state)
+
+
+class SimKeeping(Keeping):
+    """When a checkpoint is due the operator says; its process runs at one moment, here."""
+
+    def __init__(self, process: Process, log: Log, engine: Engine, archive: Archiving) -> None:
+        swarm, settings = process.swarm, process.log_settings
+        super().__init__(
+            Path("simulated"),
+            log,
+            process.shelf,
+            process.settings,
+            log_bytes=1,
+            appended=lambda: engine.appended_bytes,
+            cleaning=(swarm.live_percent, settings.segment_bytes),
+            archived=lambda: archive.upto,
+            has_room=lambda size: True,
+            is_pressed=lambda: False,
+            add_batch=engine.add_batch,
+            on_failed=engine.failed,
+            wall_ms=process.world.wall_ms,
+            journal=("info", "text"),
+        )
+        self.process = process
+
+    def _run(self, order: Order) -> Kept:
+        process, done = self.process, []
+
+        def told(each: Kept | list[int] | Rewritten) -> None:
+            if isinstance(each, Kept):
+                done.append(each)
+                self._shelf.keep(each.batch, each.before)
+                process.world.sometimes["a checkpoint was written"] += 1
+                process.world.note("keeper", "checkpoint of batch %d", each.batch)
+                return
+            is_file = isinstance(each, Rewritten)
+            process.books.cleaned(each.last if isinstance(each, Rewritten) else max(each))
+            self._cleaned(each)
+            if isinstance(each, Rewritten) and each.name in process.disk.files:
+                raise Violation(f"a cleaned segment was not taken: {each.name}")
+            process.world.sometimes[CLEANED[is_file]] += 1
+
+        try:
+            keep(process.disk, self._shelf, order, told)
+        except (OSError, LogError, CheckpointError, DamagedError) as error:
+            if not process.troubled:
+                raise Violation(f"the keeper failed: {error}") from error
+            raise ValueError(str(error)) from error
+        return done[0]
+
+    def _failed(self, why: str) -> None:
+        super()._failed(why)
+        self.process.world.note("keeper", "failed: %s", why)
+
+
+CLEANED = ("dead segments were dropped", "a segment was cleaned")

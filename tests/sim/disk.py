@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -39,6 +40,38 @@ class NamedFile(SimFile):
         return super().call(what)
 
 
+class BesideFile(NamedFile):
+    """A file that another process reads: it may outlive the broker, not the machine."""
+
+    def __init__(self, beside: Beside, inode: Inode) -> None:
+        super().__init__(beside.disk, inode, write=False)
+        self.beside = beside
+        self.life = beside.disk.machines
+
+    def call(self, what: str) -> str | None:
+        self.beside.pause()
+        assert self.life == self.beside.disk.machines, "a dead machine reads"
+        self.disk.asked_of = self.inode.name
+        return self.disk.call(what)
+
+
+class Beside:
+    """The same disk as another process sees it; ``pause`` comes before each of its calls."""
+
+    def __init__(self, disk: FaultyDisk, pause: Callable[[], None]) -> None:
+        self.disk = disk
+        self.pause = pause
+
+    def open(self, name: str, *, write: bool = False) -> BesideFile:
+        assert not write
+        self.pause()
+        return BesideFile(self, self.disk.open(name).inode)
+
+    def names(self) -> list[str]:
+        self.pause()
+        return self.disk.names()
+
+
 class FaultyDisk(SimDisk):
     """``cut_at`` (a number of calls) and ``cut_site`` say where the power, or the process, ends."""
 
@@ -46,6 +79,8 @@ class FaultyDisk(SimDisk):
         super().__init__(seed=rng.getrandbits(32))
         self.rng = rng
         self.off = False
+        self.machines = 0
+        """Power cuts so far."""
         self.asked_of = ""
         self.cut_at = 0
         self.cut_site: Site | None = None
@@ -77,6 +112,7 @@ class FaultyDisk(SimDisk):
         self.cut_at, self.off = 0, False
         self.trace.clear()
         if power:
+            self.machines += 1
             lose_all = self.lose_all or self.rng.random() < 0.3
             self.lose_all = False
             keep_all = self.rng.random() < 0.1

@@ -45,13 +45,20 @@ class SimLoop(asyncio.AbstractEventLoop):
     What the broker does not use of a loop raises NotImplementedError.
     """
 
-    def __init__(self, world: World, listen: Callable[[Any, Any], Any]) -> None:
+    def __init__(
+        self,
+        world: World,
+        listen: Callable[[Any, Any], Any],
+        spawn: Callable[[Any, Any, Any], Any],
+    ) -> None:
         self.world = world
+        self.tasks: list[asyncio.Task[Any]] = []
         self.dead = False
         self.frozen_until = 0
         self._held: list[Any] = []
         self.on_trouble: Callable[[Exception], None] = self._raise
         self._listen = listen
+        self._spawn = spawn
 
     def _raise(self, error: Exception) -> None:
         raise error
@@ -128,6 +135,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> Any:
         task = asyncio.Task(coro, loop=self, name=name or "sim")
         task._log_destroy_pending = False  # a killed broker leaves its tasks where they are
+        self.tasks.append(task)
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -139,6 +147,9 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     async def create_server(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:
         return self._listen(self, protocol_factory)
+
+    async def subprocess_exec(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._spawn(self, protocol_factory, args)
 
 
 class SimWriter:
@@ -215,6 +226,10 @@ class SimReaders(Executor):
         self._waiting.append(job)
         self._loop._push(self._rng.randint(*self._swarm.read_us), job, ())
         return future
+
+    def forget(self) -> None:
+        """What has not begun is never done."""
+        self._waiting.clear()
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         return self.do(fn, *args)

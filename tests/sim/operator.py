@@ -86,6 +86,8 @@ class Operator:
             ("credit changes", self.change_credit),
             ("stale settle", self.stale_settle),
             ("checkpoints", self.process.keep),
+            ("archivist killed", self.kill_archivist),
+            ("archivist stalled", self.stall_archivist),
         ]
 
     def begin(self) -> None:
@@ -167,6 +169,16 @@ class Operator:
             self.world.fault("cut on an answer")
             self.disk.lose_all = True
             self.world.after(0, self.cut_power)
+
+    def kill_archivist(self) -> None:
+        if self.process.books.lives:
+            self.world.fault("archivist killed")
+            self.process.books.kill()
+
+    def stall_archivist(self) -> None:
+        for each in self.process.books.lives:
+            self.world.fault("archivist stalled")
+            each.freeze(self.rng.randint(200 * MS, 15 * S))
 
     # The disk.
 

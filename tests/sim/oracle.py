@@ -107,6 +107,8 @@ class Known:
     """Acks early: the tick at which its start was confirmed."""
     again: bool = False
     """Somebody asked for another run."""
+    may_rot: bool = False
+    """Its bytes on disk were changed, or refused for long: it may be set aside."""
     cause: Lease | None = None
     """The delivery whose settlement brought it, and that ended with it."""
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
+import tempfile
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sim.asker import Asker
@@ -23,6 +27,7 @@ from sim.net import Net
 from sim.operator import Operator
 from sim.oracle import Oracle
 from sim.publisher import Publisher
+from sim.rows import check_rows, read_rows
 from sim.swarm import Swarm, draw
 from sim.taker import Taker
 from sim.worker import Consumer, Worker
@@ -30,6 +35,8 @@ from sim.world import MS, S, Violation, World
 
 PHASE_S = 25
 DRAIN_S = 150
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # made by mkdtemp
+"""Where an archive's file is: a simulated disk costs no time."""
 
 
 @dataclass
@@ -66,7 +73,8 @@ class Story:
             results_max=swarm.config["results_max"],
             slack_us=(14 if swarm.fails("freeze") else 1) * S,
         )
-        self.process = Process(world, self.net, self.disk, swarm)
+        self.data = Path(tempfile.mkdtemp(prefix="qbroker-sim-", dir=IN_MEMORY))
+        self.process = Process(world, self.net, self.disk, swarm, self.data)
         self.operator = Operator(
             world, self.net, self.disk, swarm, oracle=self.oracle, process=self.process
         )
@@ -149,6 +157,7 @@ class Story:
             and all(each.idle for each in self.publishers)
             and not any(taker.unsure or taker.endings for taker in self.takers)
             and not self.oracle.still()
+            and self.process.followed
         )
 
     def what_is_left(self) -> str:
@@ -160,7 +169,8 @@ class Story:
         left = ", ".join(str(known) for known in self.oracle.still()[:5])
         return (
             f"the broker is {self.process.state}, queues (ready, scheduled, leased) {books}, "
-            f"settlements unanswered {unsure}, chunks unanswered {waiting}, not ended: {left}"
+            f"archived up to {self.process.books.batch}, settlements unanswered {unsure}, "
+            f"chunks unanswered {waiting}, not ended: {left}"
         )
 
     def close(self) -> None:
@@ -170,6 +180,8 @@ class Story:
         for client in (*self.publishers, *self.consumers, self.asker):
             client.alive = False
             client.hang_up("the end")
+        if self.swarm.has("archive"):
+            check_rows(self.oracle, *read_rows(self.process.books.path))
         for worker in self.workers:
             for client in worker.clients:
                 client.alive = False
@@ -191,6 +203,9 @@ class Story:
     def end(self) -> None:
         """Whatever happened, nothing of it goes on."""
         self.process.abandon()
+        self.process.books.kill()
+        self.process.close()
+        shutil.rmtree(self.data)
         asyncio._set_running_loop(None)
 
 

@@ -47,6 +47,7 @@ FEATURES = (
     "bye",
     "hot queue",
     "checkpoints",
+    "archive",
 )
 FAULTS = (
     "power cut",
@@ -71,6 +72,9 @@ FAULTS = (
     "member crash",
     "slow network",
     "long turns",
+    "archivist killed",
+    "archivist stalled",
+    "archivist slow",
 )
 
 
@@ -122,11 +126,11 @@ class Swarm:
         """Nothing goes wrong: then all counters must be exact."""
         return not self.faults and not self.features & {"bye", "unsubscribe"}
 
-    def config_of(self) -> Config:
+    def config_of(self, data: Path) -> Config:
         known = {each.name for each in fields(Config)}
         rows = {name: value for name, value in self.config.items() if name in known}
         assert rows.keys() == self.config.keys(), self.config.keys() - known
-        return Config(data=Path("simulated"), http="", **rows)
+        return Config(data=data, http="", **rows)
 
     def lines(self) -> list[str]:
         """For the transcript."""
@@ -171,6 +175,10 @@ def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
         "credit_max": 10_000,
         "fsync": "interval" if "relaxed" in features and rng.random() < 0.15 else "always",
         "fsync_interval_ms": 200,
+        "archive": "archive" in features,
+        "archive_ttl_ms": 86_400_000,
+        "archive_lag_bytes": rng.choice((4_000, 64 << 20, 64 << 20)),
+        "archive_lag_bytes_max": rng.choice((20_000, 1 << 30, 1 << 30)),
     }
     names = ("a", "b", "c", "d")[: rng.choice((1, 2, 3, 4))]
     return Swarm(
