@@ -42,6 +42,8 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             for p, entry in sorted(state.results.finished.items())
             if entry.keep_until_ms > now.wall_ms
         },
+        "paused": {q.name: state.pauses.of(q.number) for q in state.numbered},
+        "held": {q.name: q.held for q in state.numbered},
         "forgotten": sorted(state.results.forgotten.items()),
         "granted": {epoch: count for epoch, count in state.granted.items() if count},
     }

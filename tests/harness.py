@@ -292,6 +292,7 @@ class Harness:
         rows = [
             f"{q.name}: ready={q.ready} scheduled={q.scheduled} leased={q.leased}"
             + (f" quarantined={q.quarantined}" if q.quarantined else "")
+            + (f" paused={','.join(q.paused)}" if q.paused else "")
             for q in found.queues
         ]
         return f"results={found.results} sessions={found.sessions} " + ", ".join(rows)
@@ -440,6 +441,21 @@ class Harness:
     def purge(self, words: Words) -> None:
         self.ask(words, f.Purge(queue=words.text("q", "q")))
 
+    def pause(self, words: Words) -> None:
+        """`pause intake dispatch for=10m why=broken by=ana`"""
+        frame = f.PauseQueue(
+            queue=words.text("q", "q"),
+            reason=words.text("why"),
+            author=words.text("by"),
+            for_ms=words.duration("for"),
+            **dict.fromkeys(words.plain, True),
+        )
+        self.ask(words, frame)
+
+    def resume(self, words: Words) -> None:
+        halves = dict.fromkeys(words.plain, True)
+        self.ask(words, f.ResumeQueue(queue=words.text("q", "q"), **halves))
+
     def peek(self, words: Words) -> None:
         self.ask(words, f.Peek(queue=words.text("q", "q"), count=words.number("count", 10)))
 
@@ -482,6 +498,8 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "declare": Harness.declare,
     "purge": Harness.purge,
     "peek": Harness.peek,
+    "pause": Harness.pause,
+    "resume": Harness.resume,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
 
 

@@ -145,6 +145,10 @@ class ResourceExhausted(RefusedError, NotDone):
     """The broker has no room now."""
 
 
+class QueuePaused(RefusedError, NotDone):
+    """The queue takes nothing in for now: ``details`` has queue, reason, author and until_ms."""
+
+
 class Blocked(RefusedError, NotDone):
     """The broker accepts no publishes for the moment."""
 
@@ -189,6 +193,7 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "OPTIONS_DIFFER": OptionsDiffer,
     "LIMIT_REACHED": LimitReached,
     "RESOURCE_EXHAUSTED": ResourceExhausted,
+    "QUEUE_PAUSED": QueuePaused,
     "BLOCKED": Blocked,
     "SEQUENCE_TOO_OLD": SequenceTooOld,
     "LEASE_LOST": LeaseLost,

@@ -82,6 +82,8 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.Watch: (f.Result,),
     f.Forget: (f.Ok,),
     f.Cancel: (f.Result,),
+    f.PauseQueue: (f.Ok,),
+    f.ResumeQueue: (f.Ok,),
     f.Declare: (f.Ok,),
     f.Purge: (f.Ok,),
     f.Peek: (f.Peeked,),

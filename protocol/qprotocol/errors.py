@@ -71,6 +71,11 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow(
             "RESOURCE_EXHAUSTED", "The broker has no room now; try again later.", retryable=True
         ),
+        ErrorRow(
+            "QUEUE_PAUSED",
+            "The queue takes nothing in for now; details say who paused it, why and until when.",
+            retryable=True,
+        ),
         ErrorRow("BLOCKED", "The broker accepts no publishes for the moment.", retryable=True),
         ErrorRow(
             "SEQUENCE_TOO_OLD",

@@ -354,6 +354,35 @@ class Cancel(Frame):
     terminate: "bool" = False
 
 
+# Orders about queues.
+
+
+@frame(0x44, CLIENT)
+class PauseQueue(Frame):
+    """Take nothing in (``intake``), hand nothing out (``dispatch``), or both. Answered by Ok.
+
+    What is leased goes on, and what follows on it is let in. ``for_ms`` 0 is until ResumeQueue.
+    Said again, it replaces what was said before. ``count`` is how many of the two were not
+    paused before.
+    """
+
+    queue: "str"
+    intake: "bool" = False
+    dispatch: "bool" = False
+    reason: "str" = ""
+    author: "str" = ""
+    for_ms: "int" = 0
+
+
+@frame(0x45, CLIENT)
+class ResumeQueue(Frame):
+    """Take in and hand out again. Answered by Ok; count is how many of the two were paused."""
+
+    queue: "str"
+    intake: "bool" = False
+    dispatch: "bool" = False
+
+
 # Looking and operating.
 
 

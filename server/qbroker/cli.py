@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
 from qbroker.ops.show import ago, flat
 from qbroker.ops.tables import refresh
+from qbroker.queuecommands import queue_group
 from qbroker.taskcommands import task_command, tasks_command
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol import __version__
@@ -60,7 +62,7 @@ def commands() -> None:
     """A durable task broker: one process, one folder."""
 
 
-for more in (log_group, backup_command, restore_command, tasks_command, task_command):
+for more in (log_group, backup_command, restore_command, tasks_command, task_command, queue_group):
     commands.add_command(more)
 
 
@@ -186,6 +188,7 @@ def queues_command(broker: str, as_json: bool) -> None:
         "oldest",
         "quarantined",
         *counted,
+        "paused",
     )
     rows = [
         (
@@ -193,6 +196,7 @@ def queues_command(broker: str, as_json: bool) -> None:
             ago(queue["oldest_ready_ms"]) if queue["ready"] else "",
             queue["quarantined"],
             *(queue["counts"].get(outcome, 0) for outcome in counted),
+            "; ".join(pause_told(*each) for each in queue["paused"].items()),
         )
         for queue in sorted(({**each, "queue": each["name"]} for each in found), key=by_name)
     ]
@@ -286,6 +290,15 @@ def stats_command(broker: str, as_json: bool) -> None:
 
 
 # --- Saying ---------------------------------------------------------------------------------------
+
+
+def pause_told(half: str, pause: dict[str, Any]) -> str:
+    """What of a queue is paused, why, by whom, and for how long still."""
+    left_ms = pause["until_ms"] - time.time_ns() // 1_000_000
+    left = f", {ago(max(0, left_ms))} left" if pause["until_ms"] else ""
+    why = f": {pause['reason']}" if pause["reason"] else ""
+    by = f" ({pause['author']})" if pause["author"] else ""
+    return f"{half}{why}{by}{left}"
 
 
 def by_name(queue: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Member, Session
+from qbroker.core.pauses import Pause
 from qbroker.core.queues import Lane, Queue, Run
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
@@ -46,7 +47,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     # What is saved of each, and what is volatile or follows from the rest.
     Queue: (
         {"name", "number", "options", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
-        {"synced", "levels", "priorities", "life", "retired"},
+        {"synced", "levels", "priorities", "life", "retired", "held"},
     ),
     Lane: ({"queue", "task", "keys", "_runs"}, {"number", "place", "life"}),
     Run: (
@@ -184,8 +185,8 @@ def test_a_section_that_is_missing_is_named() -> None:
 
 def test_a_newer_version_is_refused() -> None:
     sections = dict(encode(BrokerState(Settings())))
-    sections["broker"] = pack_columns([4, 1, {}, {}, "news"])
-    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 4.*reads 3"):
+    sections["broker"] = pack_columns([5, 1, {}, {}, "news"])
+    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 5.*reads 4"):
         decode(Settings(), sections)
 
 
@@ -218,6 +219,20 @@ def test_the_second_version_is_read_and_any_grant_can_be_claimed() -> None:
     sections["attempts"] = pack_columns(reasons, columns[:-1])
     found = decode(Settings(), sections).attempts
     assert [(p, a.deliveries, a.claims_from) for p, a in found.items()] == [(7, 1, 0), (8, 1, 0)]
+
+
+def test_the_third_version_is_read_and_nothing_is_paused() -> None:
+    state, _ = queue_of(0)
+    state.pauses.set(0, "dispatch", Pause("broken", "ana", 1, 0))
+    state.numbered[0].held = 1
+    assert again(state).pauses.of(0) == {"dispatch": Pause("broken", "ana", 1, 0)}
+    assert again(state).numbered[0].held == 1
+    sections = dict(encode(state))
+    del sections["pauses"]
+    with pytest.raises(SnapshotError, match="section 'pauses' is missing"):
+        decode(Settings(), sections)
+    sections["broker"] = pack_columns([3, *unpack_columns(sections["broker"])[0][1:]])
+    assert decode(Settings(), sections).pauses.of(0) == {}
 
 
 @pytest.mark.parametrize("name", SECTIONS)

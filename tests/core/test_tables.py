@@ -108,6 +108,8 @@ EXAMPLES: dict[str, r.Record] = {
     ),
     "upload_dropped": r.UploadDropped(4, 9),
     "handed_down": r.HandedDown(b"s" * 16, 1, [2 << 20, 2 << 20 | 1]),
+    "queue_paused": r.QueuePaused(0, True, False, "broken", "ana", 1_700_000_000_000, 0),
+    "queue_resumed": r.QueueResumed(0, False, True),
     "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 

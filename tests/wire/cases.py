@@ -210,6 +210,16 @@ FRAMES: dict[str, f.Frame] = {
         after="1700000000500:3145728",
     ),
     "search_one": f.Search(correlation=18, id=MINTED),
+    "pause_queue": f.PauseQueue(
+        queue="emails",
+        intake=True,
+        dispatch=True,
+        reason="the provider is down",
+        author="ana",
+        for_ms=600_000,
+        correlation=19,
+    ),
+    "resume_queue": f.ResumeQueue(queue="emails", dispatch=True, correlation=20),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -28,6 +28,7 @@ from qbroker.core import (
     consuming,
     endings,
     passing,
+    pausing,
     publishing,
     purging,
     quarantine,
@@ -186,6 +187,7 @@ class Broker:
                     queue.oldest(),
                     0,
                     dict(queue.counts),
+                    state.pauses.of(queue.number),
                 )
                 for queue in state.numbered
             ),
@@ -282,6 +284,8 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Running: settling.decide_running,
     f.Declare: asking.decide_declare,
     f.Purge: purging.decide_purge,
+    f.PauseQueue: pausing.decide_pause,
+    f.ResumeQueue: pausing.decide_resume,
     f.Peek: asking.decide_peek,
     f.Bye: sessions.decide_bye,
 }
@@ -313,5 +317,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Forgotten: asking.apply_forgotten,
     r.Quarantined: quarantine.apply_quarantined,
     r.Archived: asking.apply_archived,
+    r.QueuePaused: pausing.apply_paused,
+    r.QueueResumed: pausing.apply_resumed,
     r.Kept: apply_kept,
 }

@@ -112,7 +112,7 @@ def dispatch(state: BrokerState, append: Append) -> list[Effect]:
     budget = DISPATCH_MESSAGES_MAX
     for queue in list(state.dirty.values()):
         listeners = state.listening[queue.number]
-        while budget and queue.ready:
+        while budget and queue.ready and not queue.held:
             hungry = [each for each in listeners if each.room > 0]
             for served, consumer in enumerate(hungry):
                 share = -(-queue.ready // (len(hungry) - served))

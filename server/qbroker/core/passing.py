@@ -8,6 +8,7 @@ from qbroker.core.consuming import Append
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
+from qbroker.core.pausing import records_over
 from qbroker.core.purging import sweep
 from qbroker.core.sessions import leave
 from qbroker.core.settings import (
@@ -15,6 +16,7 @@ from qbroker.core.settings import (
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
     LOST_MEMBERS_MAX,
+    PAUSES_MAX,
     PRODUCER_IDLE_MS,
     PRUNE_MAX,
 )
@@ -32,6 +34,7 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
     count = state.expiries.due(now.wall_ms, EXPIRE_MESSAGES_MAX)
     if count:
         records += expired(state, now, count)
+    records += records_over(state, now.wall_ms, PAUSES_MAX)
     upto = state.results.releasable(ARCHIVED_MAX)
     if upto:
         records.append(r.Archived(upto))
@@ -122,7 +125,7 @@ def answer_late(state: BrokerState, now: Now) -> None:
 def next_due(state: BrokerState, now: Now) -> int:
     """Milliseconds until something may be due, at most a second."""
     waits = [0 if state.results.holds(state.results.archived) else 1_000]
-    for wall in (state.timers.next_ms(), state.expiries.next_ms()):
+    for wall in (state.timers.next_ms(), state.expiries.next_ms(), state.pauses.next_ms()):
         if wall:
             waits.append(wall - now.wall_ms)
     waiter = state.results.next_ms()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
+from qbroker.core.pausing import check_intake
 from qbroker.core.settings import RETRY_AFTER_MS
 from qbroker.core.state import Arrival, BrokerState, Producer, Upload
 from qbroker.core.survey import RefusedError, Survey, check_named, duplicate, too_large
@@ -72,6 +73,7 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
             raise too_many(f"{frame.count} messages in a frame")
         batch = survey.walk(frame.raw, 0, len(frame.raw))
         count = batch.count
+        check_paused(survey, batch)
         records = [r.Published(frame.producer, frame.sequence, now.wall_ms, batch)]
     if count != frame.count or not count:
         raise RefusedError("BAD_MESSAGE", f"{count} messages where {frame.count} were announced")
@@ -79,6 +81,13 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
     reply = Published(first=0, count=count, durability=durability)
     records = [*survey.opened, *records]
     return Decision(records, reply, synced=survey.synced, positioned=arrival is None)
+
+
+def check_paused(survey: Survey, batch: r.MessageBatch) -> None:
+    """Raise RefusedError if one of the batch's queues takes nothing in."""
+    state = survey.state
+    if state.pauses.intake:
+        check_intake(state, survey.now, {survey.queue_of(run[0]) for run in batch.runs})
 
 
 def too_many(what: str) -> RefusedError:
@@ -171,6 +180,9 @@ def last_part(
     check_size(state, upload, stored.batch)
     check_twice(upload, stored.batch)
     check_staged(state, upload, stored.batch)
+    if state.pauses.intake:
+        lanes = (state.lanes[number].queue.number for number, _ in upload.staged)
+        check_intake(state, survey.now, {*lanes, *(group for group, _ in upload.timers.counts())})
     survey.synced = survey.synced or arrival.synced
     now_ms = survey.now.wall_ms
     commit = r.PartsCommitted(*key, frame.producer, frame.sequence, now_ms)
@@ -232,6 +244,7 @@ def piece(
     arrival.tail, raw = raw[cut:], raw[:cut]
     arrival.lacking = lacking
     batch = survey.walk(raw, lead, cut + lacking)
+    check_paused(survey, batch)
     return r.PartStored(*key, begins, lead, batch)
 
 

@@ -280,6 +280,7 @@ class Queue:
     __slots__ = (
         "counts",
         "delayed",
+        "held",
         "lanes",
         "leased",
         "levels",
@@ -314,6 +315,8 @@ class Queue:
         """
         self.priorities: list[int] = []
         """The priorities that have such runs, highest last."""
+        self.held = 0
+        """For how many reasons nothing is handed out; not saved, it follows from those."""
         # Volatile.
         self.counts: Counter[str] = Counter()
         """Since the start, for metrics."""

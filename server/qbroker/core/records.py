@@ -415,6 +415,31 @@ class HandedDown(Record):
 
 
 @dataclass(slots=True)
+class QueuePaused(Record):
+    """The queue takes nothing in, or hands nothing out, or both, until it is resumed."""
+
+    TYPE: ClassVar[int] = 37
+    queue: int
+    intake: bool
+    dispatch: bool
+    reason: str
+    author: str
+    since_ms: int
+    until_ms: int
+    """When a record resumes it by itself; 0 is never."""
+
+
+@dataclass(slots=True)
+class QueueResumed(Record):
+    """The queue takes in, or hands out, or both, again."""
+
+    TYPE: ClassVar[int] = 38
+    queue: int
+    intake: bool
+    dispatch: bool
+
+
+@dataclass(slots=True)
 class Kept(Record):
     """What cleaning has left of a record with messages or a result: bytes, no history.
 

@@ -64,5 +64,9 @@ RETRY_AFTER_MS = 1_000
 """When a publish that found no room may be tried again: as often as the disk is looked at."""
 REASON_BYTES_MAX = 1_000
 """A reject's reason is cut to this."""
+AUTHOR_BYTES_MAX = 255
+"""Who paused a queue, as it says itself."""
+PAUSES_MAX = 500
+"""Pauses ended in one turn because their time is over."""
 DEAD_SUFFIX = ".dead"
 """A queue's dead letters are in the queue of the same name with this behind it."""

@@ -16,6 +16,7 @@ from itertools import islice
 
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
+from qbroker.core.pauses import Pauses
 from qbroker.core.purging import finish
 from qbroker.core.results import Results
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
@@ -24,10 +25,10 @@ from qbroker.core.timers import Timers
 from qprotocol.limits import PRODUCER_WINDOW
 from qprotocol.options import QueueOptions
 
-VERSION = 3
-READ = (1, 2, 3)
+VERSION = 4
+READ = (1, 2, 3, 4)
 """Versions that are read. The first knew nothing of what queues had counted, the first two
-nothing of which grants can be claimed."""
+nothing of which grants can be claimed. What later ones added are sections of their own."""
 
 Block = bytes | memoryview
 Sections = Mapping[str, Block]
@@ -58,6 +59,8 @@ class Section:
     fields: tuple[str, ...]
     save: Callable[[BrokerState], bytes]
     restore: Callable[[BrokerState, Block], None]
+    since: int = 1
+    """The version that it came with: it may be missing in one before, and is empty then."""
 
 
 def encode(state: BrokerState) -> Iterator[tuple[str, bytes]]:
@@ -81,6 +84,8 @@ def decode(settings: Settings, sections: Sections) -> BrokerState:
     state = BrokerState(settings)
     for name, section in SECTIONS.items():
         if name not in sections:
+            if section.since > 1 and unpack_columns(sections["broker"])[0][0] < section.since:
+                continue
             raise SnapshotError(f"section {name!r} is missing")
         try:
             section.restore(state, sections[name])
@@ -260,6 +265,16 @@ def restore_attempts(state: BrokerState, block: Block) -> None:
         state.attempts[position] = shared.setdefault(each, each)
 
 
+def save_pauses(state: BrokerState) -> bytes:
+    return state.pauses.saved()
+
+
+def restore_pauses(state: BrokerState, block: Block) -> None:
+    state.pauses = Pauses.restored(block)
+    for number in state.pauses.dispatch:
+        state.numbered[number].held += 1
+
+
 # Messages under other positions and names.
 
 
@@ -382,5 +397,6 @@ SECTIONS: dict[str, Section] = {
     "producers": Section(("producers",), save_producers, restore_producers),
     "results": Section(("results",), save_results, restore_results),
     "uploads": Section(("uploads",), save_uploads, restore_uploads),
+    "pauses": Section(("pauses",), save_pauses, restore_pauses, since=4),
 }
 """What a snapshot holds. Lanes come before what waits in them."""

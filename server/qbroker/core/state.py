@@ -12,6 +12,7 @@ from typing import Any
 
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
+from qbroker.core.pauses import Pauses
 from qbroker.core.queues import Lane, Queue, Run
 from qbroker.core.results import Finished, Results
 from qbroker.core.settings import Settings
@@ -119,6 +120,7 @@ class BrokerState:
     quarantined: dict[int, tuple[int, int, str, str]] = field(default_factory=dict)
     """Positions set aside: (lane number, since when in ms, why, file of evidence)."""
     producers: dict[int, Producer] = field(default_factory=dict)
+    pauses: Pauses = field(default_factory=Pauses)
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.
     uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)
@@ -196,6 +198,12 @@ class BrokerState:
         queue.ready += count
         queue.offer(run)
         self.dirty[queue.number] = queue
+
+    def let_out(self, queue: Queue) -> None:
+        """One reason less to hand out nothing of the queue."""
+        queue.held -= 1
+        if not queue.held and queue.ready:
+            self.dirty[queue.number] = queue
 
     def later(self, run: Run, position: int, due_ms: int) -> None:
         """The message waits for ``due_ms``."""

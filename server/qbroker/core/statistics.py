@@ -1,7 +1,9 @@
 """What may be looked at: immutable values for metrics, the command line and HTTP."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from qbroker.core.pauses import Pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class QueueStatistics:
     oldest_ready_ms: int
     """Its age; filled by the engine, who knows when each batch was written."""
     counts: Mapping[str, int]
+    paused: Mapping[str, Pause] = field(default_factory=dict)
+    """What of it is paused: intake, dispatch."""
 
 
 @dataclass(frozen=True, slots=True)

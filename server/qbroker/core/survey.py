@@ -163,6 +163,14 @@ class Survey:
         self.opened.append(r.QueueOpened(number, name, QueueOptions().as_dict()))
         return number
 
+    def queue_of(self, lane_number: int) -> int:
+        """The number of a lane's queue; either may be one that will be opened."""
+        lanes = self.state.lanes
+        if lane_number < len(lanes):
+            return lanes[lane_number].queue.number
+        planned = (each for each in self.opened if isinstance(each, r.LaneOpened))
+        return next(each.queue for each in planned if each.number == lane_number)
+
     def settle_ids(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
         """Check chosen ids against live ones, and note the mint times of the others."""
         state = self.state

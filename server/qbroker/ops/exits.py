@@ -16,6 +16,8 @@ class Exit(IntEnum):
     UNAVAILABLE = 69
     """No broker answers (the commands that ask one)."""
     BUG = 70
+    UNFINISHED = 75
+    """What was waited for did not happen in time; trying again may help."""
     LOCKED = 73
     """The data folder is in use, or belongs to somebody else."""
     DISK = 74

@@ -21,6 +21,8 @@ from qbroker.ops.histogram import Histogram
 
 QUEUES_MAX = 200
 OTHER = "other"
+HALVES = ("intake", "dispatch")
+"""What of a queue can be paused."""
 
 OUTCOMES = (
     "published",
@@ -124,6 +126,14 @@ def consumers(_: Snapshot, queues: Queues) -> Samples:
     return sums.items()
 
 
+def paused(_: Snapshot, queues: Queues) -> Samples:
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for label, queue in queues:
+        for half in HALVES:
+            sums[label, half] += half in queue.paused
+    return sums.items()
+
+
 def oldest(_: Snapshot, queues: Queues) -> Samples:
     ages: dict[tuple[str], float] = defaultdict(float)
     for label, queue in queues:
@@ -144,6 +154,9 @@ METRICS: tuple[Row, ...] = (
         ("queue", "state"), depths),
     Row("qbroker_queue_oldest_ready_seconds", "gauge", "seconds",
         "Age of the oldest message that could be delivered: alert on this.", ("queue",), oldest),
+    Row("qbroker_queue_paused", "gauge", "queues",
+        "Whether somebody paused the queue: half is intake or dispatch.",
+        ("queue", "half"), paused),
     Row("qbroker_queue_consumers", "gauge", "subscriptions",
         "Subscriptions to a queue now.", ("queue",), consumers),
     Row("qbroker_turn_seconds", "histogram", "seconds",

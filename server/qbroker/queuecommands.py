@@ -1,0 +1,169 @@
+"""``qbroker queue``: orders about one queue: pause, resume, drain."""
+
+import getpass
+import json
+import socket
+import sys
+import time
+from typing import Any
+
+import click
+
+from qbroker.ops.admin import Admin
+from qbroker.ops.exits import Exit, Trouble
+from qbroker.ops.show import ago
+from qbroker.taskcommands import UNITS
+from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json
+from qprotocol.frames import Inspect, Ok, PauseQueue, Report, ResumeQueue
+
+LOOK_EVERY_S = 0.5
+
+
+class Span(click.ParamType[int]):
+    """A span of time, in ms: 90s, 10m, 2h, 1d."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        number, unit = value[:-1], value[-1:]
+        if not number.isdecimal() or unit not in UNITS or not int(number):
+            self.fail(f'"{value}": write 90s, 10m, 2h or 1d', param, ctx)
+        return int(number) * UNITS[unit]
+
+
+@click.group("queue", cls=Commands)
+def queue_group() -> None:
+    """Orders about one queue."""
+
+
+def halves(command: Any) -> Any:
+    """--intake and --dispatch; the command is given which of the two, both if none was said."""
+    dispatch = click.option("--dispatch", is_flag=True, help="What is handed out to workers.")
+    intake = click.option("--intake", is_flag=True, help="What publishers send.")
+    return intake(dispatch(command))
+
+
+def said(intake: bool, dispatch: bool) -> tuple[bool, bool]:
+    """What the order is about; both if neither was said."""
+    both = not (intake or dispatch)
+    return intake or both, dispatch or both
+
+
+def author() -> str:
+    """Who gives the order: the user here, and this machine's name."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"[:200]
+
+
+@queue_group.command("pause")
+@click.argument("queue")
+@halves
+@click.option("--reason", default="", help="For those who will wonder.")
+@click.option("--author", "who", default="", help="Who says so; else you, at this machine.")
+@click.option("--for", "for_ms", type=Span(), default=0, metavar="SPAN", help="90s, 10m, 2h or 1d.")
+@BROKER
+@JSON
+def pause_command(
+    *,
+    queue: str,
+    intake: bool,
+    dispatch: bool,
+    reason: str,
+    who: str,
+    for_ms: int,
+    broker: str,
+    as_json: bool,
+) -> None:
+    """Take nothing in, hand nothing out, or both, until resumed. What runs goes on."""
+    intake, dispatch = said(intake, dispatch)
+    frame = PauseQueue(
+        queue=queue,
+        intake=intake,
+        dispatch=dispatch,
+        reason=reason,
+        author=who or author(),
+        for_ms=for_ms,
+    )
+    with asking(broker) as admin:
+        count = admin.ask(frame, Ok).count
+    chosen = {"intake": intake, "dispatch": dispatch}
+    paused = " and ".join(half for half in chosen if chosen[half])
+    if as_json:
+        echo_json({"queue": queue, **chosen, "newly_paused": count, "for_ms": for_ms})
+    else:
+        until = f"for {ago(for_ms)}" if for_ms else f"until: qbroker queue resume {queue}"
+        click.echo(f"{paused} of {queue} paused {until}")
+
+
+@queue_group.command("resume")
+@click.argument("queue")
+@halves
+@BROKER
+@JSON
+def resume_command(queue: str, *, intake: bool, dispatch: bool, broker: str, as_json: bool) -> None:
+    """Take in and hand out again."""
+    intake, dispatch = said(intake, dispatch)
+    frame = ResumeQueue(queue=queue, intake=intake, dispatch=dispatch)
+    with asking(broker) as admin:
+        count = admin.ask(frame, Ok).count
+    if as_json:
+        echo_json({"queue": queue, "resumed": count})
+    else:
+        click.echo(f"{queue} goes on" if count else f"{queue} was not paused")
+
+
+@queue_group.command("drain")
+@click.argument("queue")
+@click.option("--reason", default="draining", show_default=True, help="What publishers are told.")
+@click.option(
+    "--within",
+    "within_ms",
+    type=Span(),
+    default=600_000,
+    metavar="SPAN",
+    help="Give up waiting after that long; default 10m.",
+)
+@BROKER
+@JSON
+def drain_command(queue: str, reason: str, within_ms: int, broker: str, as_json: bool) -> None:
+    """Pause the intake, and wait until nothing waits or runs.
+
+    The intake stays paused. Exit codes: 0 the queue is empty; 75 it was not within the time.
+    """
+    deadline = time.monotonic() + within_ms / 1000
+    with asking(broker) as admin:
+        admin.ask(PauseQueue(queue=queue, intake=True, reason=reason, author=author()), Ok)
+        left = wait_until_empty(admin, queue, deadline)
+    if as_json:
+        echo_json({"queue": queue, "drained": not left, "left": left})
+    elif not left:
+        click.echo(f"{queue} is empty; its intake is paused: qbroker queue resume {queue}")
+    if left:
+        raise Trouble(
+            f"{left:,} messages of {queue} still wait or run after {ago(within_ms)}; its intake "
+            f"stays paused: drain it again, or qbroker queue resume {queue}",
+            Exit.UNFINISHED,
+        )
+
+
+def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
+    """How many messages are left when all are gone, or the time is over."""
+    shown = sys.stderr.isatty()
+    while True:
+        rows = json.loads(admin.ask(Inspect(what="queues"), Report).raw)
+        row = next(each for each in rows if each["name"] == queue)
+        counts: dict[str, int] = {name: row[name] for name in ("ready", "scheduled", "leased")}
+        left = sum(counts.values())
+        if shown:
+            told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+            click.echo(f"\r{queue}: {told}   ", nl=not left, err=True)
+        if left and "dispatch" in row["paused"]:
+            raise Trouble(
+                f"{left:,} messages wait or run in {queue}, and its dispatch is paused, so they "
+                f"never end: qbroker queue resume {queue} --dispatch",
+                Exit.FAILED,
+            )
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(LOOK_EVERY_S)

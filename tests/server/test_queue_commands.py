@@ -1,0 +1,100 @@
+"""Orders about a queue from the command line, to a real daemon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qbroker.ops.exits import Exit
+from qbroker.queuecommands import Span
+from qprotocol.frames import Ack, Consume, Deliver, Error, Ok, Publish, Published, Settled
+from qprotocol.message import Message
+from qprotocol.wire import ACK_RUN, RUN
+from server.conftest import Daemon
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    started = Daemon(tmp_path_factory.mktemp("queues") / "data")
+    yield started
+    started.close()
+
+
+def publish(peer: Any, queue: str, *bodies: bytes) -> None:
+    raw = b"".join(Message(queue, body).pack() for body in bodies)
+    peer.say(Publish(correlation=3, producer=0, sequence=0, count=len(bodies), raw=raw))
+
+
+def row_of(daemon: Daemon, queue: str) -> Any:
+    rows = json.loads(daemon.ask("queues", "--json").stdout)
+    return next(row for row in rows if row["name"] == queue)
+
+
+def test_a_pause_is_seen_by_people_programs_and_publishers(daemon: Daemon) -> None:
+    peer = daemon.connect().shake_hands()
+    publish(peer, "paused", b"a")
+    peer.expect(Published)
+    done = daemon.ask("queue", "pause", "paused", "--intake", "--reason", "release", "--for", "10m")
+    assert done.stdout == "intake of paused paused for 10.0m\n"
+    publish(peer, "paused", b"b")
+    refused = peer.expect(Error)
+    assert (refused.code, refused.retryable, refused.definite) == ("QUEUE_PAUSED", True, True)
+    assert refused.details["reason"] == "release"
+    assert refused.details["queue"] == "paused"
+    assert "@" in refused.details["author"]
+    assert refused.details["until_ms"] > 0
+    pause = row_of(daemon, "paused")["paused"]["intake"]
+    assert (pause["reason"], pause["until_ms"]) == ("release", refused.details["until_ms"])
+    line = next(x for x in daemon.ask("queues").stdout.splitlines() if x.startswith("paused"))
+    assert "intake: release (" in line
+    assert line.endswith("m left")
+    again = json.loads(daemon.ask("queue", "pause", "paused", "--json").stdout)
+    assert again["newly_paused"] == 1
+    assert daemon.ask("queue", "resume", "paused").stdout == "paused goes on\n"
+    assert daemon.ask("queue", "resume", "paused").stdout == "paused was not paused\n"
+    found = json.loads(daemon.ask("queue", "resume", "paused", "--json").stdout)
+    assert found == {"queue": "paused", "resumed": 0}
+    publish(peer, "paused", b"b")
+    peer.expect(Published)
+
+
+def test_a_drain_waits_until_the_queue_is_empty(daemon: Daemon) -> None:
+    peer = daemon.connect().shake_hands()
+    publish(peer, "draining", b"a")
+    peer.expect(Published)
+    late = daemon.ask("queue", "drain", "draining", "--within", "1s")
+    assert late.returncode == Exit.UNFINISHED
+    assert "1 messages of draining still wait or run after 1.0s" in late.stderr
+    daemon.ask("queue", "pause", "draining", "--dispatch")
+    stuck = daemon.ask("queue", "drain", "draining")
+    assert stuck.returncode == Exit.FAILED
+    assert "its dispatch is paused" in stuck.stderr
+    daemon.ask("queue", "resume", "draining", "--dispatch")
+    peer.say(Consume(correlation=4, subscription=1, queues=["draining"], credit=1))
+    peer.expect(Ok)
+    deliver = peer.expect(Deliver)
+    first, _ = RUN.unpack_from(deliver.raw)
+    peer.say(Ack(correlation=5, raw=ACK_RUN.pack(deliver.grant, first, 1)))
+    peer.expect(Settled)
+    done = daemon.ask("queue", "drain", "draining")
+    assert done.stdout.startswith("draining is empty; its intake is paused")
+    found = json.loads(daemon.ask("queue", "drain", "draining", "--json").stdout)
+    assert found == {"queue": "draining", "drained": True, "left": 0}
+    assert "NO_QUEUE" in daemon.ask("queue", "drain", "nowhere").stderr
+
+
+@pytest.mark.parametrize(("text", "ms"), [("90s", 90_000), ("10m", 600_000), ("1d", 86_400_000)])
+def test_a_span_of_time(text: str, ms: int) -> None:
+    assert Span().convert(text, None, None) == ms
+
+
+@pytest.mark.parametrize("text", ["", "0s", "10", "m", "-1m", "1.5h"])
+def test_what_is_no_span_of_time(daemon: Daemon, text: str) -> None:
+    done = daemon.ask("queue", "pause", "any", f"--for={text}")
+    assert done.returncode == Exit.USAGE
+    assert "write 90s, 10m, 2h or 1d" in done.stderr
