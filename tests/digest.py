@@ -45,6 +45,9 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "paused": {q.name: state.pauses.of(q.number) for q in state.numbered},
         "held": {q.name: q.held for q in state.numbered},
         "forgotten": sorted(state.results.forgotten.items()),
+        "exchanges": state.exchanges.saved(),
+        "leading": {to: set(found) for to, found in state.exchanges.into.items()},
+        "bindings": state.exchanges.count,
         "granted": {epoch: count for epoch, count in state.granted.items() if count},
     }
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgpack
+
 from machine import Machine, Peer
 from qbroker.core.settings import Settings
 from qprotocol import frames as f
@@ -37,7 +39,7 @@ from transcript import (
     shown_token,
 )
 
-MESSAGE_FLAGS = {"early": wire.ACK_EARLY, "ignored": wire.IGNORE_RESULT}
+MESSAGE_FLAGS = {"early": wire.ACK_EARLY, "ignored": wire.IGNORE_RESULT, "maydrop": wire.MAY_DROP}
 
 
 @dataclass
@@ -62,6 +64,15 @@ class Words:
 
     def duration(self, name: str, default: int = 0) -> int:
         return duration_ms(self.options[name]) if name in self.options else default
+
+
+def headers_of(text: str) -> bytes:
+    """`kind:paid,gift:` as a client packs them; `hex:c1` as they are."""
+    name, _, digits = text.partition(":")
+    if name == "hex" or not text:
+        return bytes.fromhex(digits)
+    pairs = (pair.split(":") for pair in text.split(","))
+    return bytes(msgpack.packb({"user": {key: value or None for key, value in pairs}}))
 
 
 def duration_ms(text: str) -> int:
@@ -153,7 +164,8 @@ class Harness:
             counts = zip(names, touched.get(index, ()), strict=False)
             note = " ".join(f"{key}={value}" for key, value in counts if value)
             at_ = shown_position(positions[index])
-            items.append(f"{body}@{at_}" + (f" ({note})" if note else ""))
+            via = " by {}:{}".format(*message.origin) if message.fields else ""
+            items.append(f"{body}@{at_}{via}" + (f" ({note})" if note else ""))
         assert len(items) == frame.count
         return f"grant={shown_grant(frame.grant)} {', '.join(items)}"
 
@@ -211,7 +223,7 @@ class Harness:
     def message(self, words: Words, body: str) -> bytes:
         size = words.number("size")
         packed = Message(
-            words.text("q", "q"),
+            words.text("key", words.text("q", "q")),
             body.encode().ljust(size, b"."),
             id=words.text("id"),
             task=words.text("task"),
@@ -222,6 +234,8 @@ class Harness:
             keys=self.lane_keys(words),
             flags=sum(MESSAGE_FLAGS[name] for name in words.text("flags").split(",") if name),
             fields=bytes.fromhex(words.text("fields")),
+            root=words.text("root"),
+            headers=headers_of(words.text("headers")),
         )
         return packed.pack()
 
@@ -456,6 +470,32 @@ class Harness:
         halves = dict.fromkeys(words.plain, True)
         self.ask(words, f.ResumeQueue(queue=words.text("q", "q"), **halves))
 
+    def exchange(self, words: Words) -> None:
+        """`exchange e topic alternate=a unroutable=drop`"""
+        name, kind = words.plain
+        options = {k: v for k, v in words.options.items() if k not in ("c", "as")}
+        self.ask(words, f.DeclareExchange(exchange=name, kind=kind, options=options))
+
+    def drop_exchange(self, words: Words) -> None:
+        name, *unused = words.plain
+        self.ask(words, f.DeleteExchange(exchange=name, if_unused=bool(unused)))
+
+    def bind(self, words: Words, kind: type[f.Bind | f.Unbind] = f.Bind) -> None:
+        """`bind e key=orders.# q=audit`, `bind e to=other kind=paid`; others are arguments."""
+        known = ("c", "as", "key", "q", "to")
+        arguments = {k: v or None for k, v in words.options.items() if k not in known}
+        frame = kind(
+            exchange=words.plain[0],
+            key=words.text("key"),
+            destination=words.text("to") or words.text("q", "q"),
+            to_exchange="to" in words.options,
+            arguments=arguments,
+        )
+        self.ask(words, frame)
+
+    def unbind(self, words: Words) -> None:
+        self.bind(words, f.Unbind)
+
     def peek(self, words: Words) -> None:
         self.ask(words, f.Peek(queue=words.text("q", "q"), count=words.number("count", 10)))
 
@@ -500,6 +540,10 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "peek": Harness.peek,
     "pause": Harness.pause,
     "resume": Harness.resume,
+    "exchange": Harness.exchange,
+    "drop": Harness.drop_exchange,
+    "bind": Harness.bind,
+    "unbind": Harness.unbind,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
 
 

@@ -133,8 +133,16 @@ class NoQueue(RefusedError, NotDone):
     """The queue does not exist."""
 
 
+class NoRoute(RefusedError, NotDone):
+    """The exchange has no queue for the message."""
+
+
+class InUse(RefusedError, NotDone):
+    """Something else needs what was to be deleted."""
+
+
 class OptionsDiffer(RefusedError, NotDone):
-    """The queue exists with other options."""
+    """The queue or exchange exists with other options."""
 
 
 class LimitReached(RefusedError, NotDone):
@@ -190,6 +198,8 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "DUPLICATE_ID": DuplicateId,
     "NO_EXCHANGE": NoExchange,
     "NO_QUEUE": NoQueue,
+    "NO_ROUTE": NoRoute,
+    "IN_USE": InUse,
     "OPTIONS_DIFFER": OptionsDiffer,
     "LIMIT_REACHED": LimitReached,
     "RESOURCE_EXHAUSTED": ResourceExhausted,

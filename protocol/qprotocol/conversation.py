@@ -90,6 +90,10 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.Inspect: (f.Report,),
     f.Search: (f.Report,),
     f.Bye: (f.Ok,),
+    f.DeclareExchange: (f.Ok,),
+    f.DeleteExchange: (f.Ok,),
+    f.Bind: (f.Ok,),
+    f.Unbind: (f.Ok,),
 }
 """Requests, and what answers them with the same correlation id; Error may answer any."""
 

@@ -66,7 +66,14 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("DUPLICATE_ID", "A message with that chosen id is still alive."),
         ErrorRow("NO_EXCHANGE", "The exchange does not exist; the empty one routes by queue name."),
         ErrorRow("NO_QUEUE", "The queue does not exist."),
-        ErrorRow("OPTIONS_DIFFER", "The queue exists with other options."),
+        ErrorRow(
+            "NO_ROUTE", "The exchange has no queue for the message; details name it and the key."
+        ),
+        ErrorRow("IN_USE", "Something else needs what was to be deleted; nothing was done."),
+        ErrorRow(
+            "OPTIONS_DIFFER",
+            "The queue or exchange exists with other options; of an exchange, details name them.",
+        ),
         ErrorRow("LIMIT_REACHED", "A limit of the broker is reached; details name it."),
         ErrorRow(
             "RESOURCE_EXHAUSTED", "The broker has no room now; try again later.", retryable=True

@@ -418,7 +418,7 @@ class Peeked(Frame):
 
 @frame(0x54, CLIENT)
 class Inspect(Frame):
-    """Ask for a table: ``what`` is "queues" or "stats". Answered by Report."""
+    """Ask for a table: queues, exchanges, bindings, stats or quarantine. Answered by Report."""
 
     what: "str"
 
@@ -450,6 +450,58 @@ class Search(Frame):
     until_ms: "int" = 0
     limit: "int" = 50
     after: "str" = ""
+
+
+# Exchanges.
+
+
+@frame(0x70, CLIENT)
+class DeclareExchange(Frame):
+    """Make an exchange, or find it the same. Answered by Ok; count is 1 if it was made.
+
+    ``kind`` is direct, topic, fanout or headers.
+    """
+
+    exchange: "str"
+    kind: "str"
+    options: "dict[str, Any]" = None  # type: ignore[assignment]
+
+
+@frame(0x71, CLIENT)
+class DeleteExchange(Frame):
+    """Drop an exchange and every binding from and to it. Answered by Ok with their count.
+
+    With ``if_unused`` only if there are none.
+    """
+
+    exchange: "str"
+    if_unused: "bool" = False
+
+
+@frame(0x72, CLIENT)
+class Bind(Frame):
+    """From now on messages of the exchange that fit go to the destination, too.
+
+    That is a queue, made if need be, or with ``to_exchange`` another exchange. ``arguments``
+    are for exchanges of kind headers. Answered by Ok; count is 1 if the binding is new.
+    """
+
+    exchange: "str"
+    key: "str"
+    destination: "str"
+    to_exchange: "bool" = False
+    arguments: "dict[str, Any]" = None  # type: ignore[assignment]
+
+
+@frame(0x73, CLIENT)
+class Unbind(Frame):
+    """Drop the binding with exactly these fields. Answered by Ok; count is 1 if there was one."""
+
+    exchange: "str"
+    key: "str"
+    destination: "str"
+    to_exchange: "bool" = False
+    arguments: "dict[str, Any]" = None  # type: ignore[assignment]
 
 
 # Pushes, and the end.

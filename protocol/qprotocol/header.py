@@ -64,18 +64,7 @@ def encode_header(frame: Frame) -> bytes:
 def decode_header(header: bytes, raw: bytes = b"") -> Frame:
     """The frame with that header and raw section. Raises ProtocolError."""
     try:
-        items = msgpack.unpackb(
-            header,
-            raw=False,
-            strict_map_key=True,
-            max_array_len=HEADER_ITEMS_MAX,
-            max_map_len=HEADER_ITEMS_MAX,
-            max_str_len=HEADER_STRING_MAX,
-            max_bin_len=HEADER_STRING_MAX,
-            max_ext_len=0,
-            object_pairs_hook=distinct,
-            ext_hook=no_extension,
-        )
+        items = msgpack.unpackb(header, **_LIMITS)
     except Exception as error:  # msgpack raises a dozen kinds; all of them mean this
         reason = str(error) or type(error).__name__
         raise ProtocolError("BAD_FRAME", f"the header is not valid msgpack: {reason}") from error
@@ -86,6 +75,19 @@ def decode_header(header: bytes, raw: bytes = b"") -> Frame:
     if read is None:
         raise ProtocolError("BAD_FRAME", f"no frame has the type {str(number)[:40]}")
     return read(items, raw)
+
+
+def decode_map(raw: bytes) -> dict[str, Any]:
+    """A map of plain values under the limits of a header. Raises ValueError."""
+    try:
+        found = msgpack.unpackb(raw, **_LIMITS)
+    except Exception as error:  # msgpack raises a dozen kinds; all of them mean this
+        raise ValueError(
+            f"no msgpack of at most {HEADER_ITEMS_MAX} items: {error!s:.80}"
+        ) from error
+    if type(found) is not dict or not plain(found):
+        raise ValueError("no map of strings to plain values")
+    return found
 
 
 def distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -102,6 +104,20 @@ def distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 def no_extension(code: int, data: bytes) -> None:
     """Refuses the one extension that ``max_ext_len=0`` lets through: the empty one."""
     raise ValueError(f"extension type {code} of {len(data)} bytes: extensions are not used")
+
+
+_LIMITS: dict[str, Any] = {
+    "raw": False,
+    "strict_map_key": True,
+    "max_array_len": HEADER_ITEMS_MAX,
+    "max_map_len": HEADER_ITEMS_MAX,
+    "max_str_len": HEADER_STRING_MAX,
+    "max_bin_len": HEADER_STRING_MAX,
+    "max_ext_len": 0,
+    "object_pairs_hook": distinct,
+    "ext_hook": no_extension,
+}
+"""Rule 1."""
 
 
 # What a field may hold. Each function says what is wrong with a value, or nothing.

@@ -26,6 +26,10 @@ BODY_BYTES_HARD_MAX = 64 * 1024 * 1024
 """The most that the setting may say; larger things belong beside a queue, not in it."""
 NAME_BYTES_MAX = 200
 """A queue's or exchange's name: letters, digits and . _ : -"""
+TOPIC_BYTES_MAX = 255
+"""A routing key, a topic or a pattern of them, UTF-8. Its length is one byte."""
+PATTERN_WORDS_MAX = 32
+"""Words of a pattern: how many steps a match may have to try for each."""
 TASK_BYTES_MAX = 255
 """A task's name, UTF-8. Its length is one byte."""
 ID_BYTES_MAX = 255

@@ -219,6 +219,14 @@ def unpack_meta(meta: bytes) -> tuple[str, str, str, str, bytes]:
     return parts[0], parts[1], parts[2], parts[3], meta[at:]
 
 
+def names_end(meta: bytes) -> int:
+    """Where the four names of a meta section, which ``unpack_meta`` takes, end."""
+    at = 0
+    for _ in range(4):
+        at += 1 + meta[at]
+    return at
+
+
 def meta_fields(packed: bytes) -> dict[int, bytes]:
     """The meta fields by tag, those of unknown tags too. Raises ValueError if malformed."""
     found: dict[int, bytes] = {}

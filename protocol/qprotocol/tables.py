@@ -18,6 +18,7 @@ from typing import Any
 from qprotocol import lanekeys, limits, states, wire
 from qprotocol.conversation import ANSWERS, TRANSITIONS
 from qprotocol.errors import ERRORS
+from qprotocol.exchanges import ExchangeOptions
 from qprotocol.frames import BOTH, FRAMES, Frame
 from qprotocol.options import QueueOptions, RetryPolicy
 
@@ -26,7 +27,7 @@ DOCUMENT = HERE.parent / "PROTOCOL.md"
 COMMAND = "python -m qprotocol.tables"
 
 OUTCOME_NAMES = tuple(name.upper() for name in wire.OUTCOMES.values())
-MESSAGE_FLAG_NAMES = ("ID_MINTED", "IGNORE_RESULT", "ACK_EARLY", "MARKED")
+MESSAGE_FLAG_NAMES = ("ID_MINTED", "IGNORE_RESULT", "ACK_EARLY", "MARKED", "MAY_DROP")
 META_FIELD_NAMES = ("ORIGIN", "UNIQUE")
 OUTCOME_FLAG_NAMES = ("HAS_RESULT", "HAS_POLICY", "NO_RETRY", "HAS_REPLACEMENT", "IN_PARTS")
 STRUCT_NAMES = ("TOKEN", "RUN", "TOUCHED", "ACK_RUN", "POLICY", "PEEKED", "META_FIELD")
@@ -168,8 +169,9 @@ def limit_table() -> str:
 
 def option_table() -> str:
     rows = []
-    for owner in (QueueOptions, RetryPolicy):
-        texts = documented("options.py", owner.__name__)
+    owners = (QueueOptions, RetryPolicy, ExchangeOptions)
+    for owner, source in zip(owners, ("options.py", "options.py", "exchanges.py"), strict=True):
+        texts = documented(source, owner.__name__)
         defaults: list[tuple[str, Any]] = [(f.name, f.default) for f in fields(owner)]
         rows += [(owner.__name__, name, repr(value), texts[name]) for name, value in defaults]
     return table(("of", "option", "default", "meaning"), rows)

@@ -70,7 +70,9 @@ ACK_EARLY = 0x04
 """Started at most once: a lost worker means FAILURE, never a redelivery."""
 MARKED = 0x08
 """Its meta has fields behind the four names."""
-MESSAGE_FLAGS = ID_MINTED | IGNORE_RESULT | ACK_EARLY | MARKED
+MAY_DROP = 0x10
+"""If its exchange finds no queue for it, it is dropped, counted, and no error."""
+MESSAGE_FLAGS = ID_MINTED | IGNORE_RESULT | ACK_EARLY | MARKED | MAY_DROP
 
 # Fields of a message's meta.
 META_FIELD = Struct("<BH")

@@ -192,6 +192,12 @@ class Config:
         "Queues: stops a client that makes one for each user or each request.")
     lanes_max: int = setting(100_000, COUNT, (1, 10_000_000),
         "Lanes, one for each task and its dispatch keys: bounds what keys cost in memory.")
+    exchanges_max: int = setting(1_000, COUNT, (1, 100_000),
+        "Exchanges.")
+    bindings_max: int = setting(100_000, COUNT, (1, 10_000_000),
+        "Bindings of all exchanges: each takes about 500 bytes of memory.")
+    copies_max: int = setting(1_000, COUNT, (1, 10_000),
+        "Queues that one message may be copied into by an exchange.")
     inbox_bytes_max: int = setting(64 * MIB, SIZE, (MIB, 64 * GIB),
         "Frames waiting for a turn: beyond it sockets are not read and senders wait.")
     output_bytes_max: int = setting(8 * MIB, SIZE, (256 * KIB, 4 * GIB),

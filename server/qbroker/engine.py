@@ -253,7 +253,7 @@ class Engine:
             else:
                 self.inbox_bytes -= len(frame.raw) + 64
                 if type(frame) is f.Inspect:
-                    out.append(self._inspected(connection.number, frame))
+                    out.append(e.Send(connection.number, self._inspected(frame)))
                 elif type(frame) is f.Search:
                     is_hidden = self._core.is_forgotten
                     self._searches.ask(connection.number, frame, is_hidden, self._answer)
@@ -371,8 +371,8 @@ class Engine:
     def _answer(self, connection: int, answer: f.Frame) -> None:
         self._delivery.send([e.Send(connection, answer)])
 
-    def _inspected(self, connection: int, frame: f.Inspect) -> e.Effect:
-        return e.Send(connection, inspected(self.statistics(), self._log, frame))
+    def _inspected(self, frame: f.Inspect) -> f.Frame:
+        return inspected(self.statistics(), self._log, frame, self._core.bindings)
 
     # Time.
 

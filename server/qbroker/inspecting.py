@@ -1,14 +1,20 @@
 """Answers to Inspect: the tables that the command line shows."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from qbroker.core.statistics import Statistics
 from qbroker.log.log import Log
 from qbroker.outgoing import report
 from qprotocol.frames import Error, Frame, Inspect
 
+TABLES = "queues, exchanges, bindings, stats or quarantine"
 
-def inspected(statistics: Statistics, log: Log, frame: Inspect) -> Frame:
+
+def inspected(
+    statistics: Statistics, log: Log, frame: Inspect, bindings: Callable[[], list[dict[str, Any]]]
+) -> Frame:
     """The Report, or an Error for a table that does not exist."""
     if frame.what == "queues":
         return report([asdict(queue) for queue in statistics.queues], frame.correlation)
@@ -16,12 +22,17 @@ def inspected(statistics: Statistics, log: Log, frame: Inspect) -> Frame:
         found = asdict(statistics)
         found["queues"] = len(statistics.queues)
         found["quarantined"] = len(statistics.quarantined)
+        found["exchanges"] = len(statistics.exchanges)
         found["log"] = asdict(log.statistics())
         return report(found, frame.correlation)
+    if frame.what == "exchanges":
+        return report([asdict(row) for row in statistics.exchanges], frame.correlation)
+    if frame.what == "bindings":
+        return report(bindings(), frame.correlation)
     if frame.what == "quarantine":
         return report([asdict(row) for row in statistics.quarantined], frame.correlation)
     return Error(
         code="BAD_REQUEST",
-        message=f"there is no table {frame.what!r}: queues, stats or quarantine",
+        message=f"there is no table {frame.what!r}: {TABLES}",
         correlation=frame.correlation,
     )

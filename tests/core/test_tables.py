@@ -110,6 +110,10 @@ EXAMPLES: dict[str, r.Record] = {
     "handed_down": r.HandedDown(b"s" * 16, 1, [2 << 20, 2 << 20 | 1]),
     "queue_paused": r.QueuePaused(0, True, False, "broken", "ana", 1_700_000_000_000, 0),
     "queue_resumed": r.QueueResumed(0, False, True),
+    "exchange_declared": r.ExchangeDeclared("e", "topic", {"alternate": "", "unroutable": "drop"}),
+    "exchange_deleted": r.ExchangeDeleted("e"),
+    "bound": r.Bound("e", False, "q", "orders.#", {}),
+    "unbound": r.Unbound("e", True, "h", "", {"x-match": "any", "kind": "paid", "gift": None}),
     "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 

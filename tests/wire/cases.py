@@ -220,6 +220,21 @@ FRAMES: dict[str, f.Frame] = {
         correlation=19,
     ),
     "resume_queue": f.ResumeQueue(queue="emails", dispatch=True, correlation=20),
+    "declare_exchange": f.DeclareExchange(
+        exchange="events", kind="topic", options={"unroutable": "drop"}, correlation=19
+    ),
+    "delete_exchange": f.DeleteExchange(exchange="events", if_unused=True, correlation=20),
+    "bind": f.Bind(
+        exchange="events", key="order.#", destination="audit", arguments={}, correlation=21
+    ),
+    "unbind": f.Unbind(
+        exchange="h",
+        key="",
+        destination="other",
+        to_exchange=True,
+        arguments={"x-match": "any", "kind": "paid"},
+        correlation=22,
+    ),
 }
 
 CASES: dict[str, dict[str, Any]] = {

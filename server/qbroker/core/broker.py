@@ -25,6 +25,7 @@ from typing import Any
 
 from qbroker.core import (
     asking,
+    binding,
     consuming,
     endings,
     passing,
@@ -201,7 +202,13 @@ class Broker:
             len(state.uploads),
             len(state.producers),
             quarantine.quarantined_messages(state),
+            exchanges=binding.exchange_statistics(state),
+            routed=dict(state.exchanges.counts),
         )
+
+    def bindings(self) -> list[dict[str, Any]]:
+        """A row a binding, as JSON has it; BINDING_ROWS_MAX at most."""
+        return binding.binding_rows(self.state)
 
     def _carry_out(
         self, connection: int, frame: f.Frame | None, decision: Decision, append: AppendRaw
@@ -287,6 +294,10 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.PauseQueue: pausing.decide_pause,
     f.ResumeQueue: pausing.decide_resume,
     f.Peek: asking.decide_peek,
+    f.DeclareExchange: binding.decide_declare_exchange,
+    f.DeleteExchange: binding.decide_delete_exchange,
+    f.Bind: binding.decide_bind,
+    f.Unbind: binding.decide_unbind,
     f.Bye: sessions.decide_bye,
 }
 ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], Decision]] = {
@@ -319,5 +330,9 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Archived: asking.apply_archived,
     r.QueuePaused: pausing.apply_paused,
     r.QueueResumed: pausing.apply_resumed,
+    r.ExchangeDeclared: binding.apply_exchange_declared,
+    r.ExchangeDeleted: binding.apply_exchange_deleted,
+    r.Bound: binding.apply_bound,
+    r.Unbound: binding.apply_unbound,
     r.Kept: apply_kept,
 }

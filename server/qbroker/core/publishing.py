@@ -8,6 +8,7 @@ from array import array
 from dataclasses import replace
 
 from qbroker.core import records as r
+from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.pausing import check_intake
@@ -71,8 +72,8 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
     else:
         if frame.count > MESSAGES_PER_FRAME_MAX:
             raise too_many(f"{frame.count} messages in a frame")
-        batch = survey.walk(frame.raw, 0, len(frame.raw))
-        count = batch.count
+        batch = copies(survey, survey.walk(frame.raw, 0, len(frame.raw)))
+        count = survey.count
         check_paused(survey, batch)
         records = [r.Published(frame.producer, frame.sequence, now.wall_ms, batch)]
     if count != frame.count or not count:
@@ -80,7 +81,8 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
     durability = "synced" if survey.synced else "written"
     reply = Published(first=0, count=count, durability=durability)
     records = [*survey.opened, *records]
-    return Decision(records, reply, synced=survey.synced, positioned=arrival is None)
+    positioned = arrival is None and not survey.shifted
+    return Decision(records, reply, synced=survey.synced, positioned=positioned)
 
 
 def check_paused(survey: Survey, batch: r.MessageBatch) -> None:
@@ -157,7 +159,7 @@ def stage(survey: Survey, arrival: Arrival, key: tuple[int, int], raw: bytes) ->
     """Records for one more piece of a publish."""
     state, begins = survey.state, arrival.parts == 1
     upload = Upload() if begins else state.uploads[key]
-    stored = piece(survey, arrival, key, raw, begins=begins, index=upload.count)
+    stored = piece(survey, arrival, key, raw, begins=begins)
     check_size(state, upload, stored.batch)
     check_twice(upload, stored.batch)
     arrival.synced = arrival.synced or survey.synced
@@ -174,7 +176,7 @@ def last_part(
     upload = state.uploads.get(key)
     if upload is None:
         raise RefusedError("BAD_REQUEST", "the parts before this were not of a publish")
-    stored = piece(survey, arrival, key, frame.raw, begins=False, index=upload.count)
+    stored = piece(survey, arrival, key, frame.raw, begins=False)
     if arrival.tail or arrival.lacking:
         raise RefusedError("BAD_MESSAGE", "the parts end inside a message")
     check_size(state, upload, stored.batch)
@@ -186,7 +188,7 @@ def last_part(
     survey.synced = survey.synced or arrival.synced
     now_ms = survey.now.wall_ms
     commit = r.PartsCommitted(*key, frame.producer, frame.sequence, now_ms)
-    return upload.count + stored.batch.count, [stored, commit]
+    return arrival.count, [stored, commit]
 
 
 def check_size(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> None:
@@ -220,17 +222,23 @@ def piece(
     raw: bytes,
     *,
     begins: bool,
-    index: int,
 ) -> r.PartStored:
-    """The record for one more piece. Cuts it where a message's head is not complete yet."""
-    raw = arrival.tail + raw
+    """The record for one more piece. Cuts it where a message's head is not complete yet.
+
+    One that names an exchange is kept back until all of it has come: its copies are whole.
+    """
+    if arrival.tail:
+        arrival.tail += raw
+        if len(arrival.tail) < arrival.awaited:
+            return r.PartStored(*key, begins, 0, r.MessageBatch())
+        raw, arrival.awaited = bytes(arrival.tail), 0
     lead = min(arrival.lacking, len(raw))
     cut, lacking, begun = lead, arrival.lacking - lead, 0
     body_max = survey.state.settings.body_bytes_max
     while len(raw) - cut >= _FIXED:
         (size,) = wire.SIZE.unpack_from(raw, cut)
         if size > body_max:
-            raise too_large(index + begun, size, body_max)
+            raise too_large(arrival.count + begun, size, body_max)
         begun += 1
         if begun > MESSAGES_PER_FRAME_MAX:
             raise too_many(f"over {MESSAGES_PER_FRAME_MAX} messages begin in one part")
@@ -238,13 +246,17 @@ def piece(
         if end > len(raw):
             *_, n_route, n_id, _, n_meta, n_head = wire.MESSAGE.unpack_from(raw, cut)
             if len(raw) - cut >= _FIXED + n_route + n_id + n_meta + n_head:
-                cut, lacking = len(raw), end - len(raw)
+                if n_route and raw[cut + _FIXED]:
+                    arrival.awaited = end - cut
+                else:
+                    cut, lacking = len(raw), end - len(raw)
             break
         cut = end
-    arrival.tail, raw = raw[cut:], raw[:cut]
+    arrival.tail, raw = bytearray(raw[cut:]), raw[:cut]
     arrival.lacking = lacking
-    batch = survey.walk(raw, lead, cut + lacking)
+    batch = copies(survey, survey.walk(raw, lead, cut + lacking))
     check_paused(survey, batch)
+    arrival.count += survey.count
     return r.PartStored(*key, begins, lead, batch)
 
 

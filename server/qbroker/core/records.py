@@ -140,8 +140,8 @@ class Published(Record):
 
     @property
     def slots(self) -> int:
-        """One a message."""
-        return self.batch.count
+        """One a message, at least one: no queue may have got any."""
+        return max(1, self.batch.count)
 
 
 @dataclass(slots=True)
@@ -437,6 +437,48 @@ class QueueResumed(Record):
     queue: int
     intake: bool
     dispatch: bool
+
+
+@dataclass(slots=True)
+class ExchangeDeclared(Record):
+    """An exchange exists, of this kind, with these options."""
+
+    TYPE: ClassVar[int] = 29
+    name: str
+    kind: str
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class ExchangeDeleted(Record):
+    """An exchange is gone, and with it every binding from and to it."""
+
+    TYPE: ClassVar[int] = 30
+    name: str
+
+
+@dataclass(slots=True)
+class Bound(Record):
+    """Messages of an exchange that fit go to a queue, or to another exchange."""
+
+    TYPE: ClassVar[int] = 31
+    exchange: str
+    to_exchange: bool
+    destination: str
+    key: str
+    arguments: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Unbound(Record):
+    """A binding is gone."""
+
+    TYPE: ClassVar[int] = 32
+    exchange: str
+    to_exchange: bool
+    destination: str
+    key: str
+    arguments: dict[str, Any]
 
 
 @dataclass(slots=True)

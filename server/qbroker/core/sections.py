@@ -311,6 +311,15 @@ def restore_uploads(state: BrokerState, block: Block) -> None:
         )
 
 
+def save_exchanges(state: BrokerState) -> bytes:
+    """A row an exchange, with its bindings."""
+    return pack_columns(state.exchanges.saved())
+
+
+def restore_exchanges(state: BrokerState, block: Block) -> None:
+    state.exchanges.restore(unpack_columns(block)[0])
+
+
 SECTIONS: dict[str, Section] = {
     "broker": Section(("epoch", "boots", "granted"), save_broker, restore_broker),
     "queues": Section(("queues", "numbered", "lanes", "lane_of"), save_queues, restore_queues),
@@ -328,5 +337,6 @@ SECTIONS: dict[str, Section] = {
     "results": Section(("results",), save_results, restore_results),
     "uploads": Section(("uploads",), save_uploads, restore_uploads),
     "pauses": Section(("pauses",), save_pauses, restore_pauses, since=4),
+    "exchanges": Section(("exchanges",), save_exchanges, restore_exchanges, since=4),
 }
 """What a snapshot holds. Lanes come before what waits in them."""

@@ -24,6 +24,9 @@ class Settings:
     subscriptions_max: int = 64
     queues_max: int = 10_000
     lanes_max: int = 100_000
+    exchanges_max: int = 1_000
+    bindings_max: int = 100_000
+    copies_max: int = 1_000
     retry_max_ms: int = 86_400_000
     delay_max_ms: int = 365 * 86_400_000
 
@@ -58,6 +61,14 @@ PRUNE_MAX = 5_000
 """Results dropped in one turn because their time is over."""
 ARCHIVED_MAX = 2_000
 """Results that leave memory in one turn because the archive has them."""
+ROUTED_MESSAGES_MAX = 50_000
+"""Messages that one frame's copies may come to: they are one record, and one turn's work."""
+ROUTED_BYTES_MAX = 32 * 1024 * 1024
+"""Their bytes: half of what a record may hold."""
+RESOLVED_ROUTES_MAX = 10_000
+"""Routes of which is remembered where they lead; one more, and all are found anew."""
+BINDING_ROWS_MAX = 10_000
+"""Bindings that one question is answered with."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
 RETRY_AFTER_MS = 1_000

@@ -15,6 +15,7 @@ counters, and the follow-on messages.
 from collections.abc import Callable
 
 from qbroker.core import records as r
+from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
 from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
@@ -184,7 +185,7 @@ def outcome_record(
     replaced = bool(outcome.flags & wire.HAS_REPLACEMENT and outcome.follow_on)
     survey.replacing = outcome.position if replaced else -1
     raw = b"".join(outcome.follow_on)
-    follow_on = survey.walk(raw, 0, len(raw)) if raw else r.MessageBatch()
+    follow_on = copies(survey, survey.walk(raw, 0, len(raw))) if raw else r.MessageBatch()
     if replaced:
         first = follow_on.runs[0]
         follow_on.runs[:1] = [[first[0], first[1], 1, due_ms]] + (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qbroker.core.effects import Effect, Tell
+from qbroker.core.exchanges import Exchanges
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.pauses import Pauses
 from qbroker.core.queues import Lane, Queue, Run
@@ -41,8 +42,12 @@ class Arrival:
     """What is said once the frame itself comes; further parts are dropped."""
     raw: bytearray = field(default_factory=bytearray)
     """The parts of a frame that is no Publish."""
-    tail: bytes = b""
-    """A publish: bytes of a message whose head is not complete."""
+    count: int = 0
+    """A publish: messages that have begun."""
+    tail: bytearray = field(default_factory=bytearray)
+    """A publish: bytes of a message whose head is not complete, or that is to be copied."""
+    awaited: int = 0
+    """A publish: how long ``tail`` must be before it is of use."""
     lacking: int = 0
     """A publish: what the last message's body still lacks."""
     synced: bool = False
@@ -121,6 +126,7 @@ class BrokerState:
     """Positions set aside: (lane number, since when in ms, why, file of evidence)."""
     producers: dict[int, Producer] = field(default_factory=dict)
     pauses: Pauses = field(default_factory=Pauses)
+    exchanges: Exchanges = field(default_factory=Exchanges)
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.
     uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)

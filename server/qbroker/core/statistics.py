@@ -39,6 +39,18 @@ class QuarantinedMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class ExchangeStatistics:
+    """One exchange, now; ``counts`` are totals since the start."""
+
+    name: str
+    kind: str
+    alternate: str
+    unroutable: str
+    bindings: int
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """The whole broker, now."""
 
@@ -53,6 +65,9 @@ class Statistics:
     uploads: int
     producers: int
     quarantined: tuple[QuarantinedMessage, ...] = ()
+    exchanges: tuple[ExchangeStatistics, ...] = ()
+    routed: Mapping[str, int] = field(default_factory=dict)
+    """Messages published to exchanges, copies they became, and those no queue got."""
     window_bytes: int = 0
 
 

@@ -22,6 +22,8 @@ from qprotocol.options import QueueOptions
 _FIXED = wire.MESSAGE.size
 _FIXED_REST = _FIXED - 4
 _MINTED_BYTES = 16
+ROUTED = -2
+"""In the place of a lane's number: an exchange says where the message goes, see copying.py."""
 
 
 class RefusedError(Exception):
@@ -54,6 +56,12 @@ class Survey:
     """The position of a message whose id may be used again."""
     started: set[int] = field(default_factory=set)
     """Positions that an outcome before this one said to have begun, acks early."""
+    count: int = 0
+    """Messages walked over: copies are made later."""
+    routed: bool = False
+    """Whether one of them names an exchange."""
+    shifted: bool = False
+    """Whether message i of the chunk is not message i of the batch, for copies are."""
 
     def walk(self, raw: bytes, at: int, end_max: int) -> r.MessageBatch:
         """The batch in ``raw[at:]``; the last message may end as late as ``end_max``.
@@ -105,27 +113,42 @@ class Survey:
             note(at)
             at, index = end, index + 1
         batch.count = index
+        self.check_batch(batch, minted)
+        return batch
+
+    def check_batch(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
+        """What is looked at once a batch. Raises RefusedError."""
+        self.count += batch.count
         self.check_dues(batch)
         self.settle_ids(batch, minted)
         self.note_queues(batch)
-        return batch
 
     def plan(self, route: bytes, index: int) -> tuple[int, int]:
         """The place of the lane a new route leads to: it exists, or will be opened."""
         try:
             exchange, key, task, keys = unpack_route(route)
-            if exchange:
-                raise RefusedError("NO_EXCHANGE", f"exchange {exchange!r} does not exist")
-            check_queue_name(key)
+            if not exchange:
+                check_queue_name(key)
             LaneKeys.unpack(keys)
         except ValueError as error:
             raise bad(index, str(error)) from error
+        if exchange:
+            if exchange not in self.state.exchanges.by_name:
+                raise no_exchange(index, exchange)
+            self.routed = True
+            place = self.planned[route] = ROUTED, kind_of(task)
+            return place
         lane = self.lane(key, task, keys)
         if isinstance(lane, Lane):
             self.state.routes[route] = lane
             return lane.place
         place = self.planned[route] = lane, kind_of(task)
         return place
+
+    def place(self, route: bytes, index: int) -> tuple[int, int]:
+        """The place of the lane that a route with the empty exchange leads to."""
+        lane = self.state.routes.get(route)
+        return lane.place if lane else self.planned.get(route) or self.plan(route, index)
 
     def lane(self, queue_name: str, task: str, keys: bytes, *, beyond: bool = False) -> Lane | int:
         """The lane, or the number it will have once ``opened`` is applied.
@@ -197,6 +220,8 @@ class Survey:
         """Which queues are touched, and whether one of them wants stable storage."""
         lanes = self.state.lanes
         for number, _, _, _ in batch.runs:
+            if number == ROUTED:
+                continue
             known = number < len(lanes)
             if lanes[number].queue.synced if known else number not in self.relaxed:
                 self.synced = True
@@ -255,6 +280,15 @@ def duplicate(index: int, name: bytes) -> RefusedError:
     return RefusedError(
         "DUPLICATE_ID",
         f"message {index}: a message with the id {name.decode()!r} is still alive",
+        index=index,
+    )
+
+
+def no_exchange(index: int, exchange: str) -> RefusedError:
+    """A message names an exchange that is not there."""
+    return RefusedError(
+        "NO_EXCHANGE",
+        f"message {index}: exchange {exchange!r} does not exist: declare it first",
         index=index,
     )
 

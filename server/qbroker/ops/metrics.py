@@ -159,6 +159,10 @@ METRICS: tuple[Row, ...] = (
         ("queue", "half"), paused),
     Row("qbroker_queue_consumers", "gauge", "subscriptions",
         "Subscriptions to a queue now.", ("queue",), consumers),
+    Row("qbroker_routed_messages_total", "counter", "messages",
+        "Messages published to exchanges, the copies they became (routed), and those dropped "
+        "because no queue was bound.",
+        ("outcome",), each(lambda s: s.statistics.routed)),
     Row("qbroker_turn_seconds", "histogram", "seconds",
         "How long the engine's turns took.", buckets=TIMES),
     Row("qbroker_log_sync_seconds", "histogram", "seconds",
