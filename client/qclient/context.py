@@ -5,6 +5,7 @@ code runs; without one, a task was called directly.
 
 Headers of a message are the client's own, opaque to the broker: a msgpack map with
 
+    preview      of its arguments, for those who look through tasks; first, see qprotocol.preview
     hard, soft   time limits of this call, seconds
     retry        the retry policy of this call, packed
     user         what the caller passed as headers=
@@ -22,6 +23,7 @@ from qprotocol import wire
 from qprotocol.lanekeys import NO_KEYS, LaneKeys
 from qprotocol.message import Delivery
 from qprotocol.options import RetryPolicy
+from qprotocol.preview import ENTRY
 
 HEADERS_BYTES_MAX = 0xFFFF
 
@@ -52,6 +54,8 @@ class Context:
     """The task that sent this one; empty at the top."""
     headers: dict[str, Any] = field(default_factory=dict)
     """What the caller passed as ``headers=``."""
+    preview: str = ""
+    """What is shown of its arguments to those who look through tasks; see preview.py."""
     time_limit: float | None = None
     """Of this call; None leaves it to the task. Seconds."""
     soft_time_limit: float | None = None
@@ -103,6 +107,7 @@ class Context:
         if type(headers) is not dict:
             raise DecodeError("the headers are not a map")
         self.headers = headers.get("user") or {}
+        self.preview = headers.get(ENTRY, "")
         self.time_limit = headers.get("hard")
         self.soft_time_limit = headers.get("soft")
         policy = headers.get("retry")
@@ -143,9 +148,11 @@ def moment(wall_ms: int) -> datetime | None:
     return datetime.fromtimestamp(wall_ms / 1000, UTC) if wall_ms else None
 
 
-def pack_headers(options: Mapping[str, Any], policy: RetryPolicy | None) -> bytes:
+def pack_headers(
+    options: Mapping[str, Any], policy: RetryPolicy | None, preview: str = ""
+) -> bytes:
     """A call's headers; empty if it says nothing. Raises TypeError or ValueError by name."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {ENTRY: preview} if preview else {}
     for key, name in (("hard", "time_limit"), ("soft", "soft_time_limit")):
         if options.get(name) is not None:
             found[key] = options[name]

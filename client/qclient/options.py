@@ -11,11 +11,15 @@ from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
+from qclient.preview import PreviewRepr
 from qclient.serialization import CONTENTS
 from qprotocol.ids import pack_id
 from qprotocol.lanekeys import LANE_KEY_BYTES_MAX, WEIGHT_MAX
 from qprotocol.limits import NAME_BYTES_MAX, PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
+
+PREVIEW_CHARS_MAX = 4_096
+"""Of a preview: with four bytes each it fits into the headers, and leaves room for others."""
 
 Exceptions = type[BaseException] | tuple[type[BaseException], ...] | list[type[BaseException]]
 
@@ -50,6 +54,7 @@ class SendOptions(RetryOptions, KeyOptions, total=False):
     time_limit: float | None
     soft_time_limit: float | None
     serializer: Literal["msgpack", "json"]
+    preview_chars: int
 
 
 class TaskOptions(SendOptions, total=False):
@@ -58,6 +63,7 @@ class TaskOptions(SendOptions, total=False):
     name: str
     autoretry_for: Exceptions
     dont_autoretry_for: Exceptions
+    preview_repr: PreviewRepr | None
 
 
 class CallOptions(SendOptions, total=False):
@@ -67,6 +73,8 @@ class CallOptions(SendOptions, total=False):
     eta: datetime
     task_id: str
     headers: Mapping[str, Any]
+    argsrepr: str
+    kwargsrepr: str
 
 
 class ReplaceOptions(KeyOptions, total=False):
@@ -121,6 +129,11 @@ def is_moment(value: Any) -> bool:
 
 SECONDS = Option("seconds, 0 or more", is_number)
 SECONDS_OR_NONE = Option("seconds above 0, or None", lambda v: v is None or is_number(v, 0.001))
+TEXT = Option("a string", lambda v: isinstance(v, str))
+REPR = Option(
+    "a function of args and kwargs that gives a string, or None",
+    lambda v: v is None or callable(v),
+)
 FLAG = Option("True or False", lambda v: isinstance(v, bool))
 
 RETRY: dict[str, Option] = {
@@ -164,6 +177,10 @@ SEND: dict[str, Option] = (
         "time_limit": SECONDS_OR_NONE,
         "soft_time_limit": SECONDS_OR_NONE,
         "serializer": Option(" or ".join(map(repr, CONTENTS)), lambda v: v in CONTENTS),
+        "preview_chars": Option(
+            f"a whole number from 0, which is none, to {PREVIEW_CHARS_MAX}",
+            lambda v: type(v) is int and 0 <= v <= PREVIEW_CHARS_MAX,
+        ),
     }
 )
 TASK: dict[str, Option] = SEND | {
@@ -173,6 +190,7 @@ TASK: dict[str, Option] = SEND | {
     ),
     "autoretry_for": Option("an exception class or a tuple of them", is_exceptions),
     "dont_autoretry_for": Option("an exception class or a tuple of them", is_exceptions),
+    "preview_repr": REPR,
 }
 CALL: dict[str, Option] = SEND | {
     "countdown": Option(
@@ -187,6 +205,8 @@ CALL: dict[str, Option] = SEND | {
         "a dict keyed by strings",
         lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v),
     ),
+    "argsrepr": TEXT,
+    "kwargsrepr": TEXT,
 }
 REPLACE: dict[str, Option] = {
     name: CALL[name] for kind in (KeyOptions, ReplaceOptions) for name in kind.__annotations__

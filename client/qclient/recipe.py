@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qclient.context import Context, current_request, pack_headers
 from qclient.options import KEYS, RETRY, moment_ms, retry_policy
+from qclient.preview import preview_of_call
 from qclient.routes import is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
 from qprotocol import wire
@@ -143,9 +144,17 @@ class Callee:
         """The recipe for a call with these options (checked before)."""
         if not options and self.recipe is not None:
             return self.recipe
-        routes = self.app.conf.task_routes
-        recipe = make_recipe(self, options, route(routes, self.name, args, kwargs, options))
-        if not options and is_static(routes):
+        conf = self.app.conf
+        routed = route(conf.task_routes, self.name, args, kwargs, options)
+        said = {
+            "preview_chars": conf.task_preview_chars,
+            "preview_repr": conf.task_preview_repr,
+            **self.options,
+            **options,
+        }
+        preview = preview_of_call(self.name, args, kwargs, said)
+        recipe = make_recipe(self, options, routed, preview=preview)
+        if not options and not said["preview_chars"] and is_static(conf.task_routes):
             self.recipe = recipe
         return recipe
 
@@ -173,7 +182,10 @@ class Callee:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> bytes:
-        """The message that takes the place of ``request``'s: what is not said stays."""
+        """The message that takes the place of ``request``'s: what is not said stays.
+
+        So does the preview, as the caller made it: what it left out stays out.
+        """
         kept = {
             "queue": request.queue,
             "priority": request.priority,
@@ -189,7 +201,7 @@ class Callee:
             "weight": request.keys.weight,
             **options,
         }
-        recipe = make_recipe(self, kept, {}, request.retry_policy)
+        recipe = make_recipe(self, kept, {}, request.retry_policy, request.preview)
         recipe.route.root, recipe.route.parent = request.root_id, request.parent_id
         return recipe.pack(request.id, self.encode(recipe, args, kwargs), 0)
 
@@ -199,6 +211,7 @@ def make_recipe(
     options: Mapping[str, Any],
     routed: Mapping[str, Any],
     policy: RetryPolicy | None = None,
+    preview: str = "",
 ) -> Recipe:
     """The recipe for calls of ``callee`` with these options and that route."""
     conf = callee.app.conf
@@ -215,7 +228,7 @@ def make_recipe(
         keys=keys_of(said),
         flags=(wire.IGNORE_RESULT if ignore else 0) | (wire.ACK_EARLY if early else 0),
         content=CONTENTS[said.get("serializer", conf.task_serializer)],
-        headers=pack_headers(options, policy),
+        headers=pack_headers(options, policy, preview),
     )
     return Recipe(template, due_of(options), said.get("expires"))
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qclient.options import FLAG, SECONDS_OR_NONE, SEND, Option, is_number, meant
+from qclient.options import FLAG, REPR, SECONDS_OR_NONE, SEND, Option, is_number, meant
+from qclient.preview import PreviewRepr
 
 T = TypeVar("T")
 
@@ -66,6 +67,10 @@ class Settings:
         "Seconds after which the worker kills the process that runs a task.")
     task_soft_time_limit: float | None = setting(None, SECONDS_OR_NONE,
         "Seconds after which SoftTimeLimitExceeded is raised inside a task.")
+    task_preview_chars: int = setting(0, SEND["preview_chars"],
+        "Characters of arguments that are shown to those who look through tasks; 0: none.")
+    task_preview_repr: PreviewRepr | None = setting(None, REPR,
+        "Makes that text of args and kwargs, and leaves out what nobody may see.")
     # fmt: on
     changed: Callable[[], None] = field(default=lambda: None, repr=False)
     """Called after each change; the App's own."""

@@ -436,7 +436,8 @@ class Search(Frame):
     at; its report is {"task": row or null}. Else {"tasks": rows, "next": text, "cut": bool}:
     the next page is asked for with ``after`` that text, which is empty behind the last one;
     with ``cut`` the search took too long and looked at a part only. ``state`` is a number
-    of states.State; ``worker`` and ``error`` may be the beginning of one. Times are when
+    of states.State; ``worker`` and ``error`` may be the beginning of one, ``preview`` any part
+    of what was shown of the arguments. Times are when
     tasks were finished, in ms since 1970: from ``since_ms`` on, before ``until_ms``.
     """
 
@@ -450,6 +451,7 @@ class Search(Frame):
     until_ms: "int" = 0
     limit: "int" = 50
     after: "str" = ""
+    preview: "str" = ""
 
 
 # Exchanges.

@@ -15,7 +15,8 @@ A packed message (envelope version 1), ``MESSAGE`` and then the variable parts::
     id       16 bytes if ID_MINTED (a UUIDv7), else UTF-8, 1 to 255 bytes
     meta     u8-counted root id, parent id, principal, trace context; then, if MARKED, fields:
              tag u8 | length u16 | that many bytes, each tag once
-    headers  the client's, opaque: a msgpack map
+    headers  the client's, opaque: a msgpack map; "preview", if it comes first, is a text that
+             the archive may keep of the arguments (preview.py)
 
 An id that reads as a UUIDv7 in lower case must travel as its 16 bytes: the broker
 compares bytes, and one id must not have two forms. Bytes of meta after the four names of a

@@ -169,6 +169,7 @@ class Archiving:
         command = [sys.executable, "-P", "-m", "qbroker.archive", str(config.data)]
         command.append(f"--ttl-ms={config.archive_ttl_ms}")
         command.append(f"--bytes-max={config.archive_bytes_max}")
+        command.append(f"--preview-bytes-max={config.archive_preview_bytes_max}")
         command += ["--move-aside"] if self._may_move_aside else []
         # For a minute it did not get on: a row without its names is better than none.
         command += ["--impatient"] if self._retry_s >= RETRY_MAX_S else []

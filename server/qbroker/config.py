@@ -156,6 +156,8 @@ class Config:
         "How long a settled task can be searched for.")
     archive_bytes_max: int = setting(10 * GIB, SIZE, (MIB, 16 * 1024 * GIB),
         "Most the archive may hold: beyond it the oldest rows go before their time.")
+    archive_preview_bytes_max: int = setting(KIB, SIZE, (0, 16 * KIB),
+        "What is kept of previews of arguments, where clients send one; 0 keeps none.")
     archive_lag_bytes: int = setting(64 * MIB, SIZE, (MIB, 1024 * GIB),
         "Log not archived yet, beyond which successes without a result get no row.")
     archive_lag_bytes_max: int = setting(GIB, SIZE, (MIB, 1024 * GIB),

@@ -90,7 +90,7 @@ def query_of(frame: Search) -> Query:
     except ValueError as error:
         raise ValueError(f"after {frame.after!r} is not a text that a Report gave") from error
     return Query(
-        *(frame.task, frame.queue, frame.worker, frame.state, frame.error),
+        *(frame.task, frame.queue, frame.worker, frame.state, frame.error, frame.preview),
         *(frame.since_ms, frame.until_ms, frame.limit, after),
     )
 

@@ -37,6 +37,7 @@ def moment_of(text: str) -> int:
 @click.option("--queue", default="", help="The queue they were published to.")
 @click.option("--worker", default="", help="The worker's session, or how it begins.")
 @click.option("--error", default="", help="The kind of the failure, or how it begins.")
+@click.option("--args", "preview", default="", help="A part of the preview of their arguments.")
 @click.option(
     "--since",
     type=moment_of,

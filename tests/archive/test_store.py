@@ -4,83 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from archives import Archive
+from archives import DAY, NOW, Books
 from qbroker.archive.archivist import Keeping
 from qbroker.archive.errors import BusyError, DamagedError, ForeignError, NewerError
 from qbroker.archive.questions import PAGE_ROWS_MAX, Query, Questions
-from qbroker.archive.schema import FILE_NAME, move_aside, open_to_write
+from qbroker.archive.schema import FILE_NAME, SCHEMA, move_aside, open_to_write
 from qbroker.archive.store import SWEEP_ROWS_MAX, open_store
 from qbroker.archiving import Lag
 from qbroker.core import records as r
 from qbroker.log.errors import UnreadableError
-from qbroker.log.log import Log
 from qprotocol.failure import Failure
-from qprotocol.message import Message
-from simdisk import SimDisk
 
-NOW = 1_700_000_000_000
-DAY = 86_400_000
 LOG_ID = bytes(16)
-
-
-class Books:
-    """A log written by hand, and its archive."""
-
-    def __init__(self, folder: Path, *, history: str = "", keeping: Keeping | None = None) -> None:
-        self.disk = SimDisk()
-        self.log = Log.open(self.disk)
-        options = {"history": history}
-        self.write(r.QueueOpened(0, "q", options), r.LaneOpened(0, 0, "t", b""))
-        self.archive = Archive(self.disk, folder)
-        self.archive.wall_ms = NOW
-        if keeping:
-            self.archive.keeping = keeping
-            self.archive.kill()
-        self.count = 0
-
-    def write(self, *records: r.Record) -> list[int]:
-        batch = self.log.begin()
-        found = [batch.add(record.TYPE, record.parts(), record.slots) for record in records]
-        self.log.commit(batch, sync=True, wall_ms=NOW, epoch=1)
-        return found
-
-    def handed_out(self, count: int = 1) -> tuple[int, int]:
-        """So many tasks are with a worker: the first position, and the grant."""
-        self.count += 1
-        raws = [Message("q", b"x" * 20, f"t{self.count}.{i}", "t").pack() for i in range(count)]
-        batch = r.MessageBatch([[0, 0, count, 0]], [], [], b"".join(raws), count)
-        (first,) = self.write(r.Published(0, 0, NOW, batch))
-        self.write(r.Granted(self.count, b"s" * 16, 1, [[0, 0, first, count]]))
-        return first, self.count
-
-    def acked(self, count: int = 1) -> int:
-        first, grant = self.handed_out(count)
-        self.write(r.Acked([[grant, first, count]]))
-        return first
-
-    def settled(self, change: int, state: int, result: bytes, keep_ms: int) -> int:
-        first, grant = self.handed_out()
-        until = NOW + keep_ms if keep_ms else 0
-        values = (change, first, grant, state, NOW, 5, 1, until, 0, 0, "", result, False)
-        self.write(r.Settled(*values, r.MessageBatch()))
-        return first
-
-    def go_on(self, **more: Any) -> list[str]:
-        """The archive tells of all of it; the ids it has, in the order they were sent."""
-        self.archive.advance(self.log.durable, **more)
-        return [row["id"] for row in reversed(self.archive.rows())]
-
-    def swept(self, after_ms: int) -> list[str]:
-        self.archive.wall_ms = NOW + after_ms
-        self.archive.mono_ms += 10_000
-        self.archive.archivist.sweep()
-        return [row["id"] for row in reversed(self.archive.rows())]
-
-
 FAILED = Failure("E", "m", "trace").pack()
 
 
@@ -231,7 +169,7 @@ def test_a_newer_archive_is_left_untouched(tmp_path: Path) -> None:
     db = open_to_write(path, LOG_ID)
     db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(NewerError, match="schema 99, this version reads schema 1"):
+    with pytest.raises(NewerError, match=f"schema 99, this version reads schema {SCHEMA}"):
         open_store(path, LOG_ID)
 
 
@@ -342,4 +280,4 @@ def test_a_head_that_is_refused_for_long_is_given_up(tmp_path: Path) -> None:
     books.go_on()
     books.archive.is_patient = False
     unreadable_once(books)
-    assert list(books.archive.archivist._follower._heads(first, 1)) == [(first, *[None] * 6)]
+    assert list(books.archive.archivist._follower._heads(first, 1)) == [(first, *[None] * 7)]

@@ -18,6 +18,7 @@ import pytest
 
 from e2e.daemon import PATIENCE_S, SCRIPTS, Daemon, until
 from e2e.talker import Refused, Talker
+from qclient import App
 from qprotocol import wire
 from qprotocol.frames import Cancel, Forget, Ok, Report, Result, Search
 from qprotocol.states import State
@@ -122,6 +123,25 @@ def test_the_command_line_shows_them_to_people_and_programs(make_broker: MakeBro
     assert said(broker, "task", failed).stdout.endswith("a traceback\n")
     assert "no settled task has the id nothing" in said(broker, "task", "nothing").stderr
     assert "write 2h or 7d" in said(broker, "tasks", "--since", "yesterday").stderr
+
+
+def test_arguments_are_shown_where_an_application_asked_for_it(make_broker: MakeBroker) -> None:
+    """What a client sends along is found by any part of it, cut to the broker's setting."""
+    broker = make_broker(archive_preview_bytes_max=12).start()
+    talker = broker.connect()
+    talker.consume("work", credit=1)
+    app = App("shop", broker=broker.url, set_as_current=False)
+    with app:
+        quiet = app.send_task("story.task", ("secret",), queue="work").id
+        talker.ack(talker.receive(), None)
+        app.conf.task_preview_chars = 50
+        shown = app.send_task("story.task", ("order-17", "x" * 50), queue="work").id
+        talker.ack(talker.receive(), b"42")
+    assert row(talker, shown)["preview"] == "('order-17',"
+    assert row(talker, quiet)["preview"] is None
+    assert [each["id"] for each in broker.command("tasks", "--args", "der-17")] == [shown]
+    assert broker.command("tasks", "--args", "secret") == []
+    assert "preview" in said(broker, "task", shown).stdout
 
 
 def said(broker: Daemon, *words: str) -> subprocess.CompletedProcess[str]:

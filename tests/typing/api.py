@@ -11,6 +11,8 @@ from typing import Any, assert_type
 from qclient import App, AsyncResult, Signature, Task, shared_task
 
 app = App("shop", broker="qbroker://localhost")
+app.conf.task_preview_chars = 100
+app.conf.task_preview_repr = lambda args, kwargs: f"{args[0]}"
 
 
 @app.task

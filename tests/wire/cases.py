@@ -16,7 +16,7 @@ from qprotocol.options import RetryPolicy
 TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
 TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
-DECODED_ONLY: set[str] = {"blocked"}
+DECODED_ONLY: set[str] = {"search", "search_one", "blocked"}
 
 MESSAGES: dict[str, Message] = {
     "plain": Message("emails", b"hello"),
@@ -197,6 +197,7 @@ FRAMES: dict[str, f.Frame] = {
     "error_shortest": f.Error(code="BAD_FRAME", message="", details={}),
     "consume_nothing": f.Consume(subscription=0, queues=[], credit=0, correlation=1),
     "blocked_with_code": f.Blocked(reason="disk", code="RESOURCE_EXHAUSTED"),
+    "search_preview": f.Search(correlation=19, preview="'order-17'"),
     "search": f.Search(
         correlation=17,
         task="shop.bill",

@@ -47,6 +47,8 @@ class Keeping:
 
     ttl_ms: int
     bytes_max: int
+    preview_bytes_max: int = 0
+    """Of what clients show of arguments; what is longer is cut."""
 
 
 class Archivist:
@@ -70,7 +72,8 @@ class Archivist:
         self._keeping = keeping
         self._wall_ms = wall_ms
         self._mono_ms = mono_ms
-        self._follower = Follower(store.known(), Messages(reader, is_patient=is_patient))
+        messages = Messages(reader, is_patient=is_patient)
+        self._follower = Follower(store.known(), messages, keeping.preview_bytes_max)
         self.read = store.batch
         """The last batch that was read; the store may be behind."""
         self.missed = max(0, reader.whole_from - store.batch - 1) if store.batch else 0

@@ -56,6 +56,18 @@ class NewerError(ArchiveError):
         )
 
 
+class OlderError(ArchiveError):
+    """An older version wrote it, and the archivist has not brought it up to date yet."""
+
+    kind: ClassVar[str] = "older"
+
+    def __init__(self, file: str, found: int, known: int) -> None:
+        super().__init__(
+            f"{file} has schema {found}, searches need schema {known}: the archivist makes it that "
+            "when it starts; ask again in a moment, and if it stays so see /health"
+        )
+
+
 class BusyError(ArchiveError):
     """Another process writes it, or the disk has no room, or hangs: it may be better later."""
 

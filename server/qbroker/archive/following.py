@@ -20,6 +20,7 @@ from qbroker.log.format import StoredRecord
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.message import unpack_meta, unpack_route
+from qprotocol.preview import preview_of
 from qprotocol.states import State
 
 MESSAGE_CHARS_MAX = 500
@@ -30,7 +31,12 @@ _FIXED = wire.MESSAGE.size
 _SUCCESS, _FAILURE, _REVOKED = int(State.SUCCESS), int(State.FAILURE), int(State.REVOKED)
 
 Row = tuple[Any, ...]
-"""The columns of the table of tasks, in its order."""
+"""The values of COLUMNS."""
+COLUMNS = (
+    *("position", "id", "task", "queue", "root", "parent", "preview", "published_ms"),
+    *("worker", "state", "failures", "started_ms", "finished_ms", "run_ms", "keep_until_ms"),
+    *("brief", "reason", "error", "message", "content"),
+)
 
 
 @dataclass(slots=True)
@@ -70,12 +76,14 @@ class Changes:
 class Follower:
     """Follows the log, batch by batch. ``known`` and ``changes`` are saved together."""
 
-    def __init__(self, known: Known, messages: Messages) -> None:
+    def __init__(self, known: Known, messages: Messages, preview_bytes_max: int = 0) -> None:
+        """``preview_bytes_max`` of what a client shows of the arguments is kept."""
         self.known = known
         self.changes = Changes()
         self.is_shedding = False
         """Successes without a result get no row for now."""
         self._messages = messages
+        self._preview_bytes_max = preview_bytes_max
         self._routes: dict[bytes, tuple[int | None, int]] = {}
 
     def start_anew(self) -> None:
@@ -169,15 +177,16 @@ class Follower:
         Every task comes through this loop once.
         """
         unpack, routes = wire.MESSAGE.unpack_from, self._routes
+        bytes_max = self._preview_bytes_max
         for passed, index, taken in self._messages.runs(first, count):
             if passed is None:
                 for position in range(index, index + taken):
-                    yield position, None, None, None, None, None, None
+                    yield position, *_NO_HEAD
                 continue
             raw, published = passed.body.raw, passed.wall_ms
             position = passed.body.first + index
             for at in passed.body.starts()[index : index + taken]:
-                _, _, _, _, flags, _, _, n_route, n_id, _, n_meta, _ = unpack(raw, at)
+                _, _, _, _, flags, _, _, n_route, n_id, _, n_meta, n_head = unpack(raw, at)
                 start = at + _FIXED
                 middle = start + n_route
                 end = middle + n_id
@@ -185,8 +194,12 @@ class Follower:
                 task, queue = routes.get(route) or self._route(route)
                 name = raw[middle:end]
                 root, parent = meta_of(raw[end : end + n_meta]) if n_meta else (None, None)
+                shown = None
+                if n_head and bytes_max:
+                    end += n_meta
+                    shown = preview_of(raw[end : end + n_head], bytes_max) or None
                 chosen = name if flags & wire.ID_MINTED else name.decode() or None
-                yield position, chosen, task, queue, root, parent, published
+                yield position, chosen, task, queue, root, parent, shown, published
                 position += 1
 
     def _route(self, route: bytes) -> tuple[int | None, int]:
@@ -298,7 +311,7 @@ class Follower:
             self.known.forget(position)
             worker, started = (grant.worker, grant.granted_ms) if grant else (None, None)
             row: Row = (
-                *(position, None, None, None, None, None, None),
+                *(position, *_NO_HEAD),
                 *(worker, _FAILURE, 0, started, record.finished_ms, None),
                 *(record.keep_until_ms, 0, f"quarantined: {record.why}", None, None, None),
             )
@@ -311,8 +324,9 @@ class Follower:
         self.changes.forget(unpacked(stored, r.Forgotten).positions)
 
 
-_PUBLISHED, _FAILURES = 6, 9
-"""Columns of a row."""
+_PUBLISHED, _FAILURES = COLUMNS.index("published_ms"), COLUMNS.index("failures")
+_NO_HEAD = (None,) * _PUBLISHED
+"""All before the worker but the position, of a message that cannot be read any more."""
 _NOTHING_KEPT = (None, 0, 0, None, None, None, None)
 """run_ms, keep_until_ms, brief, reason, error, message, content of an acked message."""
 DEAD = (r.FAILED, r.REJECTED, r.POISONED)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qbroker.archive.errors import ArchiveError
-from qbroker.archive.schema import judged, open_to_read
+from qbroker.archive.errors import ArchiveError, OlderError
+from qbroker.archive.schema import SCHEMA, judged, open_to_read, schema_of
 from qbroker.core.results import Finished, Remembered
 from qprotocol.failure import Failure
 from qprotocol.ids import pack_id, unpack_id
@@ -27,7 +27,7 @@ _STEPS = 10_000
 
 _SHOWN = (
     "position, tasks.id, t.text, q.text, w.text, state, failures, published_ms, started_ms, "
-    "finished_ms, run_ms, reason, error, message, root, parent"
+    "finished_ms, run_ms, reason, error, message, root, parent, preview"
 )
 _FROM = (
     "FROM tasks LEFT JOIN names t ON t.number = task LEFT JOIN names q ON q.number = queue "
@@ -46,6 +46,8 @@ class Query:
     state: int = 0
     error: str = ""
     """The kind of the failure, or the beginning of it."""
+    preview: str = ""
+    """Any part of what was shown of the arguments."""
     since_ms: int = 0
     until_ms: int = 0
     limit: int = 50
@@ -98,7 +100,7 @@ class Questions:
     def task(self, task_id: str) -> dict[str, Any] | None:
         """All that is known of one task; with its traceback, and its result's size."""
         name, minted = pack_id(task_id)
-        with self._asked() as db:
+        with self._asked(SCHEMA) as db:
             found = (
                 db
                 and db.execute(
@@ -120,7 +122,7 @@ class Questions:
         """A page of rows. Raises ArchiveError. Takes SEARCH_MS_MAX at most."""
         limit = max(1, min(query.limit, PAGE_ROWS_MAX))
         page = Page()
-        with self._asked() as db:
+        with self._asked(SCHEMA) as db:
             if db is None:
                 return page
             where, values = conditions(db, query)
@@ -146,12 +148,18 @@ class Questions:
         return page
 
     @contextmanager
-    def _asked(self) -> Iterator[sqlite3.Connection | None]:
-        """The open file, None if there is none yet. After trouble it is opened anew."""
+    def _asked(self, schema: int = 1) -> Iterator[sqlite3.Connection | None]:
+        """The open file, None if there is none yet. After trouble it is opened anew.
+
+        Raises OlderError while it has not got ``schema``.
+        """
         try:
             if self._db is None:
                 self._db = open_to_read(self._path)
             with judged(self._path):
+                found = schema_of(self._db) if self._db and schema > 1 else schema
+                if found < schema:
+                    raise OlderError(str(self._path), found, schema)
                 yield self._db
         except ArchiveError:
             self.close()
@@ -182,6 +190,8 @@ def conditions(db: sqlite3.Connection, query: Query) -> tuple[str, list[object]]
             found.append(("state <> ?", int(State.SUCCESS)))
     if query.error:
         found.append(("error GLOB ?", literal(query.error) + "*"))
+    if query.preview:
+        found.append(("instr(preview, ?) > 0", query.preview))
     if query.since_ms:
         found.append(("finished_ms >= ?", query.since_ms))
     if query.until_ms:
@@ -207,6 +217,7 @@ def shown_row(row: Any) -> dict[str, Any]:
     names = (
         *("position", "id", "task", "queue", "worker", "state", "failures", "published_ms"),
         *("started_ms", "finished_ms", "run_ms", "reason", "error", "message", "root", "parent"),
+        "preview",
     )
     shown = dict(zip(names, row, strict=True))
     if isinstance(shown["id"], bytes):

@@ -22,7 +22,7 @@ from qbroker.archive.errors import ArchiveError, BusyError, DamagedError, Foreig
 FILE_NAME = "archive.sqlite"
 APPLICATION_ID = 0x71627261
 """``qbra``: by which the file is known, to `file` too."""
-SCHEMA = 1
+SCHEMA = 2
 PAGE_BYTES = 8192
 CACHE_KIB = 16 * 1024
 BUSY_MS = 5_000
@@ -50,7 +50,8 @@ CREATE TABLE tasks (
     reason TEXT,                     -- why it failed for good, or was revoked
     error TEXT,                      -- the failure's kind
     message TEXT,                    -- and how it begins; all of it is in results
-    content INTEGER                  -- how the result is encoded; NULL without one
+    content INTEGER,                 -- how the result is encoded; NULL without one
+    preview TEXT                     -- what the client showed of the arguments; NULL without one
 );
 CREATE TABLE results (position INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 CREATE TABLE queues (number INTEGER PRIMARY KEY, name TEXT NOT NULL, history TEXT NOT NULL);
@@ -70,16 +71,21 @@ CREATE INDEX tasks_finished ON tasks (finished_ms);
 CREATE INDEX tasks_task ON tasks (task, finished_ms);
 CREATE INDEX tasks_unsuccessful ON tasks (state, finished_ms) WHERE state <> 6;
 CREATE INDEX tasks_kept ON tasks (keep_until_ms) WHERE keep_until_ms > 0;
+"""
+HISTORY = """
 CREATE VIEW history AS
     SELECT position, CASE typeof(id) WHEN 'blob' THEN lower(hex(id)) ELSE id END AS id,
         t.text AS task, q.text AS queue, w.text AS worker,
         CASE state WHEN 6 THEN 'SUCCESS' WHEN 7 THEN 'FAILURE' ELSE 'REVOKED' END AS state,
-        failures, published_ms, started_ms, finished_ms, run_ms, reason, error, message
+        failures, published_ms, started_ms, finished_ms, run_ms, reason, error, message, preview
     FROM tasks LEFT JOIN names t ON t.number = task LEFT JOIN names q ON q.number = queue
-        LEFT JOIN names w ON w.number = worker;
+        LEFT JOIN names w ON w.number = worker
 """
 # What a search by queue, worker or error walks: rows by time, newest first. Each index more would
 # cost every row a tenth of its time.
+
+UPGRADES = {1: ("ALTER TABLE tasks ADD COLUMN preview TEXT", "DROP VIEW history", HISTORY)}
+"""What makes the schema after it of each schema, in time that does not grow with the rows."""
 
 
 @contextmanager
@@ -108,6 +114,7 @@ def open_to_write(path: Path, log_id: bytes) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous=FULL")
             db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
             check(db, path, log_id)
+            upgrade(db)
         except BaseException:
             db.close()
             raise
@@ -153,7 +160,7 @@ def create(db: sqlite3.Connection, log_id: bytes) -> None:
     ):
         db.execute(f"PRAGMA {pragma}")
     db.execute("BEGIN IMMEDIATE")
-    for statement in TABLES.split(";\n"):
+    for statement in (*TABLES.split(";\n"), HISTORY):
         db.execute(statement)
     db.execute(f"PRAGMA application_id={APPLICATION_ID}")
     db.execute(f"PRAGMA user_version={SCHEMA}")
@@ -162,12 +169,29 @@ def create(db: sqlite3.Connection, log_id: bytes) -> None:
     db.execute("COMMIT")
 
 
+def upgrade(db: sqlite3.Connection) -> None:
+    """An archive that an earlier version wrote has this one's tables. All of it or nothing."""
+    if schema_of(db) == SCHEMA:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    for schema in range(schema_of(db), SCHEMA):
+        for statement in UPGRADES[schema]:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version={SCHEMA}")
+    db.execute("COMMIT")
+
+
+def schema_of(db: sqlite3.Connection) -> int:
+    """Which schema the file has now."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
 def check(db: sqlite3.Connection, path: Path, log_id: bytes | None) -> None:
     """It is an archive that this version reads, of that log if one is named."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
-    (schema,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise ForeignError(str(path), "it is another program's database")
+    schema = schema_of(db)
     if schema > SCHEMA:
         raise NewerError(str(path), schema, SCHEMA)
     found = dict(db.execute("SELECT name, value FROM meta"))

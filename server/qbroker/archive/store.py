@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbroker.archive.following import Changes
+from qbroker.archive.following import COLUMNS, Changes
 from qbroker.archive.known import Known, Lane, Queue, Tries, pack_grant, unpack_grant
 from qbroker.archive.schema import PAGE_BYTES, judged, open_to_write
 
@@ -19,8 +19,7 @@ NAMES_MAX = 10_000
 """Names of tasks, queues and workers, above which a start looks for those no row has."""
 VACUUM_PAGES = 2_000
 """Free pages that stay in the file, to be used again; what is more goes back to the disk."""
-_COLUMNS = 19
-_INSERT = f"INTO tasks VALUES ({', '.join('?' * _COLUMNS)})"
+_INSERT = f"INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
 @dataclass(frozen=True, slots=True)
