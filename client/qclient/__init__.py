@@ -7,7 +7,10 @@ from qclient.exceptions import (
     ConnectError,
     ConnectionLost,
     DuplicateId,
+    NoExchange,
+    NoRoute,
     NotDone,
+    OptionsDiffer,
     OutcomeUnknown,
     QBrokerError,
     RefusedError,
@@ -20,6 +23,7 @@ from qclient.serialization import DecodeError
 from qclient.shared import current_app, shared_task
 from qclient.signature import Signature
 from qclient.task import Task
+from qclient.topology import Binding, Broadcast, Exchange, Queue
 from qclient.verdicts import (
     Ignore,
     MaxRetriesExceededError,
@@ -31,17 +35,24 @@ from qclient.verdicts import (
 __all__ = [
     "App",
     "AsyncResult",
+    "Binding",
+    "Broadcast",
     "ConnectError",
     "ConnectionLost",
     "Context",
     "DecodeError",
     "DuplicateId",
+    "Exchange",
     "Ignore",
     "MaxRetriesExceededError",
+    "NoExchange",
+    "NoRoute",
     "NotDone",
+    "OptionsDiffer",
     "OutcomeUnknown",
     "PartialPublish",
     "QBrokerError",
+    "Queue",
     "RefusedError",
     "Reject",
     "ResultTimeout",

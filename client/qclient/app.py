@@ -26,9 +26,10 @@ from qclient.result import AsyncResult
 from qclient.settings import Settings
 from qclient.signature import Signature
 from qclient.task import Task
+from qclient.topology import Declarable, Exchange, ExchangeHandle, Kind, declarations
 from qprotocol import __version__
 from qprotocol.conversation import PROTOCOL_VERSION
-from qprotocol.frames import Hello, Publish, Published
+from qprotocol.frames import Frame, Hello, Ok, Publish, Published
 from qprotocol.limits import TASK_BYTES_MAX
 
 if TYPE_CHECKING:  # asyncio weighs 4 MB in every worker child: loaded by who uses it
@@ -230,6 +231,39 @@ class App:
             return []
         confirm(chunk, await connection.call(chunk.publish(), Published, timeout_s))
         return chunk.results
+
+    # Exchanges.
+
+    def exchange(
+        self,
+        name: str,
+        type: Kind = "direct",  # noqa: A002  # Celery's name
+        **options: Any,
+    ) -> ExchangeHandle:
+        """The exchange of that name, to be declared, bound or deleted. Does no I/O."""
+        return ExchangeHandle(self, Exchange(name, type, **options))
+
+    def declare(self, *things: Declarable) -> None:
+        """These exchanges and queues exist, bound as they say; without any, ``conf.task_queues``.
+
+        Raises OptionsDiffer for one that exists and differs. A round trip for each binding.
+        """
+        for frame in declarations(things or self.conf.task_queues):
+            self.order(frame)
+
+    async def declare_async(self, *things: Declarable) -> None:
+        """Like ``declare``, from asyncio."""
+        for frame in declarations(things or self.conf.task_queues):
+            await self.order_async(frame)
+
+    def order(self, frame: Frame) -> int:
+        """The broker has done what the frame says; the count in its Ok."""
+        return self.connection.call(frame, Ok, self.conf.broker_timeout_s).count
+
+    async def order_async(self, frame: Frame) -> int:
+        """Like ``order``, from asyncio."""
+        timeout_s = self.conf.broker_timeout_s
+        return (await self.async_connection().call(frame, Ok, timeout_s)).count
 
     def AsyncResult(self, id: str) -> AsyncResult[Any]:  # noqa: A002, N802  # Celery's names
         """The handle of a task by its id."""

@@ -43,6 +43,10 @@ class Context:
     crashes: int = 0
     """Workers that died while running it."""
     queue: str = ""
+    exchange: str = ""
+    """By which exchange the message came into its queue; empty if it was sent to the queue."""
+    routing_key: str = ""
+    """With which routing key; its queue's name if it was sent to the queue."""
     priority: int = 0
     keys: LaneKeys = NO_KEYS
     """What it is limited, ordered and shared out by."""
@@ -76,6 +80,7 @@ class Context:
         args, kwargs = decode_call(message.content, message.body)
         try:
             keys = LaneKeys.unpack(message.keys) if message.keys else NO_KEYS
+            exchange, routing_key = message.origin if message.fields else ("", message.queue)
         except ValueError as error:
             raise DecodeError(str(error)) from error
         context = cls(
@@ -87,6 +92,8 @@ class Context:
             deliveries=delivery.deliveries,
             crashes=delivery.crashes,
             queue=message.queue,
+            exchange=exchange,
+            routing_key=routing_key,
             priority=message.priority,
             keys=keys,
             eta=moment(message.due_ms),
@@ -123,8 +130,8 @@ class Context:
     def delivery_info(self) -> dict[str, Any]:
         """Celery's view of where the message came from."""
         return {
-            "exchange": "",
-            "routing_key": self.queue,
+            "exchange": self.exchange,
+            "routing_key": self.routing_key if self.exchange else self.queue,
             "priority": self.priority,
             "redelivered": self.deliveries > 1,
         }

@@ -1,8 +1,8 @@
 """Options of tasks and of single calls: each once, with its check and where it may stand.
 
 Rule 1. An unknown option is a TypeError where it is written, with what was probably meant.
-Rule 2. A call's option beats a route's (queue only), which beats the task's, which beats the
-        setting's.
+Rule 2. A call's option beats a route's (where to, and priority), which beats the task's, which
+        beats the setting's.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,13 @@ from qclient.preview import PreviewRepr
 from qclient.serialization import CONTENTS
 from qprotocol.ids import pack_id
 from qprotocol.lanekeys import LANE_KEY_BYTES_MAX, WEIGHT_MAX
-from qprotocol.limits import NAME_BYTES_MAX, PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
+from qprotocol.limits import (
+    NAME_BYTES_MAX,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    TASK_BYTES_MAX,
+    TOPIC_BYTES_MAX,
+)
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 
 PREVIEW_CHARS_MAX = 4_096
@@ -47,6 +53,9 @@ class SendOptions(RetryOptions, KeyOptions, total=False):
     """What a task declares and a call may say otherwise."""
 
     queue: str
+    exchange: str
+    routing_key: str
+    mandatory: bool
     priority: int
     expires: float | timedelta | datetime
     ignore_result: bool
@@ -164,6 +173,18 @@ SEND: dict[str, Option] = (
     | KEYS
     | {
         "queue": Option(f"the name of a queue, up to {NAME_BYTES_MAX} bytes", is_name),
+        "exchange": Option(
+            f"the name of an exchange, up to {NAME_BYTES_MAX} bytes; empty routes by queue name",
+            lambda v: v == "" or is_name(v),
+        ),
+        "routing_key": Option(
+            f"a string of up to {TOPIC_BYTES_MAX} bytes",
+            lambda v: isinstance(v, str) and len(v.encode()) <= TOPIC_BYTES_MAX,
+        ),
+        "mandatory": Option(
+            "True or False: whether it is an error that no queue gets it",
+            lambda v: isinstance(v, bool),
+        ),
         "priority": Option(
             f"a whole number from {PRIORITY_MIN} to {PRIORITY_MAX}, higher is sooner",
             lambda v: type(v) is int and PRIORITY_MIN <= v <= PRIORITY_MAX,

@@ -24,6 +24,7 @@ from qclient.exceptions import NotDone, OutcomeUnknown, QBrokerError, RefusedErr
 from qprotocol.errors import ERRORS
 from qprotocol.frames import (
     Blocked,
+    DeleteExchange,
     Error,
     Frame,
     Goaway,
@@ -41,8 +42,8 @@ RETRY_AFTER_S = 0.1
 
 READING = frozenset({Watch, Peek, Inspect})
 """Requests that change nothing: without an answer, nothing was done."""
-ONCE = frozenset({Purge})
-"""Requests that may not be sent twice: a second purge takes what came since."""
+ONCE = frozenset({Purge, DeleteExchange})
+"""Requests that may not be sent twice: a second one takes what came since."""
 
 
 class Request:

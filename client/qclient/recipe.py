@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from qclient.context import Context, current_request, pack_headers
 from qclient.options import KEYS, RETRY, moment_ms, retry_policy
 from qclient.preview import preview_of_call
-from qclient.routes import is_static, route
+from qclient.routes import destination, is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
+from qclient.topology import Broadcast
 from qprotocol import wire
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import LaneKeys
@@ -220,13 +221,20 @@ def make_recipe(
         policy = retry_policy(said)
     ignore = said.get("ignore_result", conf.task_ignore_result)
     early = said.get("acks", conf.task_acks) == "early"
+    levels = (options, routed, callee.options)
+    broadcasts = {each.name for each in conf.task_queues if isinstance(each, Broadcast)}
+    exchange, key = destination(callee.name, levels, conf.task_default_queue, broadcasts)
+    flags = wire.IGNORE_RESULT if ignore else 0
+    flags |= wire.ACK_EARLY if early else 0
+    flags |= 0 if said.get("mandatory", True) else wire.MAY_DROP
     template = Message(
-        queue=said.get("queue", conf.task_default_queue),
+        queue=key,
+        exchange=exchange,
         body=b"",
         task=callee.name,
         priority=said.get("priority", conf.task_default_priority),
         keys=keys_of(said),
-        flags=(wire.IGNORE_RESULT if ignore else 0) | (wire.ACK_EARLY if early else 0),
+        flags=flags,
         content=CONTENTS[said.get("serializer", conf.task_serializer)],
         headers=pack_headers(options, policy, preview),
     )

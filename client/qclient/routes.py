@@ -6,16 +6,19 @@
     def router(name, args, kwargs, options, task=None) -> "queue" | {"queue": ...} | None
     [router, {...}, ...]                  the first that says anything
 
-Rule 1. A route says a queue and perhaps a priority; everything else is the task's or the call's.
+Rule 1. A route says a queue, or an exchange and a routing key, and perhaps a priority;
+        everything else is the task's or the call's.
+Rule 2. The first of call, route and task that names a queue or an exchange says where to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from qclient.options import SEND, check
 
-ROUTED = {name: SEND[name] for name in ("queue", "priority")}
+WHERE = ("queue", "exchange", "routing_key")
+ROUTED = {name: SEND[name] for name in (*WHERE, "priority")}
 
 
 def route(
@@ -25,7 +28,7 @@ def route(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """Queue and priority for a call of task ``name``; empty if no route speaks of it.
+    """Where a call of task ``name`` goes, and its priority; empty if no route speaks of it.
 
     Raises TypeError or ValueError for a route that is not one.
     """
@@ -47,6 +50,31 @@ def route(
         raise TypeError(f"the route of {name} is {found!r}: a queue's name or a dict")
     check(found, ROUTED, f"the route of {name}")
     return found
+
+
+def destination(
+    name: str, levels: Iterable[Mapping[str, Any]], default: str, broadcasts: Container[str]
+) -> tuple[str, str]:
+    """Exchange and routing key of a call of task ``name``; with the empty exchange a queue.
+
+    ``levels`` are call, route and task. Without a routing key it is the task's name. Raises
+    ValueError for a queue and an exchange at one level.
+    """
+    key = None
+    for level in levels:
+        exchange, queue = level.get("exchange"), level.get("queue")
+        if exchange is not None and queue is not None:
+            raise ValueError(
+                f"queue={queue!r} and exchange={exchange!r} for {name}: say one of them"
+            )
+        key = level.get("routing_key") if key is None else key
+        if exchange:
+            return exchange, name if key is None else key
+        if queue is not None:
+            return (queue, name) if queue in broadcasts else ("", queue)
+        if exchange == "" and key is not None:
+            return "", key
+    return "", default if key is None else key
 
 
 def by_name(routes: Mapping[str, Any], name: str) -> Any:

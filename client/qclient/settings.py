@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qclient.options import FLAG, REPR, SECONDS_OR_NONE, SEND, Option, is_number, meant
 from qclient.preview import PreviewRepr
+from qclient.topology import Broadcast, Exchange, Queue
 
 T = TypeVar("T")
 
@@ -42,6 +43,12 @@ def is_routes(value: Any) -> bool:
     return callable(value) or (isinstance(value, (list, tuple)) and all(map(is_routes, value)))
 
 
+def is_queues(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(each, Queue | Exchange | Broadcast) for each in value
+    )
+
+
 @dataclass(slots=True)
 class Settings:
     """The settings of one App: ``app.conf.task_default_queue = "mail"``."""
@@ -57,6 +64,9 @@ class Settings:
     task_routes: Any = setting({}, Option(
         "a dict of task names or patterns to queues, a router function, or a list of those",
         is_routes), "Queues by task name; see routes.py.")
+    task_queues: Any = setting((), Option(
+        "a list of Queue, Exchange and Broadcast", is_queues),
+        "Exchanges and queues that are declared by app.declare() and by workers.")
     task_serializer: str = setting("msgpack", SEND["serializer"],
         "How arguments are encoded.")
     task_ignore_result: bool = setting(False, FLAG,
