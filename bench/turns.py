@@ -67,7 +67,7 @@ class Stage:
         for connection, frame in frames:
             self.broker.execute(connection, frame, self.now, self.append)
         self.broker.due(self.now, self.append)
-        self.broker.dispatch(self.append)
+        self.broker.dispatch(self.now, self.append)
         took = process_time() - began
         self.longest, self.total = max(self.longest, took), self.total + took
         self.turns += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields
 from typing import Any
 
@@ -126,11 +127,33 @@ def check_places(state: BrokerState) -> dict[int, str]:
         queue = grant.run_of(position).lane.queue
         leased[queue] += 1
         put(position, f"leased from {queue.name}")
+    check_shelves(state)
     for queue in state.numbered:
         assert queue.scheduled == delayed[queue], f"{queue.name}: {queue.scheduled} scheduled"
         assert queue.leased == leased[queue], f"{queue.name}: {queue.leased} leased"
     check_grants(state)
     return places
+
+
+def check_shelves(state: BrokerState) -> None:
+    """What is open, held and leased, by lane, shelf and selection, is what is there."""
+    leased = Counter(grant.run_of(p).lane for p, grant in state.leases.items())
+    for queue in state.numbered:
+        behind: Counter[str] = Counter()
+        for task, shelf in queue.shelves.items():
+            shelf.renew()
+            mine = [lane for lane in queue.lanes if lane.shelf is shelf]
+            open_here = sum(lane.waiting for lane in mine if not lane.parked)
+            assert shelf.open == open_here, f"{task!r} in {queue.name}: {shelf.open} open"
+            assert shelf.leased == sum(lane.leased for lane in mine)
+            for lane in mine:
+                assert lane.leased == leased[lane]
+                if lane.parked:
+                    behind[lane.parked.reason] += lane.waiting
+        assert +queue.behind == +behind
+        for selection in queue.selections.values():
+            known = [each for each in queue.shelves.values() if selection.knows(each.task)]
+            assert selection.open == sum(each.open for each in known if not each.parked)
 
 
 def check_grants(state: BrokerState) -> None:

@@ -203,7 +203,7 @@ class Machine:
                 out += self.core.execute(number, arrived, now, append)
         out += self.core.due(now, append)
         if not self.claiming:
-            out += self.core.dispatch(append)
+            out += self.core.dispatch(now, append)
         self.group.hold(out)
         self.release()
 

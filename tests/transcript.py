@@ -114,14 +114,14 @@ def shown_record(record: r.Record) -> str:
         rest = shown_fields(record, ("number", "queue", "keys"))
         rest += "".join(f" {name}={value}" for name, value in shown_keys(record.keys))
         return f"{kind} number={record.number} queue={record.queue} {rest}".rstrip()
-    if isinstance(record, r.Granted):
+    if isinstance(record, r.Granted | r.GrantedExactly):
         runs = [
             f"lane{lane}"
             + (f"/{priority}" if priority else "")
             + f":{shown_position(first)}×{count}"
             for lane, priority, first, count in record.entries
         ]
-        return f"{kind} {shown_fields(record, ('entries',))} {' '.join(runs)}"
+        return f"{kind} {shown_fields(record, ('entries', 'wall_ms'))} {' '.join(runs)}"
     if isinstance(record, r.Acked):
         runs = [f"{shown_token(first, grant)}×{count}" for grant, first, count in record.runs]
         return f"{kind} {' '.join(runs)}"

@@ -223,7 +223,7 @@ class Engine:
         out = self._core.due(now, self._group.append) if now.mono_ms >= self._due_ms else []
         claims = now.mono_ms < self._claims_until_ms
         if not claims:
-            out += self._core.dispatch(self._group.append)
+            out += self._core.dispatch(now, self._group.append)
         self._group.hold(out)
         self._release()
         self._write_if_due(now)

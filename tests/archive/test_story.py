@@ -57,6 +57,8 @@ class Oracle:
             for position in range(first, first + count):
                 self.holders[position] = worker, stored.wall_ms
 
+    on_grantedexactly = on_granted
+
     def on_returned(self, record: r.Returned, _: StoredRecord) -> None:
         for position in record.positions:
             del self.holders[position]

@@ -10,8 +10,11 @@ from digest import check_places
 from machine import Machine, Peer
 from qbroker.core import effects as e
 from qbroker.core import records as r
+from qbroker.core.gates import Gatekeeper
+from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member
-from qbroker.core.queues import Lane, Queue
+from qbroker.core.moment import Now
+from qbroker.core.queues import Queue
 from qbroker.core.results import DEADLINES_SPARE, Finished, Found, Results, Waiter
 from qbroker.core.settings import DISPATCH_MESSAGES_MAX
 from qprotocol import frames as f
@@ -163,13 +166,15 @@ def test_a_run_knows_a_stranger_from_its_own() -> None:
 def test_a_run_listed_twice_under_one_head_is_handed_out_once() -> None:
     queue = Queue(0, "q", QueueOptions(), synced=True)
     queue.lanes.append(Lane(0, queue, "", b""))
+    queue.select(None)
     run = queue.lanes[0].run(0)
     run.extend(10, 2)
-    queue.offer(run)
+    queue.offer(run, 2)
     for position in (5, 6):
         run.give_back(position, 1)
-        queue.offer(run)
-    assert [(first, count) for _, first, count in queue.take(9)] == [(5, 2), (10, 2)]
+        queue.offer(run, 1)
+    taken = queue.selections[None].take(9, Gatekeeper(), Now(0, 0))
+    assert [(first, count) for _, first, count in taken] == [(5, 2), (10, 2)]
 
 
 def test_waiters_that_were_told_long_ago_cost_nothing() -> None:

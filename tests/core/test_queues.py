@@ -10,30 +10,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbroker.core import spans
-from qbroker.core.queues import CHUNK_POSITIONS, Lane, Queue, Run
+from qbroker.core.gates import Gatekeeper
+from qbroker.core.lanes import Lane
+from qbroker.core.moment import Now
+from qbroker.core.queues import Queue
+from qbroker.core.runs import CHUNK_POSITIONS, Run
 from qprotocol.options import QueueOptions
 
 
 def new_queue(lanes: int = 1) -> Queue:
     queue = Queue(0, "q", QueueOptions(), synced=True)
     queue.lanes += [Lane(number, queue, f"task{number}", b"") for number in range(lanes)]
+    queue.select(None)
     return queue
 
 
+def take(queue: Queue, limit: int) -> list[tuple[Run, int, int]]:
+    return queue.selections[None].take(limit, Gatekeeper(), Now(0, 0))
+
+
 def taken(queue: Queue, limit: int) -> list[int]:
-    return [p for _, first, n in queue.take(limit) for p in range(first, first + n)]
+    return [p for _, first, n in take(queue, limit) for p in range(first, first + n)]
 
 
 def put(queue: Queue, run: Run, first: int, count: int = 1) -> None:
     run.extend(first, count)
     queue.ready += count
-    queue.offer(run)
+    queue.offer(run, count)
 
 
 def give_back(queue: Queue, run: Run, position: int, count: int = 1) -> None:
     run.give_back(position, count)
     queue.ready += count
-    queue.offer(run)
+    queue.offer(run, count)
 
 
 class Twins:
@@ -59,19 +68,19 @@ class Twins:
         for queue, run in self.runs(lane, priority):
             run.adopt(array("Q", range(self.next, self.next + count)))
             queue.ready += count
-            queue.offer(run)
+            queue.offer(run, count)
         self.waits |= {self.next + i: (lane, priority) for i in range(count)}
         self.next += count
 
     def take(self, limit: int) -> None:
         best = list(self.live.waiting())[:limit]
-        entries = self.live.take(limit)
+        entries = take(self.live, limit)
         got = [(run, p) for run, first, n in entries for p in range(first, first + n)]
         assert got == best, "peek tells the order in which messages leave"
         for run, first, count in entries:
             lane, priority = run.lane.number, run.priority
             self.replayed.lanes[lane].run(priority).remove(first, count)
-            self.replayed.ready -= count
+            self.replayed.less(self.replayed.lanes[lane], count)
         for _, position in got:
             self.out[position] = self.waits.pop(position)
 
@@ -83,7 +92,7 @@ class Twins:
             for queue, run in self.runs(*place):
                 assert position in run
                 run.remove(position, 1)
-                queue.ready -= 1
+                queue.less(run.lane, 1)
 
     def give_back(self, nth: int, most: int) -> None:
         """Some neighbours of one run that are out."""
@@ -159,7 +168,7 @@ def test_a_batch_that_nobody_hindered_is_one_entry_across_chunks() -> None:
     run = queue.lanes[0].run(0)
     for first in range(1, 3 * CHUNK_POSITIONS, 1000):
         put(queue, run, first, 1000)
-    entries = queue.take(2 * CHUNK_POSITIONS)
+    entries = take(queue, 2 * CHUNK_POSITIONS)
     assert [(first, count) for _, first, count in entries] == [(1, 2 * CHUNK_POSITIONS)]
 
 
@@ -179,9 +188,9 @@ def test_an_emptied_run_leaves_nothing_behind() -> None:
     give_back(queue, run, 0)
     queue.begin_anew()
     assert run.is_purged
-    assert queue.take(9) == []
+    assert take(queue, 9) == []
     assert queue.oldest() == 0
-    assert queue.levels == {}
+    assert queue.selections[None].levels == {}
     put(queue, run.current, 7)
     assert taken(queue, 1) == [7]
 
@@ -192,7 +201,7 @@ def test_neighbours_come_back_around_one_that_kept_its_place() -> None:
     for position in (2, 5, 3):
         put(queue, run, position)
     run.remove(3, 1)
-    queue.ready -= 1
+    queue.less(run.lane, 1)
     assert taken(queue, 1) == [2]
     give_back(queue, run, 2, 2)
     assert list(run.given) == [(2, 3)]
@@ -208,7 +217,7 @@ def test_one_that_left_out_of_order_comes_in_anew_at_the_end() -> None:
     for _ in range(2):
         for position in (9, 7):
             run.remove(position, 1)
-            queue.ready -= 1
+            queue.less(run.lane, 1)
         assert [list(run), run.size] == [[5], 1]
         put(queue, run, 9)
         put(queue, run, 7)

@@ -12,11 +12,14 @@ from harness import Harness
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.columns import column, pack_columns, unpack_columns
+from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
 from qbroker.core.pauses import Pause
-from qbroker.core.queues import Lane, Queue, Run
+from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
+from qbroker.core.runs import Run
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
+from qbroker.core.shelves import Shelf
 from qbroker.core.snapshot import SECTIONS, VOLATILE, SnapshotError, decode, encode, tidy
 from qbroker.core.state import BrokerState, Producer, Upload
 from qbroker.core.timers import Timers
@@ -47,9 +50,16 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     # What is saved of each, and what is volatile or follows from the rest.
     Queue: (
         {"name", "number", "options", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
-        {"synced", "levels", "priorities", "life", "retired", "held"},
+        {
+            *("synced", "life", "retired", "held", "shelves", "gates", "gated"),
+            *("selections", "behind", "opened", "parked", "_dirty"),
+        },
     ),
-    Lane: ({"queue", "task", "keys", "_runs"}, {"number", "place", "life"}),
+    Lane: (
+        {"queue", "shelf", "keys", "_runs", "leased"},
+        {"number", "place", "life", "gates", "parked"},
+    ),
+    Shelf: ({"task", "leased"}, {"queue", "levels", "life", "open", "gates", "parked"}),
     Run: (
         {"number", "chunks", "head", "given", "skipped"},
         {"lane", "life", "priority", "size", "key"},

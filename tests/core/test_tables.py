@@ -94,6 +94,9 @@ EXAMPLES: dict[str, r.Record] = {
     "part_stored": r.PartStored(4, 9, True, 0, batch("x")),
     "parts_committed": r.PartsCommitted(4, 9, 7, 2, 1_700_000_000_000),
     "granted": r.Granted(1 << 40 | 1, b"s" * 16, 1, [[0, 0, 2 << 20, 3]]),
+    "granted_exactly": r.GrantedExactly(
+        1 << 40 | 1, b"s" * 16, 1, [[0, 0, 2 << 20, 3]], 1_700_000_000_000
+    ),
     "acked": r.Acked([[1 << 40 | 1, 2 << 20, 2]]),
     "settled": settled(),
     "returned": r.Returned([2 << 20, 2 << 20 | 1]),

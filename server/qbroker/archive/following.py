@@ -127,7 +127,7 @@ class Follower:
         self._messages.note(stored)
 
     def granted(self, stored: StoredRecord) -> None:
-        record = unpacked(stored, r.Granted)
+        record = cast("r.Granted | r.GrantedExactly", r.unpack(stored.type, stored.body))
         entries = [(lane, first, count) for lane, _, first, count in record.entries]
         if record.adopted:
             claimed = [p for _, first, count in entries for p in range(first, first + count)]
@@ -337,6 +337,7 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Published.TYPE: Follower.passes,
     r.PartStored.TYPE: Follower.passes,
     r.Granted.TYPE: Follower.granted,
+    r.GrantedExactly.TYPE: Follower.granted,
     r.Acked.TYPE: Follower.acked,
     r.Settled.TYPE: Follower.settled,
     r.Returned.TYPE: Follower.returned,

@@ -12,8 +12,8 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
-from qbroker.core.queues import Run
 from qbroker.core.results import Finished, Found, Waiter
+from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState

@@ -119,9 +119,9 @@ class Broker:
             self._make_true(record, append)
         return self._take_effects()
 
-    def dispatch(self, append: AppendRaw) -> list[Effect]:
+    def dispatch(self, now: Now, append: AppendRaw) -> list[Effect]:
         """Hand out what can be handed out, up to a turn's worth."""
-        return consuming.dispatch(self.state, append) if self.state.dirty else []
+        return consuming.dispatch(self.state, now, append) if self.state.dirty else []
 
     @property
     def has_more(self) -> bool:
@@ -317,6 +317,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.PartsCommitted: publishing.apply_commit,
     r.UploadDropped: publishing.apply_dropped,
     r.Granted: consuming.apply_granted,
+    r.GrantedExactly: consuming.apply_granted,
     r.HandedDown: consuming.apply_handed_down,
     r.Acked: endings.apply_acked,
     r.Settled: endings.apply_settled,

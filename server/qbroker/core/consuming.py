@@ -8,11 +8,13 @@ from collections.abc import Callable
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Effect, Hand
+from qbroker.core.gates import around, charge
 from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
-from qbroker.core.queues import Queue, Run
+from qbroker.core.queues import Queue
 from qbroker.core.sessions import drop_consumer
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX
+from qbroker.core.shelves import Entry
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey, limit
 from qprotocol import wire
@@ -54,6 +56,7 @@ def listen(state: BrokerState, consumer: Consumer) -> None:
     state.consumers[consumer.connection, consumer.number] = consumer
     for number in consumer.queues:
         state.listening[number].append(consumer)
+        state.numbered[number].select(consumer.known)
     for grant in consumer.member.grants.values():
         if grant.consumer is None:
             grant.consumer = consumer
@@ -103,70 +106,89 @@ def apply_lane_opened(state: BrokerState, _position: int, record: r.LaneOpened) 
 # The hand-out.
 
 
-def dispatch(state: BrokerState, append: Append) -> list[Effect]:
+def dispatch(state: BrokerState, now: Now, append: Append) -> list[Effect]:
     """Pair ready messages with free credit. The only place where a delivery is born.
 
     At most DISPATCH_MESSAGES_MAX a call; queues with more stay dirty.
     """
-    out: list[Effect] = []
-    budget = DISPATCH_MESSAGES_MAX
+    turn = Handout(state, now, append)
+    state.keeper.begin()
     for queue in list(state.dirty.values()):
-        listeners = state.listening[queue.number]
-        while budget and queue.ready and not queue.held:
-            hungry = [each for each in listeners if each.room > 0]
-            for served, consumer in enumerate(hungry):
-                share = -(-queue.ready // (len(hungry) - served))
-                wanted = min(consumer.room, share, budget, DELIVER_MESSAGES_MAX)
-                if not wanted:
-                    break
-                # Who was served is the last to be served again.
-                listeners.remove(consumer)
-                listeners.append(consumer)
-                entries = queue.take(wanted)
-                assert entries, f"{queue.ready} messages are ready in {queue.name} and not found"
-                out.append(hand(state, queue, consumer, entries, append))
-                budget -= sum(count for _, _, count in entries)
-            if not hungry:
-                break
-        if not budget:
+        turn.serve(queue)
+        if turn.is_over:
             break
         del state.dirty[queue.number]
-    return out
+    return turn.out
 
 
-def hand(
-    state: BrokerState,
-    queue: Queue,
-    consumer: Consumer,
-    entries: list[tuple[Run, int, int]],
-    append: Append,
-) -> Hand:
-    """Lease the messages that were taken to the consumer; the delivery."""
-    count = state.granted[state.epoch] = state.granted.get(state.epoch, 0) + 1
-    number = state.epoch << wire.EPOCH_SHIFT | count
-    session = consumer.member.session
-    record = r.Granted(
-        number,
-        session.id if session else b"",
-        consumer.member.number,
-        [[run.lane.number, run.priority, first, count] for run, first, count in entries],
-    )
-    append(record)
-    touched = lease(state, number, consumer.member, entries, consumer)
-    runs = merged(entries)
-    positions = (p for first, count in runs for p in range(first, first + count))
-    return Hand(
-        consumer.connection,
-        consumer.number,
-        number,
-        runs,
-        touched,
-        continued=state.parts_of(positions),
-        synced=queue.synced,
-    )
+class Handout:
+    """The hand-out of one turn."""
+
+    __slots__ = ("append", "budget", "keeper", "now", "out", "state")
+
+    def __init__(self, state: BrokerState, now: Now, append: Append) -> None:
+        self.state = state
+        self.keeper = state.keeper
+        self.now = now
+        self.append = append
+        self.out: list[Effect] = []
+        self.budget = DISPATCH_MESSAGES_MAX
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the rest is for the next turn."""
+        return not self.budget or self.keeper.is_tired
+
+    def serve(self, queue: Queue) -> None:
+        """Hand out what a queue has for those who listen."""
+        listeners, keeper = self.state.listening[queue.number], self.keeper
+        goes_on = True
+        while goes_on and not queue.held and queue.parked is None and not self.is_over:
+            goes_on = False
+            hungry = [each for each in listeners if each.room > 0]
+            for served, consumer in enumerate(hungry):
+                selection, steps = queue.selections[consumer.known], keeper.steps
+                if queue.opened:
+                    keeper.admit(selection, self.now)
+                share = -(-selection.open // (len(hungry) - served))
+                wanted = min(consumer.room, share, self.budget, DELIVER_MESSAGES_MAX)
+                entries = selection.take(wanted, keeper, self.now)
+                if entries:
+                    # Who was served is the last to be served again.
+                    listeners.remove(consumer)
+                    listeners.append(consumer)
+                    self.hand(queue, consumer, entries)
+                goes_on = goes_on or bool(entries) or keeper.steps > steps
+
+    def hand(self, queue: Queue, consumer: Consumer, entries: list[Entry]) -> None:
+        """Lease the messages that were taken to the consumer; the delivery."""
+        state = self.state
+        count = state.granted[state.epoch] = state.granted.get(state.epoch, 0) + 1
+        number = state.epoch << wire.EPOCH_SHIFT | count
+        session = consumer.member.session
+        holder = session.id if session else b"", consumer.member.number
+        rows = [[run.lane.number, run.priority, first, count] for run, first, count in entries]
+        if queue.gated and any(around(run.lane) for run, _, _ in entries):
+            self.append(r.GrantedExactly(number, *holder, rows, self.now.wall_ms))
+        else:
+            self.append(r.Granted(number, *holder, rows))
+        touched = lease(state, number, consumer.member, entries, consumer)
+        runs = merged(entries)
+        positions = (p for first, count in runs for p in range(first, first + count))
+        effect = Hand(
+            consumer.connection,
+            consumer.number,
+            number,
+            runs,
+            touched,
+            continued=state.parts_of(positions),
+            synced=queue.synced,
+        )
+        self.out.append(effect)
+        self.budget -= sum(count for _, count in runs)
 
 
-def merged(entries: list[tuple[Run, int, int]]) -> list[tuple[int, int]]:
+def merged(entries: list[Entry]) -> list[tuple[int, int]]:
     """Position runs, neighbours joined."""
     runs: list[tuple[int, int]] = []
     for _, first, count in entries:
@@ -181,7 +203,7 @@ def lease(
     state: BrokerState,
     number: int,
     member: Member,
-    entries: list[tuple[Run, int, int]],
+    entries: list[Entry],
     consumer: Consumer | None,
 ) -> list[tuple[int, int, int, int]]:
     """The messages, which are in no place now, are leased. Rows of those handed out before."""
@@ -194,7 +216,10 @@ def lease(
         grant.add(run, first, count)
         positions = range(first, first + count)
         leases.update(dict.fromkeys(positions, grant))
-        queue = run.lane.queue
+        lane = run.lane
+        lane.leased += count
+        lane.shelf.leased += count
+        queue = lane.queue
         queue.leased += count
         queue.counts["delivered"] += count
         for position in positions if attempts else ():
@@ -211,7 +236,7 @@ def lease(
     return touched
 
 
-def apply_granted(state: BrokerState, _position: int, record: r.Granted) -> None:
+def apply_granted(state: BrokerState, _position: int, record: r.Granted | r.GrantedExactly) -> None:
     """Replay of a grant, or a claim: take the messages out of their runs, and lease them."""
     session = state.sessions.get(record.session)
     if session is None:
@@ -220,14 +245,17 @@ def apply_granted(state: BrokerState, _position: int, record: r.Granted) -> None
     if not record.adopted:
         epoch, count = epoch_and_count(record.grant)
         state.granted[epoch] = max(count, state.granted.get(epoch, 0))
-    entries = []
+    entries: list[Entry] = []
     for number, priority, first, count in record.entries:
         run = state.lanes[number].run(priority)
+        lane = run.lane
         if record.adopted and first in state.leases:
             state.unlease(first)
         else:
             run.remove(first, count)
-            run.lane.queue.ready -= count
+            lane.queue.less(lane, count)
+        if lane.queue.gated:
+            charge(lane, count, record.wall_ms)
         entries.append((run, first, count))
     lease(state, record.grant, member, entries, None)
 

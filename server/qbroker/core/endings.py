@@ -6,8 +6,8 @@ from qbroker.core import records as r
 from qbroker.core.effects import Send
 from qbroker.core.leases import Attempts, Grant
 from qbroker.core.publishing import apply_messages
-from qbroker.core.queues import Run
 from qbroker.core.results import Finished
+from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
 from qprotocol import wire
 from qprotocol.frames import Revoke

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qbroker.core.queues import Run
+from qbroker.core.runs import Run
 from qprotocol import wire
 
 
@@ -128,16 +128,34 @@ class Leaving:
 class Consumer:
     """A subscription: some queues, and how much of them may be out. All volatile."""
 
-    __slots__ = ("connection", "credit", "member", "number", "queues", "unsettled", "writable")
+    __slots__ = (
+        "connection",
+        "credit",
+        "known",
+        "member",
+        "number",
+        "queues",
+        "unsettled",
+        "writable",
+    )
 
     def __init__(
-        self, connection: int, number: int, member: Member, queues: list[int], credit: int
+        self,
+        connection: int,
+        number: int,
+        member: Member,
+        queues: list[int],
+        credit: int,
+        *,
+        known: frozenset[str] | None = None,
     ) -> None:
         self.connection = connection
         self.number = number
         self.member = member
         self.queues = queues
         self.credit = credit
+        self.known = known
+        """The tasks that it runs; None is all, and plain messages."""
         self.unsettled = 0
         self.writable = True
 

@@ -128,9 +128,9 @@ def next_due(state: BrokerState, now: Now) -> int:
     for wall in (state.timers.next_ms(), state.expiries.next_ms(), state.pauses.next_ms()):
         if wall:
             waits.append(wall - now.wall_ms)
-    waiter = state.results.next_ms()
-    if waiter:
-        waits.append(waiter - now.mono_ms)
+    for mono in (state.results.next_ms(), state.keeper.next_ms()):
+        if mono:
+            waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
     return 0 if state.leaving or state.remains else max(0, min(waits))
 
@@ -139,6 +139,7 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     """Do all that is due: the records are appended, the effects are in the state."""
     for record in records_due(state, now):
         append(record)
+    state.keeper.wake(now)
     lose_sessions(state, now)
     give_back_more(state, now, append)
     if state.remains:

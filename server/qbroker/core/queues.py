@@ -1,301 +1,61 @@
-"""What waits: runs of positions, the lanes they belong to, the queues above them.
+"""A queue: its lanes, what waits in them, who may be handed that.
 
-    queue --> priority, highest first --> the run whose head is oldest --> positions
-
-A run is the FIFO of one lane at one priority. It holds 64-bit positions and nothing
-else: 8 bytes a message. Bodies are in the log.
+    queue --> what its consumers know --> priority --> the run whose head is oldest --> positions
 
 Invariant: a message is in exactly one of: a run, the timers, the leases.
 """
 
-from array import array
-from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from heapq import heappop, heappush, heapreplace, merge
+from heapq import merge
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
-from qbroker.core.spans import Spans
-from qprotocol import wire
+from qbroker.core.lanes import Lane
+from qbroker.core.runs import Run
+from qbroker.core.shelves import Selection, Shelf
 from qprotocol.options import QueueOptions
 
-CHUNK_POSITIONS = 4096
-"""Positions a chunk; a full one is never changed again."""
-_END = 2**64
-
-
-class Run:
-    """A FIFO of positions, with returned ones in front. All of it is durable but ``key``."""
-
-    __slots__ = (
-        "chunks",
-        "given",
-        "head",
-        "key",
-        "lane",
-        "life",
-        "number",
-        "priority",
-        "size",
-        "skipped",
-    )
-
-    def __init__(self, lane: "Lane", priority: int, number: int) -> None:
-        self.lane = lane
-        self.life = lane.queue.life
-        """The life of its queue that it belongs to: after a purge it is dead."""
-        self.priority = priority
-        self.number = number
-        self.size = 0
-        """Messages that wait here, skipped ones left out."""
-        self.chunks: deque[array[int]] = deque()
-        """Each ascending; a position lower than the last starts a new one."""
-        self.head = 0
-        self.given = Spans()
-        """Handed out before and given back; they go first."""
-        self.skipped: set[int] = set()
-        """Entries still in a chunk that were taken out of order."""
-        self.key = -1
-        """The head under which its queue has it listed; -1 if it has not."""
-
-    def __lt__(self, other: "Run") -> bool:
-        """For heaps, where a run may be listed twice under one head."""
-        return self.number < other.number
-
-    @property
-    def is_purged(self) -> bool:
-        """Whether what was in it is over."""
-        return self.life != self.lane.queue.life
-
-    @property
-    def current(self) -> "Run":
-        """The run of the same lane and priority in which messages wait now."""
-        return self.lane.run(self.priority) if self.is_purged else self
-
-    def extend(self, first: int, count: int) -> None:
-        """Put ``count`` consecutive positions at the end."""
-        if self.skipped:
-            for position in self.skipped.intersection(range(first, first + count)):
-                self._strike(position)
-        chunks = self.chunks
-        if not chunks or len(chunks[-1]) >= CHUNK_POSITIONS or chunks[-1][-1] >= first:
-            chunks.append(array("Q"))
-        chunks[-1].extend(range(first, first + count))
-        self.size += count
-
-    def adopt(self, positions: "array[int]") -> None:
-        """Put an ascending array of positions at the end, without a copy."""
-        self.chunks.append(positions)
-        self.size += len(positions)
-
-    def give_back(self, first: int, count: int) -> None:
-        """Put neighbours in front; one that was taken out of order is back in its place."""
-        self.size += count
-        end = first + count
-        if self.skipped:
-            for position in range(first, end):
-                if position in self.skipped:
-                    self.skipped.discard(position)
-                    if first < position:
-                        self.given.add(first, position)
-                    first = position + 1
-        if first < end:
-            self.given.add(first, end)
-
-    def first(self) -> int:
-        """The position that leaves next. Only when ``size`` is above 0."""
-        if self.given:
-            return self.given.first()
-        self._drop_skipped()
-        return self.chunks[0][self.head]
-
-    def take(self, limit: int, before: int = _END) -> list[tuple[int, int]]:
-        """Up to ``limit`` positions out, as (first, count) runs; stops at one above ``before``.
-
-        At least one comes out if there is one. Stops early at a chunk's or a span's end: call
-        again.
-        """
-        if self.given:
-            span = self.given.take(limit, before)
-            self.size -= span[1]
-            return [span]
-        self._drop_skipped()
-        chunk, head = self.chunks[0], self.head
-        end = min(len(chunk), head + limit)
-        if chunk[end - 1] > before:
-            end = max(head + 1, bisect_left(chunk, before, head, end))
-        out = self._compact(chunk, head, end)
-        self.size -= sum(count for _, count in out)
-        self._advance(end)
-        self._drop_skipped()
-        return out
-
-    def _compact(self, chunk: "array[int]", head: int, end: int) -> list[tuple[int, int]]:
-        first, last = chunk[head], chunk[end - 1]
-        if last - first == end - head - 1 and not self.skipped:
-            return [(first, end - head)]
-        out: list[tuple[int, int]] = []
-        for position in chunk[head:end]:
-            if position in self.skipped:
-                self.skipped.discard(position)
-            elif out and out[-1][0] + out[-1][1] == position:
-                out[-1] = (out[-1][0], out[-1][1] + 1)
-            else:
-                out.append((position, 1))
-        return out
-
-    def remove(self, first: int, count: int) -> None:
-        """Take exactly these positions out, wherever they are: what ``take`` did, replayed."""
-        self.size -= count
-        end = first + count
-        while first < end:
-            stop = self.given.cut(first, end)
-            if stop == first:
-                stop = first + 1 if self.given else end
-                self._pass_over(first, stop)
-            first = stop
-
-    def _pass_over(self, first: int, end: int) -> None:
-        """Take neighbours out of the chunks."""
-        chunk, after = self.chunks[0], self.head + end - first
-        at_head = len(chunk) >= after and chunk[self.head] == first and chunk[after - 1] == end - 1
-        if at_head and not self.skipped:
-            self._advance(after)
-        else:
-            self.skipped.update(range(first, end))
-            self._drop_skipped()
-
-    def saved(self) -> "tuple[list[tuple[int, int]], list[int], list[array[int]]]":
-        """Spans given back, what is skipped, and the chunks without what has been taken."""
-        chunks = list(self.chunks)
-        if self.head:
-            chunks[0] = chunks[0][self.head :]
-        return list(self.given), sorted(self.skipped), chunks
-
-    def restore(
-        self, given: list[tuple[int, int]], skipped: list[int], chunks: "list[array[int]]"
-    ) -> None:
-        """Into a new run: what ``saved`` gave. Chunks are taken over, not copied."""
-        self.chunks.extend(chunks)
-        for first, end in given:
-            self.given.add(first, end)
-            self.size += end - first
-        self.skipped.update(skipped)
-        self.size += sum(map(len, chunks)) - len(skipped)
-
-    def __contains__(self, position: int) -> bool:
-        if position in self.given:
-            return True
-        return position not in self.skipped and self._find(position) is not None
-
-    def _find(self, position: int) -> tuple[int, int] | None:
-        """Which chunk has it, and where in that."""
-        for number, chunk in enumerate(self.chunks):
-            if chunk[0] <= position <= chunk[-1]:
-                index = bisect_left(chunk, position, 0 if number else self.head)
-                if index < len(chunk) and chunk[index] == position:
-                    return number, index
-        return None
-
-    def _strike(self, position: int) -> None:
-        """What was skipped comes in anew: its old entry, which is never the head, is gone."""
-        found = self._find(position)
-        assert found, f"{position} is skipped, and in no chunk"
-        number, index = found
-        chunk = self.chunks[number]
-        self.skipped.discard(position)
-        self.chunks[number] = chunk[:index] + chunk[index + 1 :]
-        if len(chunk) == 1:
-            del self.chunks[number]
-
-    def __iter__(self) -> Iterator[int]:
-        """Positions in the order they would leave; changes nothing."""
-        for first, end in self.given:
-            yield from range(first, end)
-        for chunk in self.chunks:
-            start = self.head if chunk is self.chunks[0] else 0
-            for position in chunk[start:]:
-                if position not in self.skipped:
-                    yield position
-
-    def _drop_skipped(self) -> None:
-        skipped, chunks = self.skipped, self.chunks
-        while skipped and chunks and chunks[0][self.head] in skipped:
-            skipped.discard(chunks[0][self.head])
-            self._advance(self.head + 1)
-
-    def _advance(self, head: int) -> None:
-        if head == len(self.chunks[0]):
-            self.chunks.popleft()
-            head = 0
-        self.head = head
-
-
-def kind_of(task: str) -> int:
-    """A message is a task's call, or plain."""
-    return wire.KIND_TASK if task else wire.KIND_PLAIN
-
-
-class Lane:
-    """The messages of one task with the same keys in one queue."""
-
-    __slots__ = ("_runs", "keys", "life", "number", "place", "queue", "task")
-
-    def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
-        self.number = number
-        self.queue = queue
-        self.task = task
-        self.keys = keys
-        self.place = number, kind_of(task)
-        """The lane's number, and the kind that its messages are of."""
-        self._runs: dict[int, Run] = {}
-        self.life = queue.life
-        """The life of its queue that the runs belong to."""
-
-    @property
-    def runs(self) -> dict[int, Run]:
-        """By priority: those that were not purged."""
-        return self._runs if self.life == self.queue.life else {}
-
-    def run(self, priority: int) -> Run:
-        """The lane's run at ``priority``, made on first use."""
-        if self.life != self.queue.life:
-            self.retire()
-        found = self._runs.get(priority)
-        if found is None:
-            found = Run(self, priority, self.number << 8 | priority + 128)
-            self._runs[priority] = found
-        return found
-
-    def retire(self) -> None:
-        """Runs that were purged are no more the lane's, but what is left to be swept."""
-        if self.life != self.queue.life:
-            self.queue.retired += self._runs.values()
-            self._runs, self.life = {}, self.queue.life
+if TYPE_CHECKING:
+    from qbroker.core.gates import Gate
 
 
 class Queue:
-    """Lanes, and which of their runs have something to hand out."""
+    """Lanes, and what is ready in them, by task for those who know it."""
 
     __slots__ = (
+        "_dirty",
+        "behind",
         "counts",
         "delayed",
+        "gated",
+        "gates",
         "held",
         "lanes",
         "leased",
-        "levels",
         "life",
         "name",
         "number",
+        "opened",
         "options",
-        "priorities",
+        "parked",
         "ready",
         "retired",
         "scheduled",
+        "selections",
+        "shelves",
         "synced",
     )
 
-    def __init__(self, number: int, name: str, options: QueueOptions, *, synced: bool) -> None:
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        options: QueueOptions,
+        *,
+        synced: bool,
+        dirty: "dict[int, Queue] | None" = None,
+    ) -> None:
         # Durable: set by apply.
         self.number = number
         self.name = name
@@ -304,79 +64,168 @@ class Queue:
         """Whether a confirm waits for stable storage, or for the kernel only."""
         self.lanes: list[Lane] = []
         self.ready = 0
+        """Messages that wait and are due, parked or not."""
         self.scheduled = 0
         self.delayed: set[int] = set()
         """Positions in the timers that also have an expiry."""
         self.leased = 0
-        self.levels: dict[int, list[tuple[int, int, Run]]] = {}
-        """Priority to a heap of (head, run number, run) of its runs that are not empty.
-
-        What is true is ``run.key``; an entry with another head is dropped when it comes up.
-        """
-        self.priorities: list[int] = []
-        """The priorities that have such runs, highest last."""
-        self.held = 0
-        """For how many reasons nothing is handed out; not saved, it follows from those."""
-        # Volatile.
         self.counts: Counter[str] = Counter()
-        """Since the start, for metrics."""
+        """What happened here, for metrics."""
         self.life = 0
         """How often it was purged."""
+        # Follows from the runs, the rules and what is leased.
+        self.held = 0
+        """For how many reasons nothing is handed out; not saved, it follows from those."""
+        self.shelves: dict[str, Shelf] = {}
+        """By task."""
+        self.gates: tuple[Gate, ...] = ()
+        """Of the whole queue. Set by gates.attach alone."""
+        self.gated = 0
+        """How many have gates: lanes, shelves and the queue itself. 0 spares the look."""
+        # Volatile.
         self.retired: list[Run] = []
         """Runs of earlier lives, to be swept."""
+        self.selections: dict[frozenset[str] | None, Selection] = {}
+        """By what they know: one for all consumers that know the same tasks."""
+        self.behind: Counter[str] = Counter()
+        """Messages that wait in parked lanes, by their gates' reasons."""
+        self.opened: dict[Shelf, dict[Gate, None]] = {}
+        """Gates that may have room again for lanes that are parked, by shelf."""
+        self.parked: Gate | None = None
+        """The gate that keeps all of it."""
+        self._dirty = {} if dirty is None else dirty
+
+    @property
+    def queue(self) -> "Queue":
+        """Itself, as for lanes and shelves."""
+        return self
+
+    def shelf_of(self, task: str) -> Shelf:
+        """The shelf of a task, made on first use."""
+        found = self.shelves.get(task)
+        if found is None:
+            found = self.shelves[task] = Shelf(self, task)
+        return found
 
     def begin_anew(self) -> None:
         """Nothing waits; runs made until now are dead."""
         self.life += 1
         self.ready = self.scheduled = 0
-        self.delayed, self.levels, self.priorities = set(), {}, []
+        self.delayed, self.behind, self.opened = set(), Counter(), {}
+        for selection in self.selections.values():
+            selection.clear()
 
-    def offer(self, run: Run) -> None:
-        """See that a run that is not empty is listed under its head, or an earlier one."""
-        head = run.first()
-        if 0 <= run.key <= head:
+    def stir(self) -> None:
+        """There may be something to hand out: dispatch looks at the queue."""
+        self._dirty[self.number] = self
+
+    # What waits.
+
+    def offer(self, run: Run, count: int) -> None:
+        """``count`` more messages wait in the run, and may be handed out unless it is parked."""
+        lane = run.lane
+        if lane.parked:
+            self.behind[lane.parked.reason] += count
+            if run.size == count:
+                lane.parked.park(lane)
             return
-        run.key = head
-        level = self.levels.get(run.priority)
-        if level is None:
-            level = self.levels[run.priority] = []
-            self.priorities.append(run.priority)
-            self.priorities.sort()
-        heappush(level, (head, run.number, run))
+        shelf = lane.shelf
+        if shelf.life != self.life:
+            shelf.renew()
+        shelf.open += count
+        level = shelf.level(run.priority)
+        head = level.offer(run)
+        if shelf.parked:
+            return
+        for selection in self.selections.values():
+            if selection.knows(shelf.task):
+                selection.open += count
+                if head >= 0:
+                    selection.enlist(level, head)
 
-    def _leading(self, level: list[tuple[int, int, Run]]) -> Run | None:
-        """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
-        while level:
-            key, number, run = level[0]
-            if key == run.key and run.size:
-                if run.first() == key:
-                    return run
-                run.key = run.first()
-                heapreplace(level, (run.key, number, run))
-                continue
-            if key == run.key:
-                run.key = -1
-            heappop(level)
-        return None
+    def less(self, lane: Lane, count: int) -> None:
+        """So many of the lane's messages do not wait any more: leased, or over."""
+        self.ready -= count
+        if lane.parked:
+            self.behind[lane.parked.reason] -= count
+            return
+        lane.shelf.open -= count
+        if not lane.shelf.parked:
+            self.count(lane.shelf, -count)
 
-    def take(self, limit: int) -> list[tuple[Run, int, int]]:
-        """Up to ``limit`` messages out, best first, as (run, first position, count)."""
-        out: list[tuple[Run, int, int]] = []
-        while limit > 0 and self.priorities:
-            level = self.levels[self.priorities[-1]]
-            run = self._leading(level)
-            if run is None:
-                del self.levels[self.priorities.pop()]
-                continue
-            before = min((entry[0] for entry in level[1:3]), default=_END)
-            for first, count in run.take(limit, before):
-                if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
-                    out[-1] = run, out[-1][1], out[-1][2] + count
-                else:
-                    out.append((run, first, count))
-                limit -= count
-                self.ready -= count
-        return out
+    def count(self, shelf: Shelf, more: int) -> None:
+        """So many more messages on the shelf are open to those who know its task."""
+        for selection in self.selections.values():
+            if selection.knows(shelf.task):
+                selection.open += more
+
+    def hide(self, lane: Lane, gate: "Gate") -> None:
+        """The lane was parked."""
+        waiting = lane.waiting
+        self.ready += waiting
+        self.less(lane, waiting)
+        self.behind[gate.reason] += waiting
+        lane.parked = gate
+
+    def show(self, lane: Lane, gate: "Gate") -> None:
+        """The lane is not parked any more."""
+        self.behind[gate.reason] -= lane.waiting
+        for run in lane.runs.values():
+            if run.size:
+                self.offer(run, run.size)
+        self.stir()
+
+    def park(self, gate: "Gate") -> None:
+        """Nobody is handed anything of it."""
+        self.parked = gate
+
+    def unpark(self) -> None:
+        """It may be handed out again."""
+        self.parked = None
+        self.stir()
+
+    # Who listens.
+
+    def select(self, known: frozenset[str] | None) -> None:
+        """One more consumer listens that knows these tasks."""
+        selection = self.selections.get(known)
+        if selection is None:
+            selection = self.selections[known] = Selection(self, known)
+            for shelf in self.shelves.values():
+                shelf.renew()
+                if not shelf.parked and selection.knows(shelf.task):
+                    selection.open += shelf.open
+                    selection.add(shelf)
+        selection.consumers += 1
+
+    def deselect(self, known: frozenset[str] | None) -> None:
+        """One of them listens no more."""
+        selection = self.selections[known]
+        selection.consumers -= 1
+        if not selection.consumers:
+            del self.selections[known]
+
+    def why_waiting(self) -> Counter[str]:
+        """Messages that are ready and nobody may be handed, by reason. Costs a step a task."""
+        found = +self.behind
+        for shelf in self.shelves.values():
+            shelf.renew()
+            if shelf.open:
+                found[self.reason(shelf)] += shelf.open
+        found.pop("", None)
+        return found
+
+    def reason(self, shelf: Shelf) -> str:
+        """Why messages on the shelf wait, in one word; empty if they may be handed out."""
+        for place in (self, shelf):
+            if place.parked:
+                return place.parked.reason
+        if self.held:
+            return "paused"
+        if not self.selections:
+            return "no_consumer"
+        knows = any(selection.knows(shelf.task) for selection in self.selections.values())
+        return "" if knows else "no_worker_knows"
 
     def waiting(self) -> Iterator[tuple[Run, int]]:
         """Ready messages in the order they would leave; changes nothing."""
@@ -391,7 +240,10 @@ class Queue:
 
     def oldest(self) -> int:
         """The lowest position at the head of a run, or 0 if nothing is ready."""
-        leading = [self._leading(level) for level in self.levels.values()]
+        leading = []
+        for shelf in self.shelves.values():
+            shelf.renew()
+            leading += [level.leading() for level in shelf.levels.values()]
         return min((run.first() for run in leading if run), default=0)
 
 

@@ -198,11 +198,28 @@ class Granted(Record):
     """[lane number, priority, first position, how many]"""
     adopted: bool = False
     """Claimed by a worker that held them before a crash; they may be anywhere in their runs."""
+    wall_ms: ClassVar[int] = 0
+    """Of no use: no gate was charged."""
 
     @property
     def lazy(self) -> bool:
         """A grant that is lost can be claimed; a claim must not be lost."""
         return not self.adopted
+
+
+@dataclass(slots=True)
+class GrantedExactly(Record):
+    """As Granted, of lanes with gates: it is certain, and so is what is left of their limits."""
+
+    TYPE: ClassVar[int] = 21
+    grant: int
+    session: bytes
+    member: int
+    entries: list[list[int]]
+    """[lane number, priority, first position, how many]"""
+    wall_ms: int
+    """When: a rate is counted by it."""
+    adopted: bool = False
 
 
 @dataclass(slots=True)

@@ -100,7 +100,7 @@ def restore_runs(state: BrokerState, block: Block) -> None:
         run.restore(given, skipped, columns[at : at + count])
         at += count
         if run.size:
-            run.lane.queue.offer(run)
+            run.lane.queue.offer(run, run.size)
 
 
 def timers(name: str) -> Section:
@@ -161,6 +161,10 @@ def restore_leases(state: BrokerState, block: Block) -> None:
         grant = member.grants[grant_number] = Grant(grant_number, member, None)
         grant.entries = [(*where, state.run_numbered(run)) for *where, run in entries]
         grant.remaining = len(held)
+        for position in held:
+            lane = grant.run_of(position).lane
+            lane.leased += 1
+            lane.shelf.leased += 1
         grant.started.update(started)
         grant.early.update(early)
         state.leases.update(dict.fromkeys(held, grant))

@@ -14,12 +14,13 @@ what it still runs, and keeps it. A plain consumer's end with its connection.
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Lookup
+from qbroker.core.gates import around
 from qbroker.core.leases import Consumer, Member, Session, epoch_and_count
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
 from qbroker.core.publishing import given_up
-from qbroker.core.queues import Run
 from qbroker.core.results import Found
+from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey, place_of
 from qprotocol import wire
@@ -125,7 +126,13 @@ def reclaim(
     if handed:
         decision.records.append(r.HandedDown(session_id, member.number, handed))
     for number, entries in adopted.items():
-        decision.records.append(r.Granted(number, session_id, member.number, entries, adopted=True))
+        holder = session_id, member.number
+        if any(around(state.lanes[row[0]]) for row in entries):
+            now_ms = survey.now.wall_ms
+            record: r.Record = r.GrantedExactly(number, *holder, entries, now_ms, adopted=True)
+        else:
+            record = r.Granted(number, *holder, entries, adopted=True)
+        decision.records.append(record)
     part(state, member, lost=False, kept=kept)
     decision.records += give_back(survey)
     return lost
@@ -193,6 +200,7 @@ def drop_consumer(state: BrokerState, consumer: Consumer) -> None:
     """The subscription ends; what it holds stays leased."""
     for number in consumer.queues:
         state.listening[number].remove(consumer)
+        state.numbered[number].deselect(consumer.known)
     for grant in consumer.member.grants.values():
         if grant.consumer is consumer:
             grant.consumer = None

@@ -39,6 +39,8 @@ ACK_MESSAGES_MAX = 20_000
 """Messages one Ack frame may name."""
 DISPATCH_MESSAGES_MAX = 4_000
 """Messages handed out in one turn; more wait for the next."""
+PARK_LANES_MAX = 500
+"""Lanes parked at gates, or taken back, in one turn; more wait for the next."""
 DUE_MESSAGES_MAX = 1_500
 """Delayed messages made ready in one turn."""
 EXPIRE_MESSAGES_MAX = 500

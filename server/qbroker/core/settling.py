@@ -17,9 +17,9 @@ from collections.abc import Callable
 from qbroker.core import records as r
 from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
+from qbroker.core.lanes import Lane
 from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
-from qbroker.core.queues import Lane
 from qbroker.core.settings import (
     ACK_MESSAGES_MAX,
     DEAD_SUFFIX,

@@ -24,7 +24,7 @@ VOLATILE = frozenset(
         # About connections, which the next life does not have.
         *("members", "roles", "consumers", "leaving", "remains", "listening", "arrivals"),
         # Found again when they are needed.
-        *("routes", "dirty", "effects", "next_sweep_ms"),
+        *("routes", "dirty", "keeper", "effects", "next_sweep_ms"),
         # Counted since the start.
         *("closed_to_publishes", "lease_lost", "duplicates"),
     }

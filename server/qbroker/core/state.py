@@ -12,10 +12,13 @@ from typing import Any
 
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
+from qbroker.core.gates import Gatekeeper, credit
+from qbroker.core.lanes import Lane
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.pauses import Pauses
-from qbroker.core.queues import Lane, Queue, Run
+from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
+from qbroker.core.runs import Run
 from qbroker.core.settings import Settings
 from qbroker.core.timers import Timers, Tree
 from qprotocol.options import FSYNC_MODES, QueueOptions
@@ -149,6 +152,7 @@ class BrokerState:
     """Packed routes already understood."""
     dirty: dict[int, Queue] = field(default_factory=dict)
     """Queues that may have something to hand out."""
+    keeper: Gatekeeper = field(default_factory=Gatekeeper)
     effects: list[Effect] = field(default_factory=list)
     """What apply wants sent; the engine takes it after each command."""
     closed_to_publishes: str = ""
@@ -168,7 +172,9 @@ class BrokerState:
         assert number == len(self.queues), (number, name)
         mode = options.fsync or self.settings.fsync
         assert mode in FSYNC_MODES, mode
-        queue = self.queues[name] = Queue(number, name, options, synced=mode == "always")
+        synced = mode == "always"
+        queue = Queue(number, name, options, synced=synced, dirty=self.dirty)
+        self.queues[name] = queue
         self.numbered.append(queue)
         self.listening[number] = []
         return queue
@@ -202,7 +208,7 @@ class BrokerState:
         """``run`` has ``count`` more messages to hand out."""
         queue = run.lane.queue
         queue.ready += count
-        queue.offer(run)
+        queue.offer(run, count)
         self.dirty[queue.number] = queue
 
     def let_out(self, queue: Queue) -> None:
@@ -231,11 +237,16 @@ class BrokerState:
             del leases[position]
         pieces = [(run.current, start, size) for run, start, size in grant.split(first, count)]
         for run, start, length in pieces:
-            run.lane.queue.leased -= length
+            lane = run.lane
+            lane.leased -= length
+            lane.shelf.leased -= length
+            lane.queue.leased -= length
+            if lane.queue.gated:
+                credit(lane, length)
             if late:
                 for position in late.intersection(range(start, start + length)):
                     late.discard(position)
-                    self.expiries.push(run.lane.queue.number, 1, position, run.number)
+                    self.expiries.push(lane.queue.number, 1, position, run.number)
         self.let_go(grant, count)
         return pieces
 
@@ -258,7 +269,7 @@ class BrokerState:
             run.lane.queue.scheduled -= 1
         else:
             run.remove(position, 1)
-            run.lane.queue.ready -= 1
+            run.lane.queue.less(run.lane, 1)
 
     def waits_in(self, run_number: int, position: int) -> bool:
         """Whether the message waits, ready or for its time, in that run."""

@@ -8,8 +8,8 @@ from array import array
 from dataclasses import dataclass, field
 
 from qbroker.core import records as r
+from qbroker.core.lanes import Lane, kind_of
 from qbroker.core.moment import Now
-from qbroker.core.queues import Lane, kind_of
 from qbroker.core.state import BrokerState
 from qprotocol import wire
 from qprotocol.errors import Refused

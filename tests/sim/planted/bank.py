@@ -192,14 +192,14 @@ BANK = [
     Planted(
         "priority_inverted",
         "the lowest priority leaves first",
-        "qbroker.core.queues:Queue.offer",
-        "self.priorities.sort()",
-        "self.priorities.sort(reverse=True)",
+        "qbroker.core.shelves:Selection.enlist",
+        "insort(self.priorities, level.priority)",
+        "self.priorities.insert(0, level.priority)",
     ),
     Planted(
         "last_in_first_out",
         "lanes that wait longer leave later",
-        "qbroker.core.queues:Run.first",
+        "qbroker.core.runs:Run.first",
         "return self.chunks[0][self.head]",
         "return self.chunks[-1][-1]",
     ),

@@ -1,0 +1,100 @@
+"""A lane: the messages of one task with the same keys in one queue."""
+
+from typing import TYPE_CHECKING
+
+from qbroker.core.runs import Run
+from qprotocol import wire
+
+if TYPE_CHECKING:
+    from qbroker.core.gates import Gate
+    from qbroker.core.queues import Queue
+
+
+def kind_of(task: str) -> int:
+    """A message is a task's call, or plain."""
+    return wire.KIND_TASK if task else wire.KIND_PLAIN
+
+
+class Lane:
+    """Its runs by priority, how many of its messages are leased, what limits it."""
+
+    __slots__ = (
+        "_runs",
+        "gates",
+        "keys",
+        "leased",
+        "life",
+        "number",
+        "parked",
+        "place",
+        "queue",
+        "shelf",
+    )
+
+    def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
+        # Durable.
+        self.number = number
+        self.queue = queue
+        self.shelf = queue.shelf_of(task)
+        """What waits of its task in its queue."""
+        self.keys = keys
+        """Packed: see qprotocol/lanekeys.py."""
+        self.place = number, kind_of(task)
+        """The lane's number, and the kind that its messages are of."""
+        self._runs: dict[int, Run] = {}
+        self.life = queue.life
+        """The life of its queue that the runs belong to."""
+        self.leased = 0
+        # Follows from the rules, and from what is leased.
+        self.gates: tuple[Gate, ...] = ()
+        """Its own; those of its shelf and its queue count, too. Set by gates.attach alone."""
+        # Volatile.
+        self.parked: Gate | None = None
+        """The gate that keeps its messages; nobody is handed one until it opens."""
+
+    @property
+    def task(self) -> str:
+        """The task's name; empty for plain messages."""
+        return self.shelf.task
+
+    @property
+    def runs(self) -> dict[int, Run]:
+        """By priority: those that were not purged."""
+        return self._runs if self.life == self.queue.life else {}
+
+    def run(self, priority: int) -> Run:
+        """The lane's run at ``priority``, made on first use."""
+        if self.life != self.queue.life:
+            self.retire()
+        found = self._runs.get(priority)
+        if found is None:
+            found = Run(self, priority, self.number << 8 | priority + 128)
+            self._runs[priority] = found
+        return found
+
+    def retire(self) -> None:
+        """Runs that were purged are no more the lane's, but what is left to be swept."""
+        if self.life != self.queue.life:
+            self.queue.retired += self._runs.values()
+            self._runs, self.life, self.parked = {}, self.queue.life, None
+
+    # Parked.
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait, ready to be handed out."""
+        return sum(run.size for run in self.runs.values())
+
+    def rank(self) -> tuple[int, int]:
+        """Priority, highest first, and head of its best run. Only when messages wait."""
+        return min((-run.priority, run.first()) for run in self.runs.values() if run.size)
+
+    def park(self, gate: "Gate") -> None:
+        """Its messages are out of sight. They leave the lists when they come up there."""
+        self.queue.hide(self, gate)
+
+    def unpark(self) -> None:
+        """Its messages may be handed out again."""
+        gate, self.parked = self.parked, None
+        if gate:
+            self.queue.show(self, gate)

@@ -1,0 +1,224 @@
+"""A run: the FIFO of one lane at one priority. 8 bytes a message; bodies are in the log."""
+
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qbroker.core.spans import Spans
+
+if TYPE_CHECKING:
+    from qbroker.core.lanes import Lane
+
+CHUNK_POSITIONS = 4096
+"""Positions a chunk; a full one is never changed again."""
+END = 2**64
+"""Behind every position."""
+
+
+class Run:
+    """A FIFO of positions, with returned ones in front. All of it is durable but ``key``."""
+
+    __slots__ = (
+        "chunks",
+        "given",
+        "head",
+        "key",
+        "lane",
+        "life",
+        "number",
+        "priority",
+        "size",
+        "skipped",
+    )
+
+    def __init__(self, lane: "Lane", priority: int, number: int) -> None:
+        self.lane = lane
+        self.life = lane.queue.life
+        """The life of its queue that it belongs to: after a purge it is dead."""
+        self.priority = priority
+        self.number = number
+        self.size = 0
+        """Messages that wait here, skipped ones left out."""
+        self.chunks: deque[array[int]] = deque()
+        """Each ascending; a position lower than the last starts a new one."""
+        self.head = 0
+        self.given = Spans()
+        """Handed out before and given back; they go first."""
+        self.skipped: set[int] = set()
+        """Entries still in a chunk that were taken out of order."""
+        self.key = -1
+        """The head under which its queue has it listed; -1 if it has not."""
+
+    def __lt__(self, other: "Run") -> bool:
+        """For heaps, where a run may be listed twice under one head."""
+        return self.number < other.number
+
+    @property
+    def is_purged(self) -> bool:
+        """Whether what was in it is over."""
+        return self.life != self.lane.queue.life
+
+    @property
+    def current(self) -> "Run":
+        """The run of the same lane and priority in which messages wait now."""
+        return self.lane.run(self.priority) if self.is_purged else self
+
+    def extend(self, first: int, count: int) -> None:
+        """Put ``count`` consecutive positions at the end."""
+        if self.skipped:
+            for position in self.skipped.intersection(range(first, first + count)):
+                self._strike(position)
+        chunks = self.chunks
+        if not chunks or len(chunks[-1]) >= CHUNK_POSITIONS or chunks[-1][-1] >= first:
+            chunks.append(array("Q"))
+        chunks[-1].extend(range(first, first + count))
+        self.size += count
+
+    def adopt(self, positions: "array[int]") -> None:
+        """Put an ascending array of positions at the end, without a copy."""
+        self.chunks.append(positions)
+        self.size += len(positions)
+
+    def give_back(self, first: int, count: int) -> None:
+        """Put neighbours in front; one that was taken out of order is back in its place."""
+        self.size += count
+        end = first + count
+        if self.skipped:
+            for position in range(first, end):
+                if position in self.skipped:
+                    self.skipped.discard(position)
+                    if first < position:
+                        self.given.add(first, position)
+                    first = position + 1
+        if first < end:
+            self.given.add(first, end)
+
+    def first(self) -> int:
+        """The position that leaves next. Only when ``size`` is above 0."""
+        if self.given:
+            return self.given.first()
+        self._drop_skipped()
+        return self.chunks[0][self.head]
+
+    def take(self, limit: int, before: int = END) -> list[tuple[int, int]]:
+        """Up to ``limit`` positions out, as (first, count) runs; stops at one above ``before``.
+
+        At least one comes out if there is one. Stops early at a chunk's or a span's end: call
+        again.
+        """
+        if self.given:
+            span = self.given.take(limit, before)
+            self.size -= span[1]
+            return [span]
+        self._drop_skipped()
+        chunk, head = self.chunks[0], self.head
+        end = min(len(chunk), head + limit)
+        if chunk[end - 1] > before:
+            end = max(head + 1, bisect_left(chunk, before, head, end))
+        out = self._compact(chunk, head, end)
+        self.size -= sum(count for _, count in out)
+        self._advance(end)
+        self._drop_skipped()
+        return out
+
+    def _compact(self, chunk: "array[int]", head: int, end: int) -> list[tuple[int, int]]:
+        first, last = chunk[head], chunk[end - 1]
+        if last - first == end - head - 1 and not self.skipped:
+            return [(first, end - head)]
+        out: list[tuple[int, int]] = []
+        for position in chunk[head:end]:
+            if position in self.skipped:
+                self.skipped.discard(position)
+            elif out and out[-1][0] + out[-1][1] == position:
+                out[-1] = (out[-1][0], out[-1][1] + 1)
+            else:
+                out.append((position, 1))
+        return out
+
+    def remove(self, first: int, count: int) -> None:
+        """Take exactly these positions out, wherever they are: what ``take`` did, replayed."""
+        self.size -= count
+        end = first + count
+        while first < end:
+            stop = self.given.cut(first, end)
+            if stop == first:
+                stop = first + 1 if self.given else end
+                self._pass_over(first, stop)
+            first = stop
+
+    def _pass_over(self, first: int, end: int) -> None:
+        """Take neighbours out of the chunks."""
+        chunk, after = self.chunks[0], self.head + end - first
+        at_head = len(chunk) >= after and chunk[self.head] == first and chunk[after - 1] == end - 1
+        if at_head and not self.skipped:
+            self._advance(after)
+        else:
+            self.skipped.update(range(first, end))
+            self._drop_skipped()
+
+    def saved(self) -> "tuple[list[tuple[int, int]], list[int], list[array[int]]]":
+        """Spans given back, what is skipped, and the chunks without what has been taken."""
+        chunks = list(self.chunks)
+        if self.head:
+            chunks[0] = chunks[0][self.head :]
+        return list(self.given), sorted(self.skipped), chunks
+
+    def restore(
+        self, given: list[tuple[int, int]], skipped: list[int], chunks: "list[array[int]]"
+    ) -> None:
+        """Into a new run: what ``saved`` gave. Chunks are taken over, not copied."""
+        self.chunks.extend(chunks)
+        for first, end in given:
+            self.given.add(first, end)
+            self.size += end - first
+        self.skipped.update(skipped)
+        self.size += sum(map(len, chunks)) - len(skipped)
+
+    def __contains__(self, position: int) -> bool:
+        if position in self.given:
+            return True
+        return position not in self.skipped and self._find(position) is not None
+
+    def _find(self, position: int) -> tuple[int, int] | None:
+        """Which chunk has it, and where in that."""
+        for number, chunk in enumerate(self.chunks):
+            if chunk[0] <= position <= chunk[-1]:
+                index = bisect_left(chunk, position, 0 if number else self.head)
+                if index < len(chunk) and chunk[index] == position:
+                    return number, index
+        return None
+
+    def _strike(self, position: int) -> None:
+        """What was skipped comes in anew: its old entry, which is never the head, is gone."""
+        found = self._find(position)
+        assert found, f"{position} is skipped, and in no chunk"
+        number, index = found
+        chunk = self.chunks[number]
+        self.skipped.discard(position)
+        self.chunks[number] = chunk[:index] + chunk[index + 1 :]
+        if len(chunk) == 1:
+            del self.chunks[number]
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions in the order they would leave; changes nothing."""
+        for first, end in self.given:
+            yield from range(first, end)
+        for chunk in self.chunks:
+            start = self.head if chunk is self.chunks[0] else 0
+            for position in chunk[start:]:
+                if position not in self.skipped:
+                    yield position
+
+    def _drop_skipped(self) -> None:
+        skipped, chunks = self.skipped, self.chunks
+        while skipped and chunks and chunks[0][self.head] in skipped:
+            skipped.discard(chunks[0][self.head])
+            self._advance(self.head + 1)
+
+    def _advance(self, head: int) -> None:
+        if head == len(self.chunks[0]):
+            self.chunks.popleft()
+            head = 0
+        self.head = head

@@ -1,0 +1,218 @@
+"""What may be handed out next: shelves, their levels, and the selections that consumers see.
+
+    selection (consumers that know the same tasks, in one queue)
+      priority, highest first
+        level (one task at that priority) whose head is oldest
+          run whose head is oldest
+
+A consumer sees only the shelves of tasks that it knows: what nobody knows costs nobody a look.
+All of it is volatile or follows from the runs; it is made again at a start.
+"""
+
+from bisect import insort
+from heapq import heappop, heappush, heapreplace
+from typing import TYPE_CHECKING
+
+from qbroker.core.gates import Gatekeeper, charge
+from qbroker.core.moment import Now
+from qbroker.core.runs import END, Run
+
+if TYPE_CHECKING:
+    from qbroker.core.gates import Gate
+    from qbroker.core.queues import Queue
+
+Entry = tuple[Run, int, int]
+"""(run, first position, count)"""
+
+
+class Level:
+    """What waits of one task at one priority."""
+
+    __slots__ = ("heap", "priority", "shelf")
+
+    def __init__(self, shelf: "Shelf", priority: int) -> None:
+        self.shelf = shelf
+        self.priority = priority
+        self.heap: list[tuple[int, Run]] = []
+        """(head, run) of its runs that are not empty.
+
+        What is true is ``run.key``; an entry with another head, or of a lane that is parked, is
+        dropped when it comes up.
+        """
+
+    def __lt__(self, other: "Level") -> bool:
+        """For heaps, where a level may be listed twice under one head."""
+        return False
+
+    def offer(self, run: Run) -> int:
+        """See that a run that is not empty is listed under its head, or an earlier one.
+
+        The head if it is the level's first now; -1 if the level leads with what it did.
+        """
+        head = run.first()
+        if 0 <= run.key <= head:
+            return -1
+        run.key = head
+        heap = self.heap
+        heappush(heap, (head, run))
+        return head if heap[0][1] is run else -1
+
+    def leading(self) -> Run | None:
+        """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
+        heap = self.heap
+        while heap:
+            key, run = heap[0]
+            if key == run.key:
+                if run.size and run.lane.parked is None:
+                    head = run.first()
+                    if head == key:
+                        return run
+                    run.key = head
+                    heapreplace(heap, (head, run))
+                    continue
+                run.key = -1
+            heappop(heap)
+        return None
+
+
+class Shelf:
+    """What waits of one task in one queue."""
+
+    __slots__ = ("gates", "leased", "levels", "life", "open", "parked", "queue", "task")
+
+    def __init__(self, queue: "Queue", task: str) -> None:
+        self.queue = queue
+        self.task = task
+        self.levels: dict[int, Level] = {}
+        """By priority. Of the queue's life once ``renew`` was called."""
+        self.life = queue.life
+        """The life of its queue that the levels belong to."""
+        self.open = 0
+        """Messages that wait, those of parked lanes left out."""
+        self.leased = 0
+        self.gates: tuple[Gate, ...] = ()
+        """Of the task in this queue. Set by gates.attach alone."""
+        self.parked: Gate | None = None
+        """The gate that keeps all of it."""
+
+    def renew(self) -> None:
+        """After a purge nothing waits on it."""
+        if self.life != self.queue.life:
+            self.life, self.open, self.levels, self.parked = self.queue.life, 0, {}, None
+
+    def level(self, priority: int) -> Level:
+        """Made on first use."""
+        found = self.levels.get(priority)
+        if found is None:
+            found = self.levels[priority] = Level(self, priority)
+        return found
+
+    def park(self, gate: "Gate") -> None:
+        """All of it is out of sight. Its levels leave the selections when they come up there."""
+        self.parked = gate
+        self.queue.count(self, -self.open)
+
+    def unpark(self) -> None:
+        """It may be handed out again."""
+        self.renew()
+        if self.parked:
+            self.parked = None
+            self.queue.count(self, self.open)
+            for selection in self.queue.selections.values():
+                selection.add(self)
+            self.queue.stir()
+
+
+class Selection:
+    """What consumers that know the same tasks may be handed out of one queue."""
+
+    __slots__ = ("consumers", "keys", "known", "levels", "open", "priorities", "queue")
+
+    def __init__(self, queue: "Queue", known: frozenset[str] | None) -> None:
+        self.queue = queue
+        self.known = known
+        """Names of tasks; None is all, and plain messages."""
+        self.consumers = 0
+        self.open = 0
+        """Messages that wait on shelves that are known and not parked."""
+        self.levels: dict[int, list[tuple[int, Level]]] = {}
+        """Priority to a heap of (head, level) of its levels that are not empty.
+
+        What is true is in ``keys``; an entry with another head is dropped when it comes up.
+        """
+        self.keys: dict[Level, int] = {}
+        self.priorities: list[int] = []
+        """The priorities that have such levels, highest last."""
+
+    def knows(self, task: str) -> bool:
+        """Whether its consumers run that task."""
+        return self.known is None or task in self.known
+
+    def clear(self) -> None:
+        """Nothing waits."""
+        self.open, self.levels, self.keys, self.priorities = 0, {}, {}, []
+
+    def add(self, shelf: Shelf) -> None:
+        """List the levels of a shelf, which is not parked, if it is known."""
+        if self.knows(shelf.task):
+            for level in shelf.levels.values():
+                run = level.leading()
+                if run:
+                    self.enlist(level, run.key)
+
+    def enlist(self, level: Level, head: int) -> None:
+        """See that the level is listed under its head, or an earlier one."""
+        if self.keys.get(level, END) <= head:
+            return
+        self.keys[level] = head
+        heap = self.levels.get(level.priority)
+        if heap is None:
+            heap = self.levels[level.priority] = []
+            insort(self.priorities, level.priority)
+        heappush(heap, (head, level))
+
+    def _leading(self, heap: list[tuple[int, Level]]) -> Run | None:
+        """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
+        while heap:
+            key, level = heap[0]
+            if key == self.keys.get(level):
+                run = None if level.shelf.parked else level.leading()
+                if run:
+                    if run.key == key:
+                        return run
+                    self.keys[level] = run.key
+                    heapreplace(heap, (run.key, level))
+                    continue
+                del self.keys[level]
+            heappop(heap)
+        return None
+
+    def take(self, limit: int, keeper: Gatekeeper, now: Now) -> list[Entry]:
+        """Up to ``limit`` messages out, best first; their gates are charged.
+
+        None, though some are open, if their gates had no room: they are parked now.
+        """
+        out: list[Entry] = []
+        queue = self.queue
+        while limit > 0 and self.priorities and queue.parked is None and keeper.parks > 0:
+            heap = self.levels[self.priorities[-1]]
+            run = self._leading(heap)
+            if run is None:
+                del self.levels[self.priorities.pop()]
+                continue
+            room = keeper.room(run.lane, limit, now) if queue.gated else limit
+            if not room:
+                continue
+            before = min((entry[0] for entry in (*heap[1:3], *heap[0][1].heap[1:3])), default=END)
+            taken = 0
+            for first, count in run.take(room, before):
+                if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
+                    out[-1] = run, out[-1][1], out[-1][2] + count
+                else:
+                    out.append((run, first, count))
+                taken += count
+            limit -= taken
+            queue.less(run.lane, taken)
+            if queue.gated:
+                charge(run.lane, taken, now.wall_ms)
+        return out
