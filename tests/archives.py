@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from qbroker.archive.archivist import Archivist, Keeping
-from qbroker.archive.questions import Query, Questions
+from qbroker.archive.questions import Questions
 from qbroker.archive.schema import FILE_NAME
 from qbroker.archive.store import open_store
+from qbroker.archive.walking import Query
 from qbroker.core import records as r
 from qbroker.log.disk import Disk
 from qbroker.log.log import Log

@@ -435,9 +435,9 @@ class Search(Frame):
     Empty text and 0 ask for nothing. ``id`` names one task, and the others are not looked
     at; its report is {"task": row or null}. Else {"tasks": rows, "next": text, "cut": bool}:
     the next page is asked for with ``after`` that text, which is empty behind the last one;
-    with ``cut`` the search took too long and looked at a part only. ``state`` is a number
-    of states.State; ``worker`` and ``error`` may be the beginning of one, ``preview`` any part
-    of what was shown of the arguments. Times are when
+    with ``cut`` the search took too long and went no further than that place yet. ``state`` is
+    a number of states.State; ``worker`` and ``error`` may be the beginning of one, ``preview``
+    any part of what was shown of the arguments. Times are when
     tasks were finished, in ms since 1970: from ``since_ms`` on, before ``until_ms``.
     """
 

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from qbroker.archive.errors import ArchiveError
-from qbroker.archive.questions import Query, Questions
+from qbroker.archive.questions import Questions
+from qbroker.archive.walking import Query
 from qbroker.outgoing import report
 from qprotocol.frames import Error, Frame, Search
 from qprotocol.states import State

@@ -53,6 +53,7 @@ def moment_of(text: str) -> int:
     help="Finished before: 2h, 7d or a date.",
 )
 @click.option("-n", "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
+@click.option("--after", default="", metavar="PLACE", help="Go on there, as an answer said.")
 @BROKER
 @JSON
 def tasks_command(
@@ -61,14 +62,18 @@ def tasks_command(
     since: int | None,
     until: int | None,
     limit: int,
+    after: str,
     broker: str,
     as_json: bool,
     **names: Any,
 ) -> None:
-    """Look through settled tasks, newest first."""
+    """Look through settled tasks, newest first.
+
+    Where an answer says that there is more, the same search with --after goes on.
+    """
     number = int(State[state.upper()]) if state else 0
     found: list[dict[str, Any]] = []
-    after, is_cut = "", False
+    is_cut = False
     with asking(broker) as admin:
         while len(found) < limit:
             frame = Search(
@@ -88,8 +93,15 @@ def tasks_command(
         echo_json(found)
     else:
         show_tasks(found)
-    if is_cut:
-        click.echo("the search took too long and looked at a part only: narrow it", err=True)
+    if after:
+        click.echo(more(after, is_cut=is_cut), err=True)
+
+
+def more(after: str, *, is_cut: bool) -> str:
+    """How to see the rest, from the place where an answer ended."""
+    went = moment(int(after.partition(":")[0]))
+    why = f"the search took its time and looked at what ended since {went}" if is_cut else "more"
+    return f"{why}; to go on: the same with --after {after}"
 
 
 def show_tasks(found: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from archives import DAY, NOW, Books
 from qbroker.archive.archivist import Keeping
-from qbroker.archive.questions import Query
+from qbroker.archive.walking import Query
 from qbroker.core import records as r
 from qprotocol.failure import Failure
 

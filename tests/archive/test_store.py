@@ -10,9 +10,10 @@ import pytest
 from archives import DAY, NOW, Books
 from qbroker.archive.archivist import Keeping
 from qbroker.archive.errors import BusyError, DamagedError, ForeignError, NewerError
-from qbroker.archive.questions import PAGE_ROWS_MAX, Query, Questions
+from qbroker.archive.questions import PAGE_ROWS_MAX, Questions
 from qbroker.archive.schema import FILE_NAME, SCHEMA, move_aside, open_to_write
 from qbroker.archive.store import SWEEP_ROWS_MAX, open_store
+from qbroker.archive.walking import Query
 from qbroker.archiving import Lag
 from qbroker.core import records as r
 from qbroker.log.errors import UnreadableError
@@ -110,21 +111,6 @@ def test_pages_follow_on_one_another_and_leave_nothing_out(tmp_path: Path) -> No
             break
         query = Query(limit=10, after=page.next)
     assert seen == [f"t1.{number}" for number in reversed(range(25))]
-
-
-def test_a_search_that_takes_too_long_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    books = Books(tmp_path)
-    for _ in range(10):
-        books.acked(500)
-    books.go_on()
-    monkeypatch.setattr("qbroker.archive.questions.SEARCH_MS_MAX", -1)
-    page = books.archive.questions.search(Query(worker="nobody"))
-    assert page.is_cut
-    monkeypatch.undo()
-    assert not books.archive.questions.search(Query(worker="nobody")).is_cut
-    assert len(books.archive.questions.search(Query(worker="73")).rows) == 50
 
 
 def test_what_stands_for_itself_in_a_search(tmp_path: Path) -> None:

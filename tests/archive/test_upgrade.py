@@ -13,7 +13,8 @@ from archives import DAY, Books
 from qbroker.archive import schema
 from qbroker.archive.archivist import Keeping
 from qbroker.archive.errors import OlderError
-from qbroker.archive.questions import Query, Questions
+from qbroker.archive.questions import Questions
+from qbroker.archive.walking import Query
 from qbroker.core import records as r
 from qprotocol.failure import Failure
 

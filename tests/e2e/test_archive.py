@@ -112,6 +112,12 @@ def test_the_command_line_shows_them_to_people_and_programs(make_broker: MakeBro
     row(talker, failed)
     assert [each["id"] for each in broker.command("tasks")] == [failed, kept]
     assert [each["id"] for each in broker.command("tasks", "-n", "1")] == [failed]
+    one = said(broker, "tasks", "-n", "1", "--json")
+    assert one.stderr.startswith("more; to go on: the same with --after ")
+    rest = said(broker, "tasks", "--json", "--after", one.stderr.split()[-1])
+    assert [each["id"] for each in json.loads(rest.stdout)] == [kept]
+    assert rest.stderr == ""
+    assert "is not a text that a Report gave" in said(broker, "tasks", "--after", "x").stderr
     assert [each["id"] for each in broker.command("tasks", "--state", "success")] == [kept]
     assert broker.command("tasks", "--since", "1h", "--until", "30m") == []
     assert broker.command("task", failed)["message"] == "it broke\nbadly"

@@ -14,6 +14,7 @@ from typing import Any
 
 from qbroker.archive.errors import ArchiveError, OlderError
 from qbroker.archive.schema import SCHEMA, judged, open_to_read, schema_of
+from qbroker.archive.walking import FROM, SHOWN, Place, Query, walk_for
 from qbroker.core.results import Finished, Remembered
 from qprotocol.failure import Failure
 from qprotocol.ids import pack_id, unpack_id
@@ -21,38 +22,7 @@ from qprotocol.states import State
 
 PAGE_ROWS_MAX = 1_000
 SEARCH_MS_MAX = 2_000
-"""A search that has found no whole page by then ends with what it has."""
-_STEPS = 10_000
-"""SQLite's own steps between two looks at the clock: some hundred microseconds."""
-
-_SHOWN = (
-    "position, tasks.id, t.text, q.text, w.text, state, failures, published_ms, started_ms, "
-    "finished_ms, run_ms, reason, error, message, root, parent, preview"
-)
-_FROM = (
-    "FROM tasks LEFT JOIN names t ON t.number = task LEFT JOIN names q ON q.number = queue "
-    "LEFT JOIN names w ON w.number = worker"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What is looked for; what is empty or 0 is not asked. Times are milliseconds since 1970."""
-
-    task: str = ""
-    queue: str = ""
-    worker: str = ""
-    """A session, as its hexadecimal text or the beginning of it; or session/member."""
-    state: int = 0
-    error: str = ""
-    """The kind of the failure, or the beginning of it."""
-    preview: str = ""
-    """Any part of what was shown of the arguments."""
-    since_ms: int = 0
-    until_ms: int = 0
-    limit: int = 50
-    after: tuple[int, int] = (0, 0)
-    """(finished_ms, position) of the last row of the page before."""
+"""A search that has found no whole page by then ends with what it has, and says where."""
 
 
 @dataclass(slots=True)
@@ -60,10 +30,10 @@ class Page:
     """Rows, newest first."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    next: tuple[int, int] | None = None
+    next: Place | None = None
     """Where the next page begins; None if there is none."""
     is_cut: bool = False
-    """The time was over before the page was full: narrow the search."""
+    """The time was over before the page was full: ``next`` is how far the search came."""
 
 
 class Questions:
@@ -104,7 +74,7 @@ class Questions:
             found = (
                 db
                 and db.execute(
-                    f"SELECT {_SHOWN}, content, bytes {_FROM} LEFT JOIN results USING (position) "
+                    f"{SHOWN}, content, bytes {FROM} LEFT JOIN results USING (position) "
                     "WHERE tasks.id = ? ORDER BY position DESC LIMIT 1",
                     (name if minted else name.decode(),),
                 ).fetchone()
@@ -119,32 +89,27 @@ class Questions:
         return shown
 
     def search(self, query: Query) -> Page:
-        """A page of rows. Raises ArchiveError. Takes SEARCH_MS_MAX at most."""
+        """A page of rows. Raises ArchiveError. Takes SEARCH_MS_MAX and a slice at most."""
         limit = max(1, min(query.limit, PAGE_ROWS_MAX))
         page = Page()
+        deadline = time.monotonic() + SEARCH_MS_MAX / 1000
+        after = query.after
         with self._asked(SCHEMA) as db:
-            if db is None:
-                return page
-            where, values = conditions(db, query)
-            deadline = time.monotonic() + SEARCH_MS_MAX / 1000
-            db.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
-            try:
-                cursor = db.execute(
-                    f"SELECT {_SHOWN} {_FROM} WHERE {where} "
-                    "ORDER BY finished_ms DESC, position DESC LIMIT ?",
-                    (*values, limit + 1),
-                )
-                for row in cursor:
-                    page.rows.append(shown_row(row))
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-                    raise
-                page.is_cut = True
-            finally:
-                db.set_progress_handler(None, 0)
-        if len(page.rows) > limit or (page.is_cut and page.rows):
-            page.rows = page.rows[:limit]
-            page.next = page.rows[-1]["finished_ms"], page.rows[-1]["position"]
+            walk = walk_for(db, query) if db else None
+            while db and walk:
+                end_ms = walk.end_of_slice(db, after)
+                found = walk.rows(db, after, end_ms, limit + 1 - len(page.rows))
+                page.rows += map(shown_row, found)
+                if len(page.rows) > limit:
+                    del page.rows[limit:]
+                    page.next = page.rows[-1]["finished_ms"], page.rows[-1]["position"]
+                    break
+                if end_ms is None:
+                    break
+                after = end_ms, 0
+                if time.monotonic() > deadline:
+                    page.next, page.is_cut = after, True
+                    break
         return page
 
     @contextmanager
@@ -170,46 +135,6 @@ class Questions:
         db, self._db = self._db, None
         if db is not None:
             db.close()
-
-
-def conditions(db: sqlite3.Connection, query: Query) -> tuple[str, list[object]]:
-    """The WHERE clause, and its values."""
-    found: list[tuple[str, object]] = []
-    for column in ("task", "queue"):
-        text = getattr(query, column)
-        if text:
-            # By number, so that the index is used; 0 is the number of none.
-            row = db.execute("SELECT number FROM names WHERE text = ?", (text,)).fetchone()
-            found.append((f"tasks.{column} = ?", row[0] if row else 0))
-    if query.worker:
-        like = "worker IN (SELECT number FROM names WHERE text GLOB ?)"
-        found.append((like, literal(query.worker) + "*"))
-    if query.state:
-        found.append(("state = ?", query.state))
-        if query.state != State.SUCCESS:
-            found.append(("state <> ?", int(State.SUCCESS)))
-    if query.error:
-        found.append(("error GLOB ?", literal(query.error) + "*"))
-    if query.preview:
-        found.append(("instr(preview, ?) > 0", query.preview))
-    if query.since_ms:
-        found.append(("finished_ms >= ?", query.since_ms))
-    if query.until_ms:
-        found.append(("finished_ms < ?", query.until_ms))
-    finished_ms, position = query.after
-    if position:
-        found.append(("finished_ms <= ?", finished_ms))
-        found.append(("(finished_ms, tasks.position) < (?, ?)", (finished_ms, position)))
-    where = " AND ".join(text for text, _ in found) or "1"
-    values: list[object] = []
-    for _, value in found:
-        values += value if isinstance(value, tuple) else (value,)
-    return where, values
-
-
-def literal(text: str) -> str:
-    """``text`` for GLOB, meaning itself."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 def shown_row(row: Any) -> dict[str, Any]:
