@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def backed_up(broker: Daemon, folder: Path) -> dict[str, Any]:
     return json.loads(ran.stdout)
 
 
-def restored(folder: Path, make_broker: Callable[..., Daemon]) -> Daemon:
+def restored(folder: Path, make_broker: Callable[..., Daemon], name: str = "again") -> Daemon:
     """A broker that runs on what was restored."""
-    broker = make_broker("again", **SMALL)
+    broker = make_broker(name, **SMALL)
     ran = run("restore", folder, broker.data)
     assert ran.returncode == 0, ran.stderr.decode()
     return broker.start()
@@ -145,6 +146,35 @@ def test_a_token_of_the_lost_broker_is_never_taken_for_one_of_the_restored(
     late = again.connect()
     assert late.settle(lost, wire.ACK) == [lost.position]
     assert new.settle(given, wire.ACK) == []
+
+
+def test_two_restores_of_one_backup_give_different_tokens(
+    make_broker: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """One after the other, in less time than epochs count: however often the first was started."""
+    broker = make_broker(**SMALL).start()
+    broker.connect("producer").publish("emails", b"hi")
+    folder = tmp_path / "backup"
+    backed_up(broker, folder)
+    given = []
+    for name in ("first", "second", "third"):
+        again = restored(folder, make_broker, name)
+        again.restart()
+        consumer = again.connect()
+        consumer.consume("emails")
+        given.append(consumer.receive())
+        again.kill()
+    assert len({each.position for each in given}) == 1, "only the epoch tells them apart"
+    epochs = [wire.grant_epoch(each.grant) for each in given]
+    assert all(after - before >= 1_000 for before, after in pairwise(epochs)), epochs
+    # What the folder knows of its restores stays over the next backup into it
+    backed_up(broker, folder)
+    assert (folder / "restores").read_text() == "3\n"
+    for text, sentence in (("three", b"restores is damaged"), ("4096", b"can be restored from")):
+        (folder / "restores").write_text(text)
+        ran = run("restore", folder, tmp_path / "fourth")
+        assert (ran.returncode, sentence in ran.stderr) == (1, True)
+        assert not (tmp_path / "fourth").exists()
 
 
 def test_a_restore_is_begun_with_once_whatever_a_crash_leaves(

@@ -2,6 +2,7 @@
 
     manifest.json        which files made up the data folder: path, size, digest
     objects/<digest>     their bytes; never changed, shared by one backup and the next
+    restores             how often something was restored from here, as a number
 
 Rule 1. The manifest is written last, by rename: until then the backup before it is whole.
 Rule 2. Nothing is believed that does not have the digest it is named by.
@@ -19,6 +20,9 @@ from typing import BinaryIO
 
 MANIFEST = "manifest.json"
 OBJECTS = "objects"
+RESTORES = "restores"
+RESTORES_MAX = 4_096
+"""With 2,048 boot epochs each: half of the 24 bits that a token has for them."""
 FORMAT = 1
 DIGEST_BYTES = 32
 CHUNK_BYTES = 1 << 20
@@ -110,17 +114,45 @@ class Objects:
         """The folder holds this backup, durably, and nothing that it does not name."""
         sync_folder(self._objects)
         body = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
-        fresh = self.folder / f"{MANIFEST}.tmp"
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(f"{body}\n{digest_of(body.encode())}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(self.folder / MANIFEST)
-        sync_folder(self.folder)
+        self._replace(MANIFEST, f"{body}\n{digest_of(body.encode())}\n")
         named = {entry.digest for entry in manifest.entries}
         for path in self._objects.iterdir():
             if path.name not in named:
                 path.unlink()
+
+    def count_restore(self) -> int:
+        """One more restore is counted, durably; how many there were before.
+
+        Raises BackupError if the number cannot be read.
+        """
+        path = self.folder / RESTORES
+        try:
+            before = int(path.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            before = 0
+        except ValueError as error:
+            raise BackupError(
+                f"{path} is damaged ({error}): how many restores there were cannot be told, and "
+                "their tokens must differ; nothing was restored; write a number into it that is "
+                "surely higher"
+            ) from error
+        if not 0 <= before < RESTORES_MAX:
+            raise BackupError(
+                f"{path} says {before}: a folder can be restored from {RESTORES_MAX} times, for "
+                "boot epochs are finite; nothing was restored; take backups into a new folder"
+            )
+        self._replace(RESTORES, f"{before + 1}\n")
+        return before
+
+    def _replace(self, name: str, text: str) -> None:
+        """The folder's file of that name is this text, durably."""
+        fresh = self.folder / f"{name}.tmp"
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(self.folder / name)
+        sync_folder(self.folder)
 
     def read(self) -> Manifest:
         """The backup that is here. Raises BackupError; FileNotFoundError if there is none."""

@@ -4,12 +4,16 @@
 
 Rule 1. A token is an epoch and a count. The lost broker went on after its backup, through
         epochs that the backup does not know; a token of theirs must not look like a new one.
-Rule 2. The marker is there before the log can be opened, and goes once the boot is durable.
+Rule 2. Nor may the tokens of two restores of one backup: the folder counts its restores, and each
+        begins RESTORE_EPOCHS above the one before, whenever they were. Two copies of a folder
+        count alike: then chance tells them apart, and the time between them.
+Rule 3. The marker is there before the log can be opened, and goes once the boot is durable.
         One that a crash left over is seen to be done with: nothing is skipped twice.
 """
 
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -21,6 +25,10 @@ EPOCHS = 4_096
 """Skipped at least: as many starts since the backup, and clocks that disagree."""
 BOOT_S = 10
 """And one for so many seconds since: nobody starts more often for long."""
+RESTORE_EPOCHS = 2_048
+"""And so many for each restore before: the starts one may have had above what time gives it."""
+CHANCE_EPOCHS = 1_024
+"""Below which one is drawn on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +41,10 @@ class Marker:
     """How many the first boot skips."""
 
     @classmethod
-    def of(cls, batch: int, age_s: int) -> Self:
-        """For a backup that ends with this batch, and was begun so long ago."""
-        return cls(batch, EPOCHS + max(0, age_s) // BOOT_S)
+    def of(cls, batch: int, age_s: int, nth: int) -> Self:
+        """For the nth restore of a backup that ends with this batch, and was begun so long ago."""
+        since = max(0, age_s) // BOOT_S + nth * RESTORE_EPOCHS
+        return cls(batch, EPOCHS + since + secrets.randbelow(CHANCE_EPOCHS))
 
     def leave(self, data: Path) -> None:
         """It is in the folder, durable. OSError."""

@@ -44,8 +44,10 @@ def restore(folder: Path, data: Path, progress: Progress) -> Manifest:
         for entry in manifest.entries:
             objects.check(entry, progress)
         prove(objects, manifest)
+        nth = objects.count_restore()
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        Marker.of(manifest.batch, time.time_ns() // 10**9 - manifest.made_ms // 1000).leave(data)
+        age_s = time.time_ns() // 10**9 - manifest.made_ms // 1000
+        Marker.of(manifest.batch, age_s, nth).leave(data)
         folders = {data}
         for entry in sorted(manifest.entries, key=lambda entry: entry.path == LAST):
             path = data / entry.path
