@@ -487,3 +487,41 @@ def test_a_waiter_that_is_told_hides_no_replaced_message(machine: Machine) -> No
     machine.settle()
     assert (state.moved, state.origin) == ({}, {})
     assert exact(replayed(machine).state) == exact(state)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_claim_takes_a_message_out_of_the_timers(machine: Machine, failed: bool) -> None:
+    """That it came due was lost with the grant behind it, and its worker still has it.
+
+    In the first turn, or after the wall clock has stepped back, it waits for its time again.
+    """
+    state = machine.core.state
+    parent, child = worker(machine), worker(machine, 1)
+    machine.submit(child, f.Consume(correlation=3, subscription=1, queues=["q"], credit=1))
+    fill(machine, 1, due_ms=0 if failed else machine.wall_ms + 1_000)
+    if failed:
+        [(position, grant)] = state.leases.items()
+        again = Outcome(wire.RELEASE, position, grant.number, delay_ms=1_000)
+        machine.submit(child, f.Settle(correlation=4, count=1, raw=again.pack()))
+        machine.settle()
+    assert (state.timers.size, len(state.leases)) == (1, 0)
+    machine.wall_ms += 1_000
+    machine.turn()
+    [(position, grant)] = state.leases.items()
+    machine.disk.kill()
+    machine.start()
+    machine.wall_ms -= 1_000
+    state = machine.core.state
+    assert (state.timers.size, len(state.leases)) == (1, 0)
+    parent = worker(machine)
+    child = worker(machine, 1, wire.TOKEN.pack(position, grant.number))
+    assert [frame.raw for frame in child.received if isinstance(frame, f.Welcome)] == [b""]
+    assert check_places(state) == {position: "leased from q"}
+    machine.wall_ms += 2_000
+    machine.settle()
+    assert check_places(state) == {position: "leased from q"}
+    machine.submit(child, f.Ack(correlation=5, raw=wire.ACK_RUN.pack(grant.number, position, 1)))
+    machine.submit(parent, f.Heartbeat())
+    machine.settle()
+    assert (check_places(state), state.timers.size, state.cancelled) == ({}, 0, set())
+    assert exact(replayed(machine).state) == exact(state)

@@ -77,9 +77,7 @@ def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
         return None
     if position in run:
         return Finished(State.QUEUED, 0, 0, 0, 0, 0)
-    due_ms = place_of(raw)[-1]
-    group = run.lane.queue.number
-    if position in state.cancelled or not state.timers.holds(group, due_ms, position):
+    if not state.is_waiting(run, position, place_of(raw)[-1]):
         return None
     return Finished(State.SCHEDULED, 0, 0, 0, 0, 0)
 

@@ -251,6 +251,8 @@ def apply_granted(state: BrokerState, _position: int, record: r.Granted | r.Gran
         lane = run.lane
         if record.adopted and first in state.leases:
             state.unlease(first)
+        elif record.adopted:  # claims come one by one
+            state.withdraw(run, first)
         else:
             run.remove(first, count)
             lane.queue.less(lane, count)

@@ -153,8 +153,8 @@ def was_never_logged(state: BrokerState, position: int, number: int) -> bool:
 def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run | None:
     """The run of a message that such a grant may be revived for; None if there is none.
 
-    It waits in its run, and no lease by this grant was settled, nor was a later one given; or
-    it is leased under an older grant, whose end was lost, too.
+    It waits, and no lease by this grant was settled, nor was a later one given; or it is leased
+    under an older grant, whose end was lost, too. That it came due may be lost with the grant.
     """
     if not was_never_logged(state, position, number):
         return None
@@ -163,9 +163,9 @@ def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run
         return grant.run_of(position) if grant.number < number else None
     attempts = state.touched(position)
     if attempts:
-        return None if attempts.waits or number < attempts.claims_from else attempts.run
+        return None if number < attempts.claims_from else attempts.run
     run = run_of(state, raw)
-    return run if run and position in run else None
+    return run if run and state.is_waiting(run, position, place_of(raw)[-1]) else None
 
 
 def run_of(state: BrokerState, raw: bytes) -> Run | None:

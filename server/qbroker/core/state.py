@@ -271,6 +271,13 @@ class BrokerState:
             run.remove(position, 1)
             run.lane.queue.less(run.lane, 1)
 
+    def is_waiting(self, run: Run, position: int, due_ms: int) -> bool:
+        """Whether a message that was never handed out waits in ``run``, or for its time."""
+        if position in run:
+            return True
+        held = self.timers.holds(run.lane.queue.number, due_ms, position)
+        return held and position not in self.cancelled
+
     def waits_in(self, run_number: int, position: int) -> bool:
         """Whether the message waits, ready or for its time, in that run."""
         run, attempts = self.run_numbered(run_number), self.attempts.get(position)

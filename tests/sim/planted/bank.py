@@ -119,8 +119,8 @@ BANK = [
         "settled_grant_claimed_again",
         "a grant that was claimed and settled is claimed once more",
         "qbroker.core.sessions:claimable",
-        "attempts.waits or number < attempts.claims_from",
-        "attempts.waits",
+        "None if number < attempts.claims_from else attempts.run",
+        "attempts.run",
         focus=frozenset(("tasks", "crash outcome", "kill", "power cut")),
     ),
     Planted(
