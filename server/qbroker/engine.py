@@ -17,7 +17,6 @@ Rule 4. When the disk fails nothing is answered any more: held effects are dropp
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,10 +40,9 @@ from qbroker.log.log import Log
 from qbroker.lookups import Lookups
 from qbroker.machine import Machine
 from qbroker.searching import Searches
+from qbroker.stalls import Stalls
 from qbroker.timings import Timings
 from qprotocol import frames as f
-
-logger = logging.getLogger("qbroker.engine")
 
 SMALL_BYTES = 64 * 1024
 """A batch up to this size costs less to write than to hand to another thread."""
@@ -94,7 +92,7 @@ class Engine:
         self._committing = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._last_turn_ms = self._clock.mono_ms()
+        self._stalls = Stalls(config.heartbeat_ms, self._clock.mono_ms())
         self._due_ms = 0
         """Monotonic: before it, time makes nothing due."""
         self._claims_until_ms = 0
@@ -214,7 +212,7 @@ class Engine:
             return
         began = self._clock.seconds()
         now = self._now()
-        self._note_stall(now)
+        self._core.stalled(self._stalls.missed_ms(now.mono_ms))
         self._group.hold(self._drain(now, began))
         # While the disk works on that, the rest: grants need not be in the same batch.
         self._write_if_due(now)
@@ -231,14 +229,6 @@ class Engine:
             self._schedule()
         self._set_timer(now)
         self._timings.turn.observe(self._clock.seconds() - began)
-
-    def _note_stall(self, now: Now) -> None:
-        """If the process itself stood still, no worker is late."""
-        missed = now.mono_ms - self._last_turn_ms
-        if missed > self._config.heartbeat_ms // 2 + 1_000:
-            logger.warning("the broker stood still for %d ms: leases are extended", missed)
-            self._core.stalled(missed)
-        self._last_turn_ms = now.mono_ms
 
     def _drain(self, now: Now, began: float) -> list[e.Effect]:
         """Decide what has arrived, as long as the turn lasts and the batch has room."""
@@ -289,6 +279,7 @@ class Engine:
         if commit is None:
             return
         self._committing = True
+        self._stalls.disk(now.mono_ms)
         self._timings.batch_records.observe(len(commit.batch.records))
         if commit.batch.bytes > SMALL_BYTES or not self._log.has_room(commit.batch):
             self._writer.start(partial(self._write, commit, sync=commit.sync))
@@ -321,6 +312,7 @@ class Engine:
     def _written(self, result: float | BaseException) -> None:
         """The writer is done with a batch: seconds, or what stopped it."""
         self._committing = False
+        self._stalls.disk(None)
         if isinstance(result, BaseException):
             self._fail(result)
             return

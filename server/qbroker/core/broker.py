@@ -148,7 +148,7 @@ class Broker:
 
     def stalled(self, missed_ms: int) -> None:
         """The broker itself stood still: no worker is to blame for that time."""
-        for session in self.state.sessions.values():
+        for session in self.state.sessions.values() if missed_ms else ():
             if session.alive_until_ms:
                 session.alive_until_ms += missed_ms
 
