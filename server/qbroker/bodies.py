@@ -276,19 +276,20 @@ def stored_body(stored: StoredRecord) -> Body | None:
 def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[int, bytes]:
     """Positions and bytes of the messages whose id is ``name``, oldest first. For a thread.
 
-    ``key`` is the id's mint time: the log's index says which batches may hold it.
+    ``key`` is the id's mint time: the log's index says which batches may hold it. Raises
+    CorruptError if none was found, and some of these batches cannot be read or searched.
     """
     hits: dict[int, bytes] = {}
+    trouble: CorruptError | None = None
     for batches in log.candidates(key):
         batch = batches.start
         while batch < batches.stop:
             try:
-                stored = log.read_block(batch, damaged=[])
+                stored = block_from(log, batch)
             except TrimmedError:
                 break
-            except UnreadableError:
-                raise
-            except CorruptError:  # said when it is to be delivered; nobody can search it
+            except CorruptError as error:
+                trouble = error
                 batch += 1
                 continue
             for each in stored:
@@ -300,7 +301,17 @@ def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[
     for body in unwritten:
         if name in body.raw:
             hits.update(search(body, name))
+    if trouble and not hits:
+        raise trouble
     return dict(sorted(hits.items()))
+
+
+def block_from(log: Log, batch: int) -> list[StoredRecord]:
+    """The batch and some that follow; alone if these are damaged. Damaged records are left out."""
+    try:
+        return log.read_block(batch, damaged=[])
+    except CorruptError:
+        return log.read_block(batch, 1, damaged=[])
 
 
 def search(body: Body, name: bytes) -> dict[int, bytes]:

@@ -17,7 +17,13 @@ from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
 from qbroker.core import effects as e
 from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
-from qbroker.log.errors import LogFailed, NoSuchPosition, TrimmedError, UnreadableError
+from qbroker.log.errors import (
+    CorruptError,
+    LogFailed,
+    NoSuchPosition,
+    TrimmedError,
+    UnreadableError,
+)
 from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
 from qprotocol.codec import encode
@@ -195,7 +201,7 @@ class Delivery:
     def finder(self, lookup: e.Lookup, found: Found) -> Callable[[], Found]:
         """What reads the rest of what ``lookup`` asks for, in a thread.
 
-        Where the log knows nothing of an id the archive is asked at once.
+        Where the log knows nothing of an id, or cannot say, the archive is asked at once.
         """
         cold = [position for position in lookup.positions if position not in found.messages]
         unwritten = list(self._bodies.unwritten()) if lookup.id else []
@@ -206,10 +212,17 @@ class Delivery:
             out = Found(found.messages | wanted(read, lookup.id))
             if lookup.id and not out.messages:
                 name, minted = pack_id(lookup.id)
+                trouble = ""
                 if minted and not lookup.archive:
-                    out.messages |= find_minted(bodies.log, minted_ms(name), name, unwritten)
+                    try:
+                        hits = find_minted(bodies.log, minted_ms(name), name, unwritten)
+                    except CorruptError as error:
+                        hits, trouble = {}, str(error)
+                    out.messages |= hits
                 if not out.messages:
                     self._remember(out, name, minted=minted)
+                if not out.remembered and not out.trouble:
+                    out.trouble = trouble
             return out
 
         def find() -> Found:

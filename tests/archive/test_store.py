@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from qbroker.archive.store import SWEEP_ROWS_MAX, open_store
 from qbroker.archive.walking import Query
 from qbroker.archiving import Lag
 from qbroker.core import records as r
-from qbroker.log.errors import UnreadableError
+from qbroker.log.errors import CorruptError, UnreadableError
+from qbroker.log.reader import LogReader
 from qprotocol.failure import Failure
 
 LOG_ID = bytes(16)
@@ -239,21 +241,22 @@ def test_at_a_start_the_lag_is_its_share_of_the_log() -> None:
 # --- A disk that does not give a message's bytes
 
 
-def unreadable_once(books: Books) -> None:
-    """The next read of the log fails, as seen by an archivist that remembers no message."""
+def unreadable(books: Books) -> None:
+    """The log cannot be read, as seen by an archivist that remembers no message."""
     books.archive.kill()
     list(books.archive.archivist._reader.replay(1, books.log.durable))  # its index stands
-    books.disk.fail(1)
+    books.disk.fail(1, sticky=True)
 
 
 def test_a_head_that_cannot_be_read_now_costs_no_name(tmp_path: Path) -> None:
-    """The disk refuses once: the archivist ends, and the next one has all of the row."""
+    """The disk refuses for a while: the archivist ends, and the next one has all of the row."""
     books = Books(tmp_path)
     first, grant = books.handed_out()
     books.go_on()
-    unreadable_once(books)
+    unreadable(books)
     with pytest.raises(UnreadableError):
         list(books.archive.archivist._follower._heads(first, 1))
+    books.disk.heal()
     books.write(r.Acked([[grant, first, 1]]))
     books.archive.kill()
     assert books.go_on() == ["t1.0"]
@@ -265,5 +268,23 @@ def test_a_head_that_is_refused_for_long_is_given_up(tmp_path: Path) -> None:
     first, _ = books.handed_out()
     books.go_on()
     books.archive.is_patient = False
-    unreadable_once(books)
+    unreadable(books)
     assert list(books.archive.archivist._follower._heads(first, 1)) == [(first, *[None] * 7)]
+
+
+def test_a_damaged_neighbour_costs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are read ahead; where that meets damage, a batch is read alone."""
+    read_block = LogReader.read_block
+
+    def with_a_neighbour(log: LogReader, batch: int, min_bytes: int = 1 << 20) -> Any:
+        if min_bytes > 1:
+            raise CorruptError("1.qlog", 0, 1, 1, "batch header checksum disagrees")
+        return read_block(log, batch, min_bytes)
+
+    books = Books(tmp_path)
+    first, grant = books.handed_out()
+    books.go_on()
+    books.archive.kill()
+    monkeypatch.setattr(LogReader, "read_block", with_a_neighbour)
+    books.write(r.Acked([[grant, first, 1]]))
+    assert books.go_on() == ["t1.0"]

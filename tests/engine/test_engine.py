@@ -15,7 +15,8 @@ from engine.conftest import Peer, Place, ack_all, bodies
 from qbroker.bodies import UNREADABLE_MS
 from qbroker.config import Config
 from qbroker.engine import Engine
-from qbroker.log.errors import LogFailed, TrimmedError, UnreadableError
+from qbroker.log.errors import CorruptError, LogFailed, TrimmedError, UnreadableError
+from qbroker.log.log import Log
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Decoder, encode_in_parts
@@ -277,6 +278,57 @@ def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) ->
                 error = await peer.ask(f.Watch(id=task))
             assert isinstance(error, f.Error)
             assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
+            assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
+
+    run(story())
+
+
+def rotten(*_arguments: Any, **_options: Any) -> Any:
+    raise CorruptError("1.qlog", 0, 1, 1, "batch header checksum disagrees")
+
+
+@pytest.mark.parametrize("call", ["candidates", "read_block"])
+def test_what_may_be_in_a_damaged_batch_is_not_called_unknown(
+    place: Place, monkeypatch, call: str
+) -> None:
+    """Nor does the broker end of it."""
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            task = minted(1)
+            await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
+            await peer.publish(Message("q", b"pushes the window"), sequence=2)
+            with monkeypatch.context() as broken:
+                broken.setattr(type(place.log), call, rotten)
+                error = await peer.ask(f.Watch(id=task))
+            assert isinstance(error, f.Error)
+            assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
+            assert "batch header checksum disagrees" in error.message
+            assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
+            assert engine.failure is None
+
+    run(story())
+
+
+def test_a_damaged_neighbour_hides_no_task(place: Place, monkeypatch) -> None:
+    """Blocks are read ahead; where that meets damage, a batch is read alone."""
+    read_block = Log.read_block
+
+    def with_a_neighbour(
+        log: Log, batch: int, min_bytes: int = 1 << 20, damaged: Any = None
+    ) -> Any:
+        return read_block(log, batch, 1, damaged) if min_bytes == 1 else rotten()
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            task = minted(1)
+            await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
+            await peer.publish(Message("q", b"pushes the window"), sequence=2)
+            monkeypatch.setattr(Log, "read_block", with_a_neighbour)
             assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
 
     run(story())

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from qbroker.bodies import Body, stored_body
 from qbroker.core import records as r
-from qbroker.log.errors import LogError, UnreadableError
+from qbroker.log.errors import CorruptError, LogError, UnreadableError
 from qbroker.log.format import StoredRecord
 from qprotocol import wire
 
@@ -110,8 +110,11 @@ class Messages:
         return None
 
     def _load(self, batch: int) -> None:
-        """Read that batch and some that follow. Raises LogError."""
-        read = self._log.read_block(batch, READ_BYTES)
+        """Read that batch and some that follow; alone, if these are damaged. Raises LogError."""
+        try:
+            read = self._log.read_block(batch, READ_BYTES)
+        except CorruptError:
+            read = self._log.read_block(batch, 1)
         here = {wire.batch_of(each.position) for each in read} & self._batches.keys()
         for each in read:
             if wire.batch_of(each.position) not in here:
