@@ -29,6 +29,8 @@ NEEDED = (
     "a commit outlived its archivist",
     "a duplicate was recognised",
     "a publish was refused: SEQUENCE_TOO_OLD",
+    "a read was refused",
+    "a message was set aside",
     "a request was given up",
     "a running message was revoked",
     "a segment was cleaned",

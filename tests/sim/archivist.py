@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import select
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -217,6 +218,7 @@ class Books:
         self.excuse: Callable[[], bool] = lambda: False
         """Whether the log cannot be read for a reason."""
         self._fresh: set[int] = set()
+        self._db: sqlite3.Connection | None = None
 
     @property
     def path(self) -> Path:
@@ -234,6 +236,8 @@ class Books:
         self.world.note("archivist", "says %s", json.dumps(words))
         if "archived" in words:
             batch: int = words["archived"]
+            if batch > self.committed():
+                raise Violation(f"batch {batch} is said to be archived; {self.committed()} is")
             if batch < self.batch:
                 raise Violation(f"batch {self.batch} was archived, and now only {batch} is")
             if batch > self.batch and id(archivist) in self._fresh:
@@ -248,6 +252,19 @@ class Books:
             raise Violation(f"the archivist gave up: {words}")
         else:
             self.world.sometimes["an archivist could not read the log"] += 1
+
+    def committed(self) -> int:
+        """The batch that the file tells of."""
+        if self._db is None:
+            self._db = sqlite3.connect(self.path, check_same_thread=False)
+        ((batch,),) = self._db.execute("SELECT value FROM meta WHERE name = 'batch'")
+        return int(batch)
+
+    def close(self) -> None:
+        """Nobody writes any more, and nobody reads."""
+        self.kill()
+        if self._db is not None:
+            self._db.close()
 
     def cleaned(self, upto: int) -> None:
         """The log lets go of what was up to that batch."""

@@ -36,10 +36,11 @@ from sim.archivist import Books, end_quietly, spawn
 from sim.disk import FaultyDisk
 from sim.loop import SimLoop, machine
 from sim.net import Net
-from sim.swarm import Swarm
+from sim.swarm import HOPELESS_MS, Swarm
 from sim.world import PowerCut, Violation, World
 
 bodies.READ_AHEAD_BYTES = 2 << 10  # for segments of some kilobytes, with very small windows
+bodies.UNREADABLE_MS = HOPELESS_MS
 QUIESCE_S = 0.1
 FLUSH_S = 1.0
 
@@ -62,7 +63,7 @@ class Process:
         self.checkpoints = FaultyDisk(world.rng("checkpoints"))
         self.shelf = Shelf(self.checkpoints)
         self.books = Books(world, swarm, data, disk)
-        self.books.excuse = lambda: self.troubled or self.damaged
+        self.books.excuse = lambda: self.troubled or self.damaged or self.unreadable
         self.may_miss_damage = swarm.has("checkpoints")
         """What a checkpoint stands for is not read at a start."""
         self.log_settings = LogSettings(swarm.segment_bytes, swarm.batch_bytes_max)
@@ -75,6 +76,9 @@ class Process:
         """Whether the disk failed, or was full, in this life."""
         self.damaged = False
         """Whether confirmed bytes are changed, so that a start must refuse."""
+        self.spoiled = False
+        """Whether some bytes cannot be read, or are not what was written."""
+        self.spoiled_until = 0
         self.on_end: Callable[[str], None] = lambda how: None
         self.before_end: Callable[[], None] = lambda: None
         self.on_start: Callable[[], None] = lambda: None
@@ -93,6 +97,11 @@ class Process:
         """Whether the disk failed, or was full, in this life."""
         self.hurt = self.hurt or bool(self.disk.failed) or self.disk.capacity is not None
         return self.hurt
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether reads fail, or did just now; writes and syncs do not."""
+        return self.spoiled or self.world.now < self.spoiled_until
 
     # The start.
 
@@ -206,7 +215,7 @@ class Process:
         corrupt = isinstance(error, CorruptError | CheckpointError) and not unreadable
         if corrupt and not self.damaged:
             raise Violation(f"the broker took its own log for damaged: {error}") from error
-        if not self.damaged and not self.troubled:
+        if not self.damaged and not self.troubled and not self.unreadable:
             raise Violation(f"the broker did not start: {error}") from error
         if self.damaged:
             self.world.sometimes["a damaged log was refused"] += 1
@@ -400,14 +409,15 @@ class SimKeeping(Keeping):
             is_file = isinstance(each, Rewritten)
             process.books.cleaned(each.last if isinstance(each, Rewritten) else max(each))
             self._cleaned(each)
-            if isinstance(each, Rewritten) and each.name in process.disk.files:
-                raise Violation(f"a cleaned segment was not taken: {each.name}")
+            is_left = isinstance(each, Rewritten) and each.name in process.disk.files
+            if is_left and not process.unreadable:
+                raise Violation(f"a cleaned segment was not taken: {each}")
             process.world.sometimes[CLEANED[is_file]] += 1
 
         try:
             keep(process.disk, self._shelf, order, told)
         except (OSError, LogError, CheckpointError, DamagedError) as error:
-            if not process.troubled:
+            if not process.troubled and not process.unreadable:
                 raise Violation(f"the keeper failed: {error}") from error
             raise ValueError(str(error)) from error
         return done[0]

@@ -7,14 +7,18 @@ must have cut at every site there is.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
 from qbroker.log.format import (
+    BATCH_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
+    BatchInfo,
     Malformed,
     unpack_batch_header,
     unpack_segment_header,
@@ -33,7 +37,15 @@ def kind_of(name: str) -> str:
 
 
 class NamedFile(SimFile):
-    """A file whose calls are those of its name."""
+    """A file whose calls are those of its name, and that the disk may refuse to read."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = super().read_at(offset, length)
+        start, stop = self.disk.bad.get(id(self.inode), (0, 0))
+        if start < offset + len(data) and offset < stop:
+            self.disk.refused += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "read")
+        return data
 
     def call(self, what: str) -> str | None:
         self.disk.asked_of = self.inode.name
@@ -81,6 +93,10 @@ class FaultyDisk(SimDisk):
         self.off = False
         self.machines = 0
         """Power cuts so far."""
+        self.bad: dict[int, tuple[int, int]] = {}
+        """Sectors that cannot be read: by the file's inode, from which byte to which."""
+        self.refused = 0
+        """Reads that met some."""
         self.asked_of = ""
         self.cut_at = 0
         self.cut_site: Site | None = None
@@ -155,24 +171,46 @@ class FaultyDisk(SimDisk):
 
     # At rest.
 
-    def flip(self, name: str, at: int, bit: int) -> None:
+    def flip(self, inode: Inode, at: int, bit: int) -> None:
         """One bit is another one now, on the disk and in what is read of it."""
-        inode: Inode = self.files[name]
         for content in (inode.cached, inode.durable):
             if at < len(content):
                 content[at] ^= 1 << bit
 
+    def batches_at(self, inode: Inode, at: int) -> tuple[int, int]:
+        """The batches, first and last, that may be lost with the byte there.
+
+        That of a record costs its batch. A batch's header leads to those behind it, and an
+        index that is made anew walks all of a file: without one nothing of the file is found.
+        """
+        numbers = []
+        for start, info in self._headers(bytes(inode.durable)):
+            numbers.append(info.number)
+            if start + BATCH_HEADER_BYTES <= at < start + info.length:
+                return info.number, info.number
+        return (numbers[0], numbers[-1]) if numbers else (1, 0)
+
+    def batches(self, inode: Inode) -> Iterator[tuple[int, int, int]]:
+        """Each batch of a segment that is on the disk, and where it begins and ends."""
+        for start, info in self._headers(bytes(inode.durable)):
+            yield info.number, start, start + info.length
+
     def proved_bytes(self, name: str) -> int:
         """How many bytes of an unsealed segment a later batch header proves to be durable."""
-        data = bytes(self.files[name].durable)
-        ends, proved, at = {0: 0}, 0, SEGMENT_HEADER_BYTES
+        ends, proved = {0: 0}, 0
+        for start, info in self._headers(bytes(self.files[name].durable)):
+            ends[info.number] = start + info.length
+            proved = max(proved, info.durable_upto)
+        return ends.get(proved, 0)
+
+    def _headers(self, data: bytes) -> Iterator[tuple[int, BatchInfo]]:
+        """Where each batch of a segment begins, and what its header says, while they are whole."""
+        at = SEGMENT_HEADER_BYTES
         try:
             seed = unpack_segment_header(data[:SEGMENT_HEADER_BYTES]).seed
             while at < len(data):
                 info = unpack_batch_header(data, at, seed)
+                yield at, info
                 at += info.length
-                ends[info.number] = at
-                proved = max(proved, info.durable_upto)
         except Malformed:
-            pass
-        return ends.get(proved, 0)
+            return

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from qprotocol import frames as f
+from qprotocol.wire import SLOT_BITS
 from sim.broker import Process
 from sim.disk import FaultyDisk
 from sim.net import Net
 from sim.oracle import Oracle
 from sim.publisher import Publisher
-from sim.swarm import Swarm
+from sim.swarm import HOPELESS_MS, Swarm
 from sim.taker import NORMAL, Taker
 from sim.worker import Consumer, Worker
 from sim.world import MS, S, World
+from simdisk import Inode
 
 WALL_JUMP_MS_MAX = 25 * 60_000
 """In all: the broker forgets producers that are silent for an hour of wall time."""
@@ -50,6 +52,9 @@ class Operator:
         self.healed = False
         self.flips = False
         self.flipped: tuple[str, int, int] | None = None
+        self.hopeless: list[Inode] = []
+        """Files of which reads may be refused for so long that it counts as damage."""
+        self.rotten: tuple[Inode, int, int] | None = None
         self.cut_is_power = True
         process.on_end = self.ended
         process.before_end = self.ending
@@ -68,6 +73,8 @@ class Operator:
             ("short write", self.short_write),
             ("disk full", self.fill),
             ("bit flip", self.plan_flip),
+            ("bad sectors", self.spoil),
+            ("rot", self.rot),
             ("freeze", self.freeze),
             ("wall jump", self.jump),
             ("reset", self.reset),
@@ -107,6 +114,8 @@ class Operator:
     # The broker's ends.
 
     def ending(self) -> None:
+        if self.rotten or self.hopeless:
+            self.unspoil()  # else the next start is refused, and that is told elsewhere
         for worker in self.workers:
             worker.blameless = False  # the next life of the broker does not stand still
         self.oracle.ended_a_life()
@@ -225,15 +234,87 @@ class Operator:
             self.flipped = name, at, self.rng.randrange(8)
             self.world.note("operator", "byte %d of %s changes at rest", at, name)
             self.world.fault("bit flip")
-            self.disk.flip(*self.flipped)
+            self.disk.flip(self.disk.files[name], *self.flipped[1:])
             self.process.damaged = True
 
     def unflip(self) -> None:
         """The operator has a backup."""
         if self.flipped:
-            self.disk.flip(*self.flipped)
+            name, at, bit = self.flipped
+            self.disk.flip(self.disk.files[name], at, bit)
             self.flipped = None
             self.process.damaged = False
+
+    # What cannot be read while the broker serves.
+
+    def spoil(self) -> None:
+        """Some sectors of a file cannot be read for a while; they are intact."""
+        found = self.some_file()
+        if found is None:
+            return
+        inode, at = found
+        took = self.rng.choice((100, 1_000, 2_000, 3 * HOPELESS_MS)) * MS
+        span = self.rng.choice((1, 4_096, 1 << 20))
+        self.world.note("operator", "%s: %d bytes at %d cannot be read", inode.name, span, at)
+        self.world.fault("bad sectors")
+        self.disk.bad[id(inode)] = at, at + span
+        if took >= HOPELESS_MS * MS or self.process.unreadable:
+            self.hopeless.append(inode)
+            self.oracle.rots(1, self.disk.batches_at(inode, 0)[1])
+        self.process.spoiled = True
+        self.world.after(took, self.unspoil)
+
+    def rot(self) -> None:
+        """A bit of a file changes under the running broker, until the file is put back."""
+        found = self.some_file()
+        if found is None or self.rotten or self.flipped:
+            return
+        inode, at = found
+        self.rotten = inode, at, self.rng.randrange(8)
+        self.world.note("operator", "byte %d of %s rots", at, inode.name)
+        self.world.fault("rot")
+        self.oracle.rots(*self.disk.batches_at(inode, at))
+        self.disk.flip(*self.rotten)
+        self.process.spoiled = True
+        self.world.after(self.rng.randint(200 * MS, 10 * S), self.unspoil)
+
+    def some_file(self) -> tuple[Inode, int] | None:
+        """A file, and a byte of its batches: mostly of one in which a message waits."""
+        if self.process.state != "up" or self.healed:
+            return None
+        spans = {
+            batch: (inode, start, stop)
+            for name, inode in sorted(self.disk.files.items())
+            if name.endswith(".qlog")
+            for batch, start, stop in self.disk.batches(inode)
+        }
+        waiting = [
+            each.position >> SLOT_BITS
+            for each in self.oracle.still()
+            if each.position and not each.leases
+        ]
+        wanted = [batch for batch in waiting if batch in spans]
+        if not spans:
+            return None
+        choice = wanted if wanted and self.rng.random() < 0.7 else list(spans)
+        inode, start, stop = spans[self.rng.choice(choice)]
+        return inode, self.rng.randrange(start, stop)
+
+    def unspoil(self) -> None:
+        """The disk reads again, and what had rotted was put back."""
+        if self.rotten:
+            self.disk.flip(*self.rotten)
+            self.rotten = None
+        if self.disk.refused:
+            self.world.sometimes["a read was refused"] += self.disk.refused
+        self.disk.bad.clear()
+        self.disk.refused = 0
+        for inode in self.hopeless:  # what came into it meanwhile
+            self.oracle.rots(1, self.disk.batches_at(inode, 0)[1])
+        self.hopeless.clear()
+        if self.process.spoiled:
+            self.process.spoiled = False
+            self.process.spoiled_until = self.world.now + 5 * S
 
     # Time and network.
 
@@ -336,6 +417,7 @@ class Operator:
 
     def repair(self) -> None:
         self.unflip()
+        self.unspoil()
         self.process.hurt = self.process.troubled
         self.disk.heal()
         self.disk.capacity = None

@@ -24,7 +24,7 @@ a lease ends only for a reason, and "definitely not done" is the truth.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from qprotocol import frames as f
 from qprotocol import wire as w
 from qprotocol.message import Message, unpack_message, walk
 from qprotocol.states import State
+from qprotocol.wire import SLOT_BITS
 from sim.world import Mark, Violation, World
 
 NO, MAYBE, YES = range(3)
@@ -149,6 +150,8 @@ class Oracle:
         """Every grant that was ever seen, and whose it was."""
         self.order: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
         """(life, queue, priority) to (grant, position) of first deliveries."""
+        self.rotted = False
+        """Something on the disk was not what it had been."""
         self.on_answer: Callable[[f.Frame], None] | None = None
         self.lost_tick = -1
         """When something that was only written was last lost."""
@@ -411,6 +414,7 @@ class Oracle:
             lease.excused
             or lease.done
             or known.cancel_asked
+            or known.may_rot
             or known.over != NO
             or lease.mark.life != mark.life
             or any(other.grant > lease.grant for other in known.leases)
@@ -442,7 +446,7 @@ class Oracle:
             self._check_success(known, result, asked)
             self.end(known, "a success", mark)
         elif state is State.FAILURE:
-            if not known.may_be_dead:
+            if not known.may_be_dead and not known.may_rot:
                 raise Violation(f"FAILURE, and nothing has failed: {known}")
         elif state is State.REVOKED:
             expires = known.message.expires_ms
@@ -454,7 +458,7 @@ class Oracle:
             raise Violation(f"{state.name}, but {known} is over: {known.why_over}")
 
     def _check_unknown(self, known: Known, asked: Snapshot) -> None:
-        there = asked.born == YES and known.over == NO and not known.relaxed
+        there = asked.born == YES and known.over == NO and not known.relaxed and not known.may_rot
         expires = known.message.expires_ms
         if there and not (expires and expires <= self.world.wall_high):
             raise Violation(f"UNKNOWN, but it was confirmed and has not ended: {known}")
@@ -472,6 +476,7 @@ class Oracle:
 
     def _check_kept(self, known: Known, asked: Snapshot) -> None:
         kept = asked.kept is not None and known.kept is not None and not known.relaxed
+        kept = kept and not self.rotted
         if kept and self.results_max > len(self.known) and not known.forgotten:
             raise Violation(f"the result is gone before its time: {known}")
 
@@ -526,6 +531,25 @@ class Oracle:
                     )
                 lease.excused = True
 
+    def rots(self, first: int, last: int) -> None:
+        """Batches that may be lost on disk: who is in them may be set aside.
+
+        So may be those that nobody was told the place of, and those that go on behind.
+        """
+        self.rotted = True
+        for known in self.known.values():
+            batch = known.position >> SLOT_BITS
+            if first <= batch <= last or not batch or (batch < first and not known.plain_order):
+                known.may_rot = True
+
+    def set_aside(self, positions: Iterable[int]) -> None:
+        """The broker has these in quarantine: they have ended, and nobody will get them."""
+        by_position = {each.position: each for each in self.known.values() if each.position}
+        for known in filter(None, map(by_position.get, positions)):
+            if not known.may_rot:
+                raise Violation(f"{known} is set aside, and its bytes are whole")
+            known.over = max(known.over, MAYBE)
+
     def claim_refused(self, lease: Lease, mark: Mark, *, in_time: bool) -> None:
         """A worker came back, said that it runs this, and was told that it does not."""
         known = lease.known
@@ -533,7 +557,7 @@ class Oracle:
         expires = known.message.expires_ms
         # Where the grant was lost with the crash, the message waits, and its time may be over.
         touched = known.over != NO or known.cancel_asked or known.relaxed or lease.asked
-        touched = touched or bool(expires and expires <= mark.wall_high)
+        touched = touched or known.may_rot or bool(expires and expires <= mark.wall_high)
         if good and not touched:
             raise Violation(f"{known} was running, and is taken away after a restart")
         lease.done = True

@@ -114,6 +114,8 @@ def check_row(known: Known, row: Row) -> None:
         if row.kept is not None and row.kept not in known.results:
             raise Violation(f"{row} has a result that nobody sent: {row.kept!r}")
     elif row.state is State.FAILURE:
+        if known.may_rot:
+            return  # of what is set aside nobody can say more
         if not known.may_be_dead:
             raise Violation(f"{row}, and nothing has failed: {known}")
     elif not known.cancel_asked and not message.expires_ms:

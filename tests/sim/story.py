@@ -152,6 +152,8 @@ class Story:
         core = self.process.core
         if core is None or self.process.state != "up":
             return False
+        if core.state.quarantined:
+            self.oracle.set_aside(core.state.quarantined)
         return (
             not any(queue.ready or queue.scheduled or queue.leased for queue in core.state.numbered)
             and all(each.idle for each in self.publishers)
@@ -196,6 +198,10 @@ class Story:
         counts = [(q.name, q.ready, q.scheduled, q.leased) for q in core.state.numbered]
         if any(sum(rest) for _, *rest in counts):
             raise Violation(f"after the end there is something left: {counts}")
+        if core.state.uploads:
+            raise Violation(f"parts of publishes are kept that nobody ends: {core.state.uploads}")
+        aside = len(core.state.quarantined)
+        self.world.sometimes["a message was set aside"] += aside
         lost = self.oracle.still()
         if lost:
             raise Violation(f"lost: {', '.join(map(str, lost[:5]))}")
@@ -203,7 +209,7 @@ class Story:
     def end(self) -> None:
         """Whatever happened, nothing of it goes on."""
         self.process.abandon()
-        self.process.books.kill()
+        self.process.books.close()
         self.process.close()
         shutil.rmtree(self.data)
         asyncio._set_running_loop(None)

@@ -13,6 +13,8 @@ from typing import Any
 
 from qbroker.config import Config
 
+HOPELESS_MS = 3_000
+"""How long the disk may refuse a batch before the broker gives up what is in it."""
 FEATURES = (
     "tasks",
     "priorities",
@@ -59,6 +61,8 @@ FAULTS = (
     "short write",
     "disk full",
     "bit flip",
+    "bad sectors",
+    "rot",
     "slow sync",
     "hung sync",
     "freeze",

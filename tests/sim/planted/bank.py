@@ -6,6 +6,11 @@ from sim.planted.editing import Planted
 
 CORE, LOG = "qbroker.core", "qbroker.log"
 
+ARCHIVE = frozenset(("archive", "tasks", "results", "archivist killed"))
+ROT = frozenset(
+    ("tasks", "minted ids", "watch", "large bodies", "consumers", "delays", "results", "peek")
+)
+
 BANK = [
     # Durability
     Planted(
@@ -314,5 +319,64 @@ BANK = [
         "qbroker.core.results:Results.get",
         "entry.keep_until_ms > wall_ms",
         "entry.keep_until_ms > wall_ms + 10**12",
+    ),
+    # What cannot be read
+    Planted(
+        "refused_taken_for_damaged",
+        "what the disk refuses once is set aside as if it had rotted",
+        "qbroker.bodies:Bodies._read",
+        "isinstance(trouble, UnreadableError) and not self._is_hopeless(batch)",
+        "False",
+        focus=ROT | {"bad sectors"},
+    ),
+    # The archive
+    Planted(
+        "archive_says_what_it_was_told",
+        "the archivist reports how far the log is, not how far it has committed",
+        "qbroker.archive.process:Process._report",
+        '"archived": batch',
+        '"archived": max(batch, self._orders.upto)',
+        focus=ARCHIVE,
+    ),
+    Planted(
+        "archive_goes_on_a_batch_late",
+        "an archivist that starts again leaves out a batch",
+        "qbroker.archive.archivist:Archivist.__init__",
+        "self.read = store.batch",
+        "self.read = store.batch + bool(store.batch)",
+        focus=ARCHIVE,
+    ),
+    Planted(
+        "archive_doubles_a_batch",
+        "an archivist that starts again takes the last batch once more",
+        "qbroker.archive.archivist:Archivist.__init__",
+        "self.read = store.batch",
+        "self.read = max(0, store.batch - 1)",
+        focus=ARCHIVE | {"retries"},
+    ),
+    Planted(
+        "results_are_shed",
+        "an archivist that lags leaves out results, too",
+        "qbroker.archive.following:Follower._succeeded",
+        "not record.keep_until_ms and (is_brief or self.is_shedding)",
+        "self.is_shedding or (not record.keep_until_ms and is_brief)",
+        focus=ARCHIVE | {"archivist slow"},
+    ),
+    Planted(
+        "cleaned_before_archived",
+        "a checkpoint lets the log go of what the archive has yet to read",
+        "qbroker.checkpoint.keeping:Keeping.order",
+        "upto = min(self._archived(), durable)",
+        "upto = durable",
+        focus=ARCHIVE | {"checkpoints", "archivist stalled"},
+    ),
+    # Checkpoints
+    Planted(
+        "last_checkpoint_names_another_batch",
+        "the checkpoint of a clean stop has a batch that the next start applies once more",
+        "qbroker.checkpoint.keeping:Keeping._write",
+        "batch = self._log.durable",
+        "batch = max(1, self._log.durable - 1)",
+        focus=frozenset(("tasks", "retries", "checkpoints", "clean restart")),
     ),
 ]
