@@ -21,7 +21,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qbroker import archiving
 from qbroker.archive import process as real
 from qbroker.archive.archivist import Keeping
 from qbroker.log.disk import FileDisk
@@ -29,8 +28,6 @@ from sim.disk import Beside, FaultyDisk
 from sim.loop import SimLoop
 from sim.swarm import Swarm
 from sim.world import MS, S, Violation, World
-
-archiving.SAMPLE_BYTES = 2 << 10  # for lags of some kilobytes
 
 Words = dict[str, Any]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from digest import check_places, digest
-from qbroker import bodies
 from qbroker.archiving import Archiving
 from qbroker.checkpoint.errors import CheckpointError, DamagedError
 from qbroker.checkpoint.keeper import Kept, Order, keep
@@ -36,11 +35,9 @@ from sim.archivist import Books, end_quietly, spawn
 from sim.disk import FaultyDisk
 from sim.loop import SimLoop, machine
 from sim.net import Net
-from sim.swarm import HOPELESS_MS, Swarm
+from sim.swarm import Swarm
 from sim.world import PowerCut, Violation, World
 
-bodies.READ_AHEAD_BYTES = 2 << 10  # for segments of some kilobytes, with very small windows
-bodies.UNREADABLE_MS = HOPELESS_MS
 QUIESCE_S = 0.1
 FLUSH_S = 1.0
 
@@ -81,6 +78,7 @@ class Process:
         self.spoiled_until = 0
         self.on_end: Callable[[str], None] = lambda how: None
         self.before_end: Callable[[], None] = lambda: None
+        self.on_keep: Callable[[], None] = lambda: None
         self.on_start: Callable[[], None] = lambda: None
         self.loop: SimLoop | None = None
         self.engine: Engine | None = None
@@ -398,6 +396,7 @@ class SimKeeping(Keeping):
 
     def _run(self, order: Order) -> Kept:
         process, done = self.process, []
+        process.on_keep()
 
         def told(each: Kept | list[int] | Rewritten) -> None:
             if isinstance(each, Kept):

@@ -100,6 +100,8 @@ class FaultyDisk(SimDisk):
         self.asked_of = ""
         self.cut_at = 0
         self.cut_site: Site | None = None
+        self.cut_unseen = False
+        """It ends at the next call of a site that has not been met before: rare ones are these."""
         self.lose_all = False
         """The next power cut keeps nothing that was not synced."""
         self.sites: Counter[Site] = Counter()
@@ -112,9 +114,11 @@ class FaultyDisk(SimDisk):
         if self.off:
             raise PowerCut
         self.sites[site] += 1
-        if self.calls + 1 == self.cut_at or site == self.cut_site:
+        is_new = self.cut_unseen and self.sites[site] == 1
+        if self.calls + 1 == self.cut_at or site == self.cut_site or is_new:
             self.cut[site] += 1
             self.cut_at, self.cut_site, self.off = 0, None, True
+            self.cut_unseen = False
             raise PowerCut
         failed = self.failed
         try:

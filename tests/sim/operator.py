@@ -59,6 +59,7 @@ class Operator:
         process.on_end = self.ended
         process.before_end = self.ending
         process.on_start = self.unflip
+        process.on_keep = self.cut_keeper
         world.on_power_cut = self.power_cut
         self.ways = [way for name, way in self.table() if swarm.fails(name) or swarm.has(name)]
 
@@ -132,8 +133,11 @@ class Operator:
         self.world.after(self.rng.randint(10 * MS, 1_500 * MS), self.start)
 
     def start(self) -> None:
-        if self.process.state == "down":
-            self.process.start()
+        if self.process.state != "down":
+            return
+        if self.swarm.fails("cut at a site") and not self.healed and self.rng.random() < 0.4:
+            self.arm_cut()  # so that starts are cut, too, at every step
+        self.process.start()
 
     def power_cut(self) -> None:
         """The disk was switched off at some call."""
@@ -158,14 +162,22 @@ class Operator:
     def arm_cut(self) -> None:
         """At one of the next calls, or at the next call of a kind that is rare."""
         self.cut_is_power = self.rng.random() < 0.6
-        sites = sorted(self.disk.sites)
-        target = self.swarm.target_site
-        if target is not None:
-            self.disk.cut_site = target
-        elif sites and self.rng.random() < 0.5:
-            self.disk.cut_site = self.rng.choice(sites)
+        has_others = self.swarm.has("checkpoints") and self.rng.random() < 0.3
+        disk = self.process.checkpoints if has_others else self.disk
+        way = self.rng.random()
+        if disk.sites and way < 0.3:
+            disk.cut_site = self.rng.choice(sorted(disk.sites))
+        elif way < 0.7:
+            disk.cut_unseen = True
         else:
-            self.disk.cut_at = self.disk.calls + self.rng.randint(1, 60)
+            disk.cut_at = disk.calls + self.rng.randint(1, 60)
+
+    def cut_keeper(self) -> None:
+        """At any of the calls of a keeper, and of what the broker does with its news."""
+        if self.swarm.fails("cut at a site") and not self.healed and self.rng.random() < 0.4:
+            self.cut_is_power = self.rng.random() < 0.6
+            disk = self.rng.choice((self.disk, self.process.checkpoints))
+            disk.cut_at = disk.calls + self.rng.randint(1, self.rng.choice((30, 300)))
 
     def arm_answer(self) -> None:
         """Just after a client was told something, all that is not on the disk is lost."""
@@ -421,5 +433,6 @@ class Operator:
         self.process.hurt = self.process.troubled
         self.disk.heal()
         self.disk.capacity = None
-        self.disk.cut_at, self.disk.cut_site = 0, None
+        for disk in (self.disk, self.process.checkpoints):
+            disk.cut_at, disk.cut_site, disk.cut_unseen = 0, None, False
         self.swarm.hung_sync = self.swarm.slow_sync = 0.0

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qbroker import archiving, bodies
 from sim.asker import Asker
 from sim.broker import Process
 from sim.disk import FaultyDisk
@@ -28,13 +29,19 @@ from sim.operator import Operator
 from sim.oracle import Oracle
 from sim.publisher import Publisher
 from sim.rows import check_rows, read_rows
-from sim.swarm import Swarm, draw
+from sim.swarm import HOPELESS_MS, Swarm, draw
 from sim.taker import Taker
 from sim.worker import Consumer, Worker
 from sim.world import MS, S, Violation, World
 
 PHASE_S = 25
 DRAIN_S = 150
+SMALL = (
+    (bodies, "READ_AHEAD_BYTES", 2 << 10),  # for segments of some kilobytes
+    (bodies, "UNREADABLE_MS", HOPELESS_MS),
+    (archiving, "SAMPLE_BYTES", 2 << 10),  # for lags of some kilobytes
+)
+"""What is as small as the rest of a simulated world, while a seed runs."""
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # made by mkdtemp
 """Where an archive's file is: a simulated disk costs no time."""
 
@@ -218,6 +225,9 @@ class Story:
 def run(seed: int | str, *, swarm: Swarm | None = None, transcript: bool = False) -> Outcome:
     """Run a seed. Its violation, if there is one, is in the outcome."""
     logging.disable(logging.CRITICAL)
+    usual = [getattr(module, name) for module, name, _ in SMALL]
+    for module, name, value in SMALL:
+        setattr(module, name, value)
     story = Story(seed, swarm)
     outcome = Outcome(seed)
     try:
@@ -230,6 +240,8 @@ def run(seed: int | str, *, swarm: Swarm | None = None, transcript: bool = False
         outcome.trace = traceback.format_exc()
     finally:
         story.end()
+        for (module, name, _), value in zip(SMALL, usual, strict=True):
+            setattr(module, name, value)
         logging.disable(logging.NOTSET)
     world = story.world
     if transcript or outcome.violation:
@@ -241,5 +253,7 @@ def run(seed: int | str, *, swarm: Swarm | None = None, transcript: bool = False
     outcome.lives = world.life
     outcome.sometimes, outcome.faults = world.sometimes, world.faults
     outcome.features = Counter({**dict.fromkeys(story.swarm.features, 1)})
-    outcome.sites, outcome.cut = story.disk.sites, story.disk.cut
+    checkpoints = story.process.checkpoints
+    outcome.sites = story.disk.sites + checkpoints.sites
+    outcome.cut = story.disk.cut + checkpoints.cut
     return outcome

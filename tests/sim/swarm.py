@@ -117,7 +117,6 @@ class Swarm:
     long_turn: float
     live_percent: int
     """Segments with less that is alive are cleaned; 0 cleans none."""
-    target_site: tuple[str, str] | None = None
 
     def has(self, feature: str) -> bool:
         return feature in self.features
