@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from e2e.daemon import PATIENCE_S, SCRIPTS, Daemon, clean_env, until
+from e2e.storage import OFTEN
 from qprotocol import wire
 
 pytestmark = pytest.mark.e2e
@@ -54,9 +56,9 @@ def bodies(broker: Daemon, queue: str = "emails") -> list[bytes]:
 class Load:
     """A publisher that goes on until it is told to end, and what was confirmed to it so far."""
 
-    def __init__(self, broker: Daemon) -> None:
+    def __init__(self, broker: Daemon, role: str = "producer") -> None:
         self.confirmed: list[bytes] = []
-        self._talker = broker.connect("producer")
+        self._talker = broker.connect(role)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._publish)
         self._thread.start()
@@ -96,6 +98,46 @@ def test_all_that_was_confirmed_before_is_in_a_backup_under_load(
     # It is a broker like any other
     again.connect("producer").publish("emails", b"new")
     assert broker.runs
+
+
+class Churn(Load):
+    """Goes on likewise; most of what it publishes is consumed at once, and can be cleaned away."""
+
+    def _publish(self) -> None:
+        self._talker.consume("work", credit=9)
+        while not self._over.is_set():
+            self._talker.publish("work", *[bytes(2_000)] * 9)
+            body = b"%d." % len(self.confirmed) + bytes(2_000)
+            self._talker.publish("emails", body)
+            self.confirmed.append(body)
+            for _ in range(9):
+                self._talker.ack(self._talker.receive())
+
+
+def test_backups_beside_a_broker_that_cleans_are_whole(
+    make_broker: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """While segments are rewritten and dropped: each holds what was confirmed before it began."""
+    broker = make_broker(**OFTEN).start()
+    folder = tmp_path / "backup"
+    load = Churn(broker, "consumer")
+    cleaned: set[str] = set()
+    before: list[int] = []
+
+    def three_were_cleaned() -> bool:
+        before.append(len(load.confirmed))
+        backed_up(broker, folder)
+        manifest = (folder / "manifest.json").read_text()
+        cleaned.update(re.findall(r"log/\d+\.\d+\.qlog", manifest))
+        return len(cleaned) >= 3
+
+    try:
+        until(three_were_cleaned, "backups with cleaned segments", patience_s=60)
+    finally:
+        load.end()
+    found = bodies(restored(folder, make_broker))
+    assert len(found) >= before[-1] > 0
+    assert found == [b"%d." % number + bytes(2_000) for number in range(len(found))]
 
 
 def test_a_backup_of_a_stopped_broker_has_all_it_knew(

@@ -7,6 +7,8 @@ What is copied first must not be ahead of what is copied last: a checkpoint of a
 archive up to one, needs the log to reach that far. And nothing that the first needs may be
 cleaned away before the last is copied: so META and the checkpoints must be at the end what
 they were at the beginning. All that was confirmed before the beginning is in the backup.
+A file that was listed and is gone says the same: it was cleaned, or dropped. What was copied by
+then of files that never change is not copied again.
 """
 
 import sqlite3
@@ -30,7 +32,7 @@ SEALED = 0o400
 
 
 class Moved(Exception):  # noqa: N818  # a state of the folder
-    """The broker cleaned up while we looked: begin anew."""
+    """The broker cleaned up while we looked, as the message says: begin anew."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,12 @@ class Attempt:
 
     def run(self) -> None:
         """All files are in the backup's folder. Raises Moved, OSError, LogError."""
+        try:
+            self._copy()
+        except FileNotFoundError as error:
+            raise Moved(f"{error.filename} was there, and is gone") from error
+
+    def _copy(self) -> None:
         pinned = self.pinned()
         for path in sorted(self.data.glob(CHECKPOINTS)):
             about = path.stat()
@@ -71,7 +79,7 @@ class Attempt:
         for path in sorted((self.data / LOG).glob(f"*{SUFFIX}")):
             self.add_segment(path)
         if self.pinned() != pinned:
-            raise Moved
+            raise Moved("META or the oldest checkpoint was another one before")
 
     def pinned(self) -> tuple[object, ...]:
         """What must not change meanwhile: META, but for the newest segment, and checkpoints."""
@@ -89,7 +97,7 @@ class Attempt:
             return
         entry = Entry(name, size, mode, self.objects.put(path, size, self.progress), mark)
         if self.objects.path(entry.digest).stat().st_size != size:
-            raise Moved
+            raise Moved(f"{name} had another size")
         self.entries.append(entry)
         self.copied.append(entry)
 
@@ -154,25 +162,32 @@ def take(data: Path, folder: Path, progress: Progress) -> Taken:
         except FileNotFoundError:
             before = {}
         made_ms = time.time_ns() // 1_000_000
+        copied: set[Entry] = set()
         for tries in range(1, TRIES_MAX + 1):
             attempt = Attempt(data, objects, before, progress)
             try:
                 attempt.run()
-            except (Moved, FileNotFoundError):
+            except Moved as moved:
+                why = str(moved)
+                before |= {entry.path: entry for entry in attempt.copied}
                 continue
+            finally:
+                copied.update(attempt.copied)
             log = read_meta(FileDisk(str(data / LOG))).log.hex()
             manifest = Manifest(made_ms, log, attempt.batch, tuple(attempt.entries))
             prove(objects, manifest)
             objects.write(manifest)
+            fresh = [entry for entry in attempt.entries if entry in copied]
             return Taken(
                 len(attempt.entries),
                 sum(entry.bytes for entry in attempt.entries),
-                len(attempt.copied),
-                sum(entry.bytes for entry in attempt.copied),
+                len(fresh),
+                sum(entry.bytes for entry in fresh),
                 attempt.batch,
                 tries,
             )
     raise BackupError(
-        f"{data} was cleaned up {TRIES_MAX} times while it was copied; nothing was changed in "
-        f"{folder} that the backup before needs; try again, when the broker has less to do"
+        f"{data} was cleaned up {TRIES_MAX} times while it was copied: in the end {why}; nothing "
+        f"was changed in {folder} that the backup before needs; try again when the broker has less "
+        "to do"
     )
