@@ -3,6 +3,7 @@
 from qclient.app import App
 from qclient.batches import PartialPublish
 from qclient.context import Context
+from qclient.events import Event
 from qclient.exceptions import (
     ConnectError,
     ConnectionLost,
@@ -42,6 +43,7 @@ __all__ = [
     "Context",
     "DecodeError",
     "DuplicateId",
+    "Event",
     "Exchange",
     "Ignore",
     "MaxRetriesExceededError",

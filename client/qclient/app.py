@@ -19,6 +19,7 @@ from qclient.address import SCHEME, Address
 from qclient.batches import atomic_chunk, chunks, chunks_async, confirm, send_many, send_many_async
 from qclient.connection import Connection
 from qclient.decorator import TaskDecorator
+from qclient.events import Events
 from qclient.mint import mint_one
 from qclient.options import CALL, CallOptions, check
 from qclient.recipe import Callee
@@ -56,6 +57,8 @@ class App:
         """``@app.task`` or ``@app.task(option=...)``: makes a task of a function."""
         self.connection = Connection(self.address, self.hello)
         """The blocking connection of this process, shared by its threads."""
+        self.events = Events(self)
+        """What is said to whoever listens now: see events.py."""
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._callees: dict[str, Callee] = {}
         self._loops: weakref.WeakKeyDictionary[AbstractEventLoop, AsyncConnection]

@@ -29,6 +29,7 @@ from qprotocol.frames import (
     Frame,
     Goaway,
     Inspect,
+    Notify,
     Peek,
     Publish,
     Purge,
@@ -42,8 +43,8 @@ RETRY_AFTER_S = 0.1
 
 READING = frozenset({Watch, Peek, Inspect})
 """Requests that change nothing: without an answer, nothing was done."""
-ONCE = frozenset({Purge, DeleteExchange})
-"""Requests that may not be sent twice: a second one takes what came since."""
+ONCE = frozenset({Purge, DeleteExchange, Notify})
+"""Requests that may not be sent twice: a second one takes what came since, or is heard twice."""
 
 
 class Request:

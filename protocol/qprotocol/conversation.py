@@ -94,6 +94,8 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.DeleteExchange: (f.Ok,),
     f.Bind: (f.Ok,),
     f.Unbind: (f.Ok,),
+    f.Listen: (f.Ok,),
+    f.Notify: (f.Ok,),
 }
 """Requests, and what answers them with the same correlation id; Error may answer any."""
 

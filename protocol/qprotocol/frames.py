@@ -506,6 +506,37 @@ class Unbind(Frame):
     arguments: "dict[str, Any]" = None  # type: ignore[assignment]
 
 
+# Events.
+
+
+@frame(0x74, CLIENT)
+class Listen(Frame):
+    """Tell me events whose topic fits one of these patterns, from now on, as Event pushes.
+
+    ``listener`` is a number of the client's choice; the same again takes the place of the one
+    before, and no patterns end it. Nothing is kept for who is not there. Answered by Ok.
+    """
+
+    listener: "int"
+    patterns: "list[str]"
+
+
+@frame(0x75, CLIENT)
+class Notify(Frame):
+    """An event, in raw. It is in no log. Answered by Ok; count is how many listeners it fits."""
+
+    topic: "str"
+
+
+@frame(0x76, SERVER)
+class Event(Frame):
+    """An event for a listener, in raw. ``dropped`` before it, since it did not read fast enough."""
+
+    listener: "int"
+    topic: "str"
+    dropped: "int" = 0
+
+
 # Pushes, and the end.
 
 

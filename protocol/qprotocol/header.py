@@ -90,6 +90,11 @@ def decode_map(raw: bytes) -> dict[str, Any]:
     return found
 
 
+def encode_map(values: dict[str, Any]) -> bytes:
+    """What ``decode_map`` reads, if it is within its limits."""
+    return _pack(values)
+
+
 def distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     """The pairs as a map. Raises ValueError for a key that comes twice.
 

@@ -28,6 +28,10 @@ NAME_BYTES_MAX = 200
 """A queue's or exchange's name: letters, digits and . _ : -"""
 TOPIC_BYTES_MAX = 255
 """A routing key, a topic or a pattern of them, UTF-8. Its length is one byte."""
+EVENT_BYTES_MAX = 64 * 1024
+"""What one event brings along: it goes in a frame, to each listener."""
+LISTENERS_MAX = 64
+"""Listeners of one connection: each has patterns of its own, and a buffer."""
 PATTERN_WORDS_MAX = 32
 """Words of a pattern: how many steps a match may have to try for each."""
 TASK_BYTES_MAX = 255

@@ -22,6 +22,13 @@ import click
 from qbroker import config as settings
 from qbroker.backupcommands import backup_command, restore_command
 from qbroker.config import SETTINGS, Config, ConfigError
+from qbroker.exchangecommands import (
+    bind_command,
+    bindings_command,
+    exchange_group,
+    publish_command,
+    unbind_command,
+)
 from qbroker.logcommands import log_group
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
@@ -62,7 +69,10 @@ def commands() -> None:
     """A durable task broker: one process, one folder."""
 
 
-for more in (log_group, backup_command, restore_command, tasks_command, task_command, queue_group):
+for more in (
+    *(log_group, backup_command, restore_command, tasks_command, task_command, queue_group),
+    *(exchange_group, bind_command, unbind_command, bindings_command, publish_command),
+):
     commands.add_command(more)
 
 

@@ -24,6 +24,7 @@ from functools import partial
 
 from qbroker.ages import Ages
 from qbroker.archiving import Archiving
+from qbroker.asides import Asides
 from qbroker.bodies import Bodies
 from qbroker.config import Config
 from qbroker.core import effects as e
@@ -33,7 +34,6 @@ from qbroker.core.statistics import Statistics
 from qbroker.delivery import Connection, Delivery
 from qbroker.evidence import Evidence
 from qbroker.groupcommit import Commit, collector
-from qbroker.inspecting import inspected
 from qbroker.log.errors import LogFailed
 from qbroker.log.format import rounded
 from qbroker.log.log import Log
@@ -86,7 +86,7 @@ class Engine:
         )
         self._delivery = Delivery(self._bodies, self._connections, self._readers, questions)
         self._lookups = Lookups(self._delivery, self._readers, self._schedule, self._fail)
-        self._searches = searches
+        self._asides = Asides(self, core, log, searches, config.events_buffer_bytes)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
         self._group = collector(config, log, self._bodies)
         self._committing = False
@@ -138,6 +138,7 @@ class Engine:
         self._closed = True
         if self._timer:
             self._timer.cancel()
+        self._asides.events.close()
         self._writer.stop()
         self._readers.shutdown()
         if self._over and not self._over.done():
@@ -174,6 +175,7 @@ class Engine:
         """The connection is gone; what it sent before is still decided."""
         self._connections.pop(connection.number, None)
         self._delivery.drop(connection.number)
+        self._asides.events.disconnected(connection.number)
         self._inbox.append((connection, None))
         self._schedule()
 
@@ -194,7 +196,8 @@ class Engine:
             replace(queue, oldest_ready_ms=self._ages.age_ms(queue.oldest_ready, now))
             for queue in found.queues
         )
-        return replace(found, queues=queues, window_bytes=self._bodies.bytes)
+        found = replace(found, queues=queues, window_bytes=self._bodies.bytes)
+        return self._asides.with_events(found)
 
     # A turn.
 
@@ -242,11 +245,8 @@ class Engine:
                 out += self._core.disconnected(connection.number, now, self._group.append)
             else:
                 self.inbox_bytes -= len(frame.raw) + 64
-                if type(frame) is f.Inspect:
-                    out.append(e.Send(connection.number, self._inspected(frame)))
-                elif type(frame) is f.Search:
-                    is_hidden = self._core.is_forgotten
-                    self._searches.ask(connection.number, frame, is_hidden, self._answer)
+                if (aside := self._asides.rules.get(type(frame))) is not None:
+                    out += aside(connection, frame)
                 else:
                     out += self._core.execute(connection.number, frame, now, self._group.append)
             if self._clock.seconds() > end:
@@ -360,11 +360,9 @@ class Engine:
         self._due_ms = 0
         self._schedule()
 
-    def _answer(self, connection: int, answer: f.Frame) -> None:
+    def answer(self, connection: int, answer: f.Frame) -> None:
+        """The frame is sent at once: it reveals nothing of the core."""
         self._delivery.send([e.Send(connection, answer)])
-
-    def _inspected(self, frame: f.Inspect) -> f.Frame:
-        return inspected(self.statistics(), self._log, frame, self._core.bindings)
 
     # Time.
 

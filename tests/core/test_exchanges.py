@@ -345,3 +345,11 @@ def test_a_binding_with_a_long_key_or_a_wrong_argument_is_refused(machine: Machi
         assert words in answer.message
     with pytest.raises(ValueError, match="is a list: no header fits it"):
         Binding.parse("headers", Destination(to_exchange=False, name="q"), "", {"a": [1]})
+
+
+def test_parts_of_a_frame_that_never_reaches_the_core_are_let_go(machine: Machine) -> None:
+    peer = greeted(machine)
+    machine.submit(peer, f.Part(index=0, of=f.Notify.TYPE, correlation=7, raw=b"half"))
+    machine.settle()
+    assert machine.core.had_parts(peer.number, 7)
+    assert not machine.core.had_parts(peer.number, 7)

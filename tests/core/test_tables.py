@@ -13,11 +13,11 @@ from qbroker.core.endings import CHANGES
 from qbroker.core.settling import OUTCOMES
 from qprotocol import wire
 from qprotocol.errors import ERRORS
-from qprotocol.frames import BOTH, CLIENT, FRAMES, Auth, Inspect, Search
+from qprotocol.frames import BOTH, CLIENT, FRAMES, Auth, Inspect, Listen, Notify, Search
 from qprotocol.message import Message
 
 VECTORS = Path(__file__).parent / "vectors"
-ELSEWHERE = {Auth, Inspect, Search}
+ELSEWHERE = {Auth, Inspect, Search, Listen, Notify}
 """Frames of clients that never reach the core: the door's, and the engine's."""
 
 

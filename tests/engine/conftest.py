@@ -37,6 +37,7 @@ class Peer:
         self.number = number
         self.frames: list[f.Frame] = []
         self.closed = False
+        self.unsent_bytes = 0
         self.durable = 0
         """The highest durable batch when the last frame was sent."""
         self._decoder = Decoder()

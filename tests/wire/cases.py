@@ -236,6 +236,9 @@ FRAMES: dict[str, f.Frame] = {
         arguments={"x-match": "any", "kind": "paid"},
         correlation=22,
     ),
+    "listen": f.Listen(listener=1, patterns=["task.#", "order.*.paid"], correlation=23),
+    "notify": f.Notify(topic="order.eu.paid", correlation=24, raw=b"\x11"),
+    "event": f.Event(listener=1, topic="order.eu.paid", dropped=3, raw=b"\x11"),
 }
 
 CASES: dict[str, dict[str, Any]] = {

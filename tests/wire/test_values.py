@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qprotocol import wire
 from qprotocol.failure import TEXT_BYTES_MAX, Failure
+from qprotocol.header import decode_map, encode_map
 from qprotocol.ids import mint, minted_ms, pack_id, unpack_id
 from qprotocol.limits import BODY_BYTES_HARD_MAX
 from qprotocol.message import (
@@ -558,3 +559,27 @@ def test_only_an_exchange_may_have_no_name():
 def test_finished_states_are_the_last_three():
     """Nothing more happens to these by itself."""
     assert [state.name for state in State if state.finished] == ["SUCCESS", "FAILURE", "REVOKED"]
+
+
+# Maps.
+
+
+def test_a_map_comes_back_as_it_was():
+    """Of plain values, under the limits of a header."""
+    values = {"a": 1, "b": [True, None, {"c": 1.5}], "d": b"raw", "e": "é"}
+    assert decode_map(encode_map(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"\xc1", "no msgpack of at most 64 items"),
+        (b"\x05", "no map of strings to plain values"),
+        (b"\x81\x01\x02", "no msgpack of at most 64 items"),
+        (msgpack.packb({"a": float("nan")}), "no map of strings to plain values"),
+        (msgpack.packb({str(n): n for n in range(65)}), "no msgpack of at most 64 items"),
+    ],
+)
+def test_what_is_no_map_is_refused(raw, words):
+    """Whoever routes by headers gets one kind of exception for it."""
+    assert words in fault(decode_map, raw)

@@ -210,6 +210,10 @@ class Broker:
         """A row a binding, as JSON has it; BINDING_ROWS_MAX at most."""
         return binding.binding_rows(self.state)
 
+    def had_parts(self, connection: int, correlation: int) -> bool:
+        """Whether parts of that frame came, which belong to no frame from now on."""
+        return self.state.arrivals.pop((connection, correlation), None) is not None
+
     def _carry_out(
         self, connection: int, frame: f.Frame | None, decision: Decision, append: AppendRaw
     ) -> list[Effect]:

@@ -68,6 +68,9 @@ class Statistics:
     exchanges: tuple[ExchangeStatistics, ...] = ()
     routed: Mapping[str, int] = field(default_factory=dict)
     """Messages published to exchanges, copies they became, and those no queue got."""
+    events: Mapping[str, int] = field(default_factory=dict)
+    """Filled by the engine: events published, delivered to listeners, and dropped."""
+    listeners: int = 0
     window_bytes: int = 0
 
 

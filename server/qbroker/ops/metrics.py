@@ -163,6 +163,11 @@ METRICS: tuple[Row, ...] = (
         "Messages published to exchanges, the copies they became (routed), and those dropped "
         "because no queue was bound.",
         ("outcome",), each(lambda s: s.statistics.routed)),
+    Row("qbroker_events_total", "counter", "events",
+        "Events published, delivered to listeners, and dropped because a listener was slow.",
+        ("outcome",), each(lambda s: s.statistics.events)),
+    Row("qbroker_event_listeners", "gauge", "listeners",
+        "Who listens to events now.", (), one(lambda s: s.statistics.listeners)),
     Row("qbroker_turn_seconds", "histogram", "seconds",
         "How long the engine's turns took.", buckets=TIMES),
     Row("qbroker_log_sync_seconds", "histogram", "seconds",
