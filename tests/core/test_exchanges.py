@@ -124,7 +124,7 @@ def packed(index: int, row: tuple) -> bytes:
     st.tuples(*[st.sampled_from(["direct", "topic", "fanout", "headers"])] * 3),
     st.lists(BINDINGS, max_size=12),
     st.lists(MESSAGES, min_size=1, max_size=12),
-    st.lists(st.integers(0, 4000), max_size=5),
+    st.lists(st.floats(0, 1), max_size=5),
 )
 def test_every_message_is_once_in_every_queue_of_its(kinds, bindings, rows, cuts) -> None:
     """In one frame, or in parts cut anywhere; and after a crash the same."""
@@ -142,7 +142,7 @@ def test_every_message_is_once_in_every_queue_of_its(kinds, bindings, rows, cuts
             model.bindings.append((name, key, to, arguments))
     pieces = [packed(index, row) for index, row in enumerate(rows)]
     raw = b"".join(pieces)
-    edges = sorted({0, *(cut for cut in cuts if cut < len(raw)), len(raw)})
+    edges = sorted({0, *(int(cut * len(raw)) for cut in cuts), len(raw)})
     parts = [raw[start:end] for start, end in pairwise(edges)]
     frames: list[f.Frame] = [
         f.Part(index=index, of=f.Publish.TYPE, raw=part, correlation=9)
@@ -181,6 +181,30 @@ def held(machine: Machine, model: Model, rows: list[tuple]) -> None:
 
 
 # --- By name
+
+
+def test_a_message_that_goes_on_in_the_next_part_is_the_last_of_its_own() -> None:
+    """Whatever the copies beside it are for."""
+    machine = Machine()
+    peer = bound(machine, "b")
+    whole = [Message("a", b"1"), Message("k", b"2", exchange="e"), Message("a", b"3" * 100)]
+    raw = b"".join(message.pack() for message in whole)
+    part = f.Part(index=0, of=f.Publish.TYPE, raw=raw[:-50], correlation=9)
+    last = f.Publish(producer=0, sequence=0, count=3, raw=raw[-50:], correlation=9)
+    assert isinstance(ask(machine, peer, part, last), f.Published)
+    found = {queue: [m.body for m in messages] for queue, messages in waiting(machine).items()}
+    assert found == {"a": [b"1", b"3" * 100], "b": [b"2"]}
+
+
+def test_copies_wait_for_their_own_time(machine: Machine) -> None:
+    peer = bound(machine, "a", "b")
+    later = [machine.wall_ms + ms for ms in (0, 5_000, 9_000, 0, 0)]
+    ask(machine, peer, publish(*[Message("", b"", exchange="e", due_ms=due) for due in later]))
+    books = {q.name: (q.ready, q.scheduled) for q in machine.core.state.numbered}
+    assert books == {"a": (3, 2), "b": (3, 2)}
+    machine.wait(6_000)
+    books = {q.name: (q.ready, q.scheduled) for q in machine.core.state.numbered}
+    assert books == {"a": (4, 1), "b": (4, 1)}
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ NEEDED = (
     "a chunk was sent again",
     "a commit outlived its archivist",
     "a duplicate was recognised",
+    "a message became several",
     "a publish was refused: SEQUENCE_TOO_OLD",
     "a read was refused",
     "a message was set aside",

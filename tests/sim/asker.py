@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from qprotocol import frames as f
 from qprotocol import wire as w
 from qprotocol.states import State
 from sim.client import Client
+from sim.maker import EXCHANGE, Maker
 from sim.oracle import MAYBE, NO, YES, Known, Snapshot
 from sim.world import MS, Mark, Violation
 
@@ -17,8 +19,10 @@ CERTAIN_MS = 2_000
 class Asker(Client):
     """One request after the other."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, maker: Maker, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.maker = maker
+        self.unbound: set[tuple[str, str]] = set()
         self.calm = False
         self.purges = 2
         self.declared = False
@@ -35,6 +39,33 @@ class Asker(Client):
         if not self.declared:
             for name, options in self.swarm.queues.items():
                 self.ask(f.Declare(queue=name, options=options), self.was_declared)
+
+        if self.swarm.has("routing") and not self.maker.routes:
+            self.bind()
+
+    def bind(self) -> None:
+        """An exchange whose bindings are made once: they must outlive whatever happens."""
+        names = list(self.swarm.queues)
+        patterns = {"a.b": names[:1], "a.*": names[:2], "#.c": names[:2], "d.#": names}
+        routes = {"a.b": names[:2], "a.c": names[:2], "d": names, "d.e": names}
+        bindings = [(pattern, queue) for pattern in patterns for queue in patterns[pattern]]
+        self.unbound = set(bindings)
+        self.ask(f.DeclareExchange(exchange=EXCHANGE, kind="topic"), lambda answer, mark: None)
+        for pattern, queue in bindings:
+            frame = f.Bind(exchange=EXCHANGE, key=pattern, destination=queue)
+            self.ask(frame, partial(self.was_bound, (pattern, queue), routes))
+
+    def was_bound(
+        self,
+        binding: tuple[str, str],
+        routes: dict[str, list[str]],
+        answer: f.Frame | None,
+        mark: Mark | None,
+    ) -> None:
+        if isinstance(answer, f.Ok):
+            self.unbound.discard(binding)
+            if not self.unbound:
+                self.maker.routes = routes
 
     def was_declared(self, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):

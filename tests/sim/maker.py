@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from qprotocol import wire as w
 from qprotocol.ids import mint, unpack_id
-from qprotocol.message import Message
+from qprotocol.message import Message, pack_fields, pack_origin
 from sim.oracle import Known, Oracle
 from sim.swarm import Swarm
 from sim.world import World
 
 TASKS = ("t.one", "t.two")
+EXCHANGE = "events"
 LARGE_BYTES = 40_000
 
 
@@ -24,6 +26,8 @@ class Maker:
         self.oracle = oracle
         self.uids = 0
         self.names = 0
+        self.routes: dict[str, list[str]] = {}
+        """Routing keys of the exchange to the queues that are bound for them, once they are."""
         self.default_relaxed = swarm.config["fsync"] != "always"
 
     def queue(self, rng: Random) -> str:
@@ -61,6 +65,28 @@ class Maker:
         return self.oracle.add(
             message, self.uids, relaxed=self.relaxed(queue), in_order=not in_parts
         )
+
+    def make_routed(self, rng: Random, *, in_parts: bool) -> list[Known]:
+        """One message for an exchange: the copies that it becomes."""
+        key = rng.choice(list(self.routes))
+        first = self.make(rng, in_parts=in_parts)
+        oracle, source = self.oracle, first.message
+        if source.id:
+            oracle.by_id[source.id].remove(first)
+        del oracle.known[first.uid]
+        source = replace(source, id="", exchange=EXCHANGE, queue=key)
+        copies = []
+        for index, queue in enumerate(self.routes[key]):
+            self.uids += 1
+            fields = pack_fields({w.ORIGIN: pack_origin(EXCHANGE, key)})
+            flags = source.flags | w.MARKED
+            copy = replace(source, exchange="", queue=queue, fields=fields, flags=flags)
+            relaxed = self.relaxed(queue)
+            known = oracle.add(copy, self.uids, relaxed=relaxed, in_order=not in_parts)
+            oracle.add_copy(known, first.uid, b"" if index else source.pack())
+            copies.append(known)
+        self.world.sometimes["a message became several"] += len(copies) > 1
+        return copies
 
     def filler(self, rng: Random) -> int:
         if self.swarm.has("large bodies") and rng.random() < 0.05:

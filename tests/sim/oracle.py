@@ -17,6 +17,7 @@ Promises held here (numbers are those of the list of promises):
     P9  only what ran counts as crashed                     ``check_counters``
     P11 first deliveries of a queue and priority in order    ``check_order``
     P20 results are what the worker sent                    ``told``
+    what names an exchange is in each queue bound for it, once, or in none  ``still``, ``_placed``
 and: nothing is invented, nothing comes back after its end, nothing comes before its time,
 a lease ends only for a reason, and "definitely not done" is the truth.
 """
@@ -110,12 +111,20 @@ class Known:
     """Somebody asked for another run."""
     may_rot: bool = False
     """Its bytes on disk were changed, or refused for long: it may be set aside."""
+    packed: bytes | None = None
+    """What is sent for it, if that is not the message itself: with an exchange, for all copies
+    of it together; nothing for the second and further ones."""
     cause: Lease | None = None
     """The delivery whose settlement brought it, and that ended with it."""
 
     @property
     def id(self) -> str:
         return self.message.id
+
+    @property
+    def sent(self) -> bytes:
+        """Its bytes in a publish."""
+        return self.raw if self.packed is None else self.packed
 
     def __str__(self) -> str:
         return f"message {self.uid} (queue {self.message.queue}, position {self.position})"
@@ -145,6 +154,8 @@ class Oracle:
         self.calm = calm
         self.results_max = results_max
         self.known: dict[int, Known] = {}
+        self.copies: dict[tuple[int, str], Known] = {}
+        """Messages that an exchange made: by the number in their body, and queue."""
         self.by_id: dict[str, list[Known]] = {}
         self.grants: dict[int, tuple[Any, Mark]] = {}
         """Every grant that was ever seen, and whose it was."""
@@ -175,6 +186,11 @@ class Oracle:
             self.by_id.setdefault(message.id, []).append(known)
         return known
 
+    def add_copy(self, known: Known, uid: int, packed: bytes) -> None:
+        """The message is one of those that an exchange makes of the one numbered ``uid``."""
+        known.packed = packed
+        self.copies[uid, known.message.queue] = known
+
     def sent(self, messages: list[Known]) -> None:
         for known in messages:
             known.born = max(known.born, MAYBE)
@@ -182,7 +198,7 @@ class Oracle:
     def published(self, chunk: Any, reply: f.Published, mark: Mark) -> None:
         """The chunk was confirmed."""
         messages: list[Known] = chunk.messages
-        if reply.count != len(messages):
+        if reply.count != sum(bool(known.sent) for known in messages):
             raise Violation(f"{reply.count} messages confirmed of {len(messages)}: {chunk}")
         if reply.duplicate and chunk.attempts < 2:
             raise Violation(f"called a duplicate, and sent once: {chunk}")
@@ -248,8 +264,9 @@ class Oracle:
 
     def recognise(self, packed: bytes) -> Known:
         """The message of these bytes: one that somebody sent, and nothing else."""
-        body = unpack_message(packed).body
-        known = self.known.get(int(body[:9])) if body[:9].isdigit() else None
+        message = unpack_message(packed)
+        uid = int(message.body[:9]) if message.body[:9].isdigit() else 0
+        known = self.copies.get((uid, message.queue)) or self.known.get(uid)
         if known is None or known.raw != packed:
             raise Violation(f"nobody sent this message: {unpack_message(packed)}"[:400])
         return known

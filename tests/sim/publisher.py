@@ -28,7 +28,12 @@ class Chunk:
 
     @property
     def raw(self) -> bytes:
-        return b"".join(known.raw for known in self.messages)
+        return b"".join(known.sent for known in self.messages)
+
+    @property
+    def count(self) -> int:
+        """Messages that are sent: copies of one are one."""
+        return sum(bool(known.sent) for known in self.messages)
 
     def __str__(self) -> str:
         return f"chunk {self.sequence} of {self.producer:x}"
@@ -71,7 +76,12 @@ class Publisher(Client):
         rng, swarm = self.rng, self.swarm
         in_parts = swarm.has("uploads") and rng.random() < 0.3
         count = rng.randint(1, swarm.chunk_messages)
-        messages = [self.maker.make(rng, in_parts=in_parts) for _ in range(count)]
+        messages = []
+        for _ in range(count):
+            if self.maker.routes and rng.random() < 0.4:
+                messages += self.maker.make_routed(rng, in_parts=in_parts)
+            else:
+                messages.append(self.maker.make(rng, in_parts=in_parts))
         if swarm.has("leap") and rng.random() < 0.1:
             self.sequence += rng.choice((1, PRODUCER_WINDOW - 2, PRODUCER_WINDOW - 1))
         self.sequence += 1
@@ -88,7 +98,7 @@ class Publisher(Client):
         if chunk.in_parts:
             parts, raw = self.cut(raw)
         frame = f.Publish(
-            producer=chunk.producer, sequence=chunk.sequence, count=len(chunk.messages), raw=raw
+            producer=chunk.producer, sequence=chunk.sequence, count=chunk.count, raw=raw
         )
         chunk.attempts += 1
         self.oracle.sent(chunk.messages)

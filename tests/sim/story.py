@@ -102,7 +102,7 @@ class Story:
         self.consumers = [
             Consumer(maker, names, f"consumer-{n}", *common) for n in range(1, swarm.consumers + 1)
         ]
-        self.asker = Asker("asker", *common)
+        self.asker = Asker(maker, "asker", *common)
         for worker in self.workers:
             worker.claims_until = self.claims_until
         self.operator.publishers = self.publishers

@@ -50,6 +50,7 @@ FEATURES = (
     "hot queue",
     "checkpoints",
     "archive",
+    "routing",
 )
 FAULTS = (
     "power cut",

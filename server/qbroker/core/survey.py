@@ -125,6 +125,11 @@ class Survey:
 
     def plan(self, route: bytes, index: int) -> tuple[int, int]:
         """The place of the lane a new route leads to: it exists, or will be opened."""
+        found = self.state.exchanges.resolved.get(route)
+        if found is not None:
+            self.routed = True
+            place = self.planned[route] = ROUTED, found.kind
+            return place
         try:
             exchange, key, task, keys = unpack_route(route)
             if not exchange:

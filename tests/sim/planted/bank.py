@@ -379,4 +379,29 @@ BANK = [
         "batch = max(1, self._log.durable - 1)",
         focus=frozenset(("tasks", "retries", "checkpoints", "clean restart")),
     ),
+    # Routing
+    Planted(
+        "copy_lost",
+        "of two queues that are bound, one gets no copy",
+        "qbroker.core.copying:Copies.copy",
+        "for packed, number, bucket in recipe.copies:",
+        "for packed, number, bucket in recipe.copies[:1]:",
+        focus=frozenset(("routing", "tasks")),
+    ),
+    Planted(
+        "copy_doubled",
+        "a queue that two bindings lead to gets two copies",
+        "qbroker.core.copying:Copies.copy",
+        "for packed, number, bucket in recipe.copies:",
+        "for packed, number, bucket in recipe.copies + recipe.copies[-1:]:",
+        focus=frozenset(("routing", "tasks")),
+    ),
+    Planted(
+        "bindings_lost_by_a_checkpoint",
+        "a checkpoint holds exchanges without one of their bindings",
+        "qbroker.core.exchanges:Exchanges.restore",
+        "for binding in bindings:",
+        "for binding in bindings[:-1]:",
+        focus=frozenset(("routing", "checkpoints", "kill", "clean restart", "power cut")),
+    ),
 ]
