@@ -21,7 +21,7 @@ from turns import Stage
 
 BINDINGS = 10_000
 QUEUES = 100
-CHUNK = 500
+CHUNK = 100
 BODY = bytes(100)
 ROUNDS = 3
 

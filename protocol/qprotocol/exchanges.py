@@ -62,9 +62,6 @@ class Destination(NamedTuple):
     to_exchange: bool
     name: str
 
-    def __str__(self) -> str:
-        return f"{'exchange' if self.to_exchange else 'queue'} {self.name!r}"
-
 
 class Binding(NamedTuple):
     """Where messages of an exchange go, and which of them. Equal ones are one."""

@@ -243,6 +243,11 @@ def test_conflicts_are_told_field_by_field(machine: Machine) -> None:
     answer = ask(machine, peer, frame)
     assert isinstance(answer, f.Error)
     assert answer.details == {"kind": ["fanout", "topic"], "unroutable": ["refuse", "drop"]}
+    answer = ask(
+        machine, peer, f.DeclareExchange(exchange="e", kind="topic", options={"alternate": 5})
+    )
+    assert isinstance(answer, f.Error)
+    assert "alternate is 5: the name of an exchange" in answer.message
 
 
 def test_what_has_no_route_names_exchange_and_key(machine: Machine) -> None:
@@ -290,9 +295,11 @@ def test_what_was_found_for_routes_is_kept_within_bounds(machine: Machine, monke
     for number in range(10):
         ask(machine, peer, publish(Message(f"k{number}", b"", exchange="e")))
         assert len(machine.core.state.exchanges.resolved) <= 3
+        assert len(machine.core.state.exchanges.recipes) <= 3
     assert len(waiting(machine)["a"]) == 10
     ask(machine, peer, f.Bind(exchange="e", key="#", destination="b"))
     assert not machine.core.state.exchanges.resolved
+    assert not machine.core.state.exchanges.recipes
     ask(machine, peer, publish(Message("k9", b"", exchange="e")))
     assert len(waiting(machine)["b"]) == 1
 

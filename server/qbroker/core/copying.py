@@ -27,8 +27,6 @@ _FIXED = wire.MESSAGE.size
 _U16 = 0xFFFF
 _NO_NAMES = bytes(4)
 """Root, parent, principal and trace context, all empty."""
-_HEADS_MAX = 8
-"""Heads of copies that are kept with a route: by flags, priority and the like."""
 _CHECK_EVERY = 50
 """Messages after which is looked whether their copies are too many."""
 _size = wire.SIZE.pack
@@ -43,14 +41,21 @@ class Found:
     """The queue and the packed route of each copy."""
     origin: bytes
     """The meta field that every copy gets."""
-    meta: bytes
-    """The meta section of copies of a message that has none."""
     kind: int
     """Of messages with the route: a task's call, or plain."""
     by_headers: bool
     """Whether it depends on a message's headers, too."""
-    heads: dict[bytes, list[bytes]] = field(default_factory=dict)
-    """The fixed part of a message to the heads of its copies."""
+
+
+@dataclass(slots=True)
+class Recipe:
+    """How messages with the same head are copied. Kept as long as no binding changes."""
+
+    exchange: Exchange
+    copies: list[tuple[bytes, bytes, bytes]]
+    """Head without its size, route and queue of each."""
+    meta: bytes
+    """What stands between id and headers; with no id it is in the heads already."""
 
 
 @dataclass(slots=True)
@@ -76,22 +81,6 @@ class Bucket:
         runs.append([number, priority, 1, due_ms])
 
 
-class Recipe:
-    """How messages of one frame with the same head are copied."""
-
-    __slots__ = ("copies", "exchange", "meta", "uses")
-
-    def __init__(
-        self, exchange: Exchange, copies: list[tuple[bytes, int, Bucket]], meta: bytes
-    ) -> None:
-        self.exchange = exchange
-        self.copies = copies
-        """Head without its size, lane number, and bucket of each."""
-        self.meta = meta
-        """What stands between id and headers; with no id it is in the heads already."""
-        self.uses = 0
-
-
 @dataclass(slots=True)
 class Copies:
     """The batch to be, by queue."""
@@ -99,9 +88,8 @@ class Copies:
     survey: Survey
     source: r.MessageBatch
     buckets: dict[bytes, Bucket] = field(default_factory=dict)
-    recipes: dict[bytes, Recipe] = field(default_factory=dict)
-    others: list[Recipe] = field(default_factory=list)
-    """Those that were good for one message."""
+    counts: dict[Exchange, list[int]] = field(default_factory=dict)
+    """Messages published to it, and copies and dropped ones that they became."""
 
     def bucket(self, queue: bytes) -> Bucket:
         """The messages for that queue."""
@@ -129,17 +117,22 @@ class Copies:
         id_at = start + _FIXED + fixed[7]
         rest_at = id_at + n_id + n_meta
         head = raw[start + 4 : id_at]
-        recipe = self.recipes.get(head)
+        recipe: Recipe | None = self.survey.state.exchanges.recipes.get(head)
         if recipe is None:
             headers = raw[rest_at : rest_at + fixed[11]]
             recipe = self.recipe(index, fixed, head, raw[id_at + n_id : rest_at], headers)
-        recipe.uses += 1
+        if not recipe.copies:
+            unroutable(recipe.exchange, head, index, fixed[4])
+        self.count(recipe)
         rest = raw[rest_at:end]
         if n_id:
             rest = raw[id_at : id_at + n_id] + recipe.meta + rest
         _, priority, _, due_ms = run
-        size = len(rest)
-        for packed, number, bucket in recipe.copies:
+        size, known, buckets = len(rest), self.survey.state.routes, self.buckets
+        for packed, route, queue in recipe.copies:
+            lane = known.get(route)
+            number = lane.number if lane else self.survey.place(route, index)[0]
+            bucket = buckets.get(queue) or self.bucket(queue)
             more = len(packed) + size
             bucket.pieces += (_size(more), packed, rest)
             bucket.starts.append(bucket.size)
@@ -147,30 +140,25 @@ class Copies:
             bucket.size += 4 + more
             bucket.note(number, priority, due_ms)
 
+    def count(self, recipe: Recipe) -> None:
+        """One more message went through the exchange."""
+        row = self.counts.get(recipe.exchange)
+        if row is None:
+            row = self.counts[recipe.exchange] = [0, 0, 0]
+        row[0] += 1
+        row[1] += len(recipe.copies)
+        row[2] += not recipe.copies
+
     def recipe(
         self, index: int, fixed: tuple[int, ...], head: bytes, meta: bytes, headers: bytes
     ) -> Recipe:
-        """How messages like this one are copied."""
-        route, key = head[_FIXED - 4 :], head[: _FIXED - 4]
-        found = self.found(route, index, headers)
-        if not found.routes:
-            unroutable(found, route, index, fixed[4])
-        meta = with_origin(meta, fixed[4], found.origin) if meta else found.meta
-        packed = found.heads.get(key)
-        if packed is None:
-            packed = heads(index, found, fixed, meta)
-            if not (fixed[5] or fixed[6] or fixed[10]) and len(found.heads) < _HEADS_MAX:
-                found.heads[key] = packed
-        known, copies = self.survey.state.routes, []
-        for (queue, to), each in zip(found.routes, packed, strict=True):
-            lane = known.get(to)
-            number = lane.number if lane else self.survey.place(to, index)[0]
-            copies.append((each, number, self.buckets.get(queue) or self.bucket(queue)))
-        recipe = Recipe(found.exchange, copies, meta)
-        if fixed[10] or found.by_headers:
-            self.others.append(recipe)
-        else:
-            self.recipes[head] = recipe
+        """How messages like this one are copied; kept, if more of them may come."""
+        found = self.found(head[_FIXED - 4 :], index, headers)
+        is_bare = not (fixed[5] or fixed[6] or meta or found.by_headers)
+        meta = with_origin(meta, fixed[4], found.origin)
+        recipe = Recipe(found.exchange, heads(index, found, fixed, meta), meta)
+        if is_bare:
+            self.survey.state.exchanges.keep_recipe(head, recipe)
         return recipe
 
     def found(self, route: bytes, index: int, headers: bytes) -> Found:
@@ -205,8 +193,8 @@ class Copies:
             (queue.encode(), pack_route("", queue, task, keys)) for queue in resolved.queues
         )
         origin = pack_fields({wire.ORIGIN: pack_origin(name, key)})
-        meta, by_headers = _NO_NAMES + origin, resolved.by_headers
-        found = Found(resolved.exchange, routes, origin, meta, kind_of(task), by_headers)
+        by_headers = resolved.by_headers
+        found = Found(resolved.exchange, routes, origin, kind_of(task), by_headers)
         exchanges.keep(route, found)
         if by_headers:
             exchanges.keep((route, headers), found)
@@ -238,17 +226,10 @@ class Copies:
         self.survey.shifted = of != list(range(source.count))
         return made
 
-    def count(self) -> None:
-        """Note what went through each exchange."""
-        sums: dict[Exchange, list[int]] = {}
-        for recipe in (*self.recipes.values(), *self.others):
-            rows = sums.get(recipe.exchange) or sums.setdefault(recipe.exchange, [0, 0, 0])
-            uses, copies = recipe.uses, len(recipe.copies)
-            rows[0] += uses
-            rows[1] += uses * copies
-            rows[2] += 0 if copies else uses
-        for exchange, rows in sums.items():
-            names = zip(("published", "routed", "dropped"), rows, strict=True)
+    def note_counts(self) -> None:
+        """All of it is taken in: the exchanges have counted it."""
+        for exchange, row in self.counts.items():
+            names = zip(("published", "routed", "dropped"), row, strict=True)
             counted = {name: count for name, count in names if count}
             exchange.counts.update(counted)
             self.survey.state.exchanges.counts.update(counted)
@@ -295,32 +276,36 @@ def copies(survey: Survey, source: r.MessageBatch) -> r.MessageBatch:
     survey.note_queues(batch)
     if not batch.count:
         survey.synced = survey.synced or survey.state.synced
-    made.count()
+    made.note_counts()
     return batch
 
 
-def heads(index: int, found: Found, fixed: tuple[int, ...], meta: bytes) -> list[bytes]:
-    """The copies' fixed parts, without the size, and their routes; with no id the meta, too."""
+def heads(
+    index: int, found: Found, fixed: tuple[int, ...], meta: bytes
+) -> list[tuple[bytes, bytes, bytes]]:
+    """Of each copy the fixed part, without the size, and its route; then route and queue.
+
+    With no id the meta section is behind.
+    """
     _, version, kind, priority, flags, due, expires, _, n_id, content, _, n_head = fixed
     flags, n_meta = flags | wire.MARKED, len(meta)
     if n_meta > _U16:
         raise bad(index, f"its meta has no room for its origin: {n_meta} bytes")
     out = []
-    for _, route in found.routes:
+    for queue, route in found.routes:
         n = len(route)
         head = wire.MESSAGE.pack(
             *(0, version, kind, priority, flags, due, expires, n, n_id, content, n_meta, n_head)
         )
-        out.append(b"".join((head[4:], route, b"" if n_id else meta)))
+        out.append((b"".join((head[4:], route, b"" if n_id else meta)), route, queue))
     return out
 
 
-def unroutable(found: Found, route: bytes, index: int, flags: int) -> None:
+def unroutable(exchange: Exchange, head: bytes, index: int, flags: int) -> None:
     """Raise RefusedError if a message that no queue gets is an error."""
-    exchange = found.exchange
     if flags & wire.MAY_DROP or exchange.options.unroutable == "drop":
         return
-    key = unpack_route(route)[1]
+    key = unpack_route(head[_FIXED - 4 :])[1]
     raise RefusedError(
         "NO_ROUTE",
         f"message {index}: no queue is bound for exchange {exchange.name!r} and key {key!r}: "
@@ -338,6 +323,8 @@ def queue_in(raw: bytes, at: int = 0) -> bytes:
 
 def with_origin(meta: bytes, flags: int, origin: bytes) -> bytes:
     """The meta section with that field more. Bytes that are no fields are left out."""
+    if not meta:
+        return _NO_NAMES + origin
     return (meta if flags & wire.MARKED else meta[: names_end(meta)]) + origin
 
 

@@ -168,6 +168,8 @@ class Exchanges:
     """Volatile: the counts of all exchanges, those that are gone too."""
     resolved: dict[object, Any] = field(default_factory=dict)
     """Volatile: what copying.py found for routes; RESOLVED_ROUTES_MAX at most."""
+    recipes: dict[bytes, Any] = field(default_factory=dict)
+    """Volatile: how it copies messages, by all of their heads but the size; as many."""
 
     def saved(self) -> list[list[Any]]:
         """A row an exchange: name, kind, options, bindings."""
@@ -190,7 +192,7 @@ class Exchanges:
     def declare(self, name: str, kind: str, options: ExchangeOptions) -> None:
         """The exchange exists."""
         self.by_name[name] = Exchange(name, kind, options)
-        self.resolved.clear()
+        self.forget_routes()
 
     def delete(self, name: str) -> None:
         """The exchange is gone, with every binding from and to it."""
@@ -198,7 +200,7 @@ class Exchanges:
             self.unbind(name, binding)
         self.forget(Destination(to_exchange=True, name=name))
         del self.by_name[name]
-        self.resolved.clear()
+        self.forget_routes()
 
     def bind(self, name: str, binding: Binding) -> None:
         """The binding exists; it did not before."""
@@ -207,7 +209,7 @@ class Exchanges:
         exchange.index.add(binding)
         self.into.setdefault(binding.destination, {})[name, binding] = None
         self.count += 1
-        self.resolved.clear()
+        self.forget_routes()
 
     def unbind(self, name: str, binding: Binding) -> None:
         """The binding, which exists, is gone."""
@@ -219,7 +221,7 @@ class Exchanges:
         if not into:
             del self.into[binding.destination]
         self.count -= 1
-        self.resolved.clear()
+        self.forget_routes()
 
     def forget(self, destination: Destination) -> None:
         """Nothing leads to a queue or exchange that is no more."""
@@ -264,3 +266,14 @@ class Exchanges:
         if len(self.resolved) >= RESOLVED_ROUTES_MAX:
             self.resolved.clear()
         self.resolved[route] = found
+
+    def keep_recipe(self, head: bytes, recipe: Any) -> None:
+        """Remember how messages with that head are copied."""
+        if len(self.recipes) >= RESOLVED_ROUTES_MAX:
+            self.recipes.clear()
+        self.recipes[head] = recipe
+
+    def forget_routes(self) -> None:
+        """What was found may not be true any more."""
+        self.resolved.clear()
+        self.recipes.clear()
