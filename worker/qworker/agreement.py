@@ -13,6 +13,7 @@ from typing import Any
 from qworker.options import OptionError, WorkerOptions
 from qworker.pools import Pool
 from qworker.terms import Terms
+from qworker.topology import declared, own_queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Description:
     soft_time_limit_s: float
     limited: Mapping[str, list[float]]
     """Hard and soft limits of those tasks that declare one."""
+    declared: list[str]
+    """Frames that declare its exchanges and queues; see topology.py."""
+    broadcasts: list[str]
+    """Names of its Broadcasts: each worker that consumes one has a queue of its own."""
 
 
 def describe(app: Any) -> dict[str, Any]:
@@ -45,6 +50,7 @@ def describe(app: Any) -> dict[str, Any]:
         "time_limit_s": conf.task_time_limit or 0.0,
         "soft_time_limit_s": conf.task_soft_time_limit or 0.0,
         "limited": limited,
+        **declared(app),
     }
 
 
@@ -61,13 +67,15 @@ def agree(options: WorkerOptions, pool: Pool, app: Description) -> Terms:
     must_honour(
         pool, "app.conf sets task_soft_time_limit", app.soft_time_limit_s, "--soft-time-limit"
     )
+    session = secrets.token_hex(16)
+    wanted = list(dict.fromkeys(options.queues)) or [app.queue]
     terms = Terms(
         broker=options.broker or app.broker,
-        session=secrets.token_hex(16),
+        session=session,
         name=options.name,
         host=socket.gethostname(),
         app=app.name,
-        queues=list(dict.fromkeys(options.queues)) or [app.queue],
+        queues=[own_queue(x, session) if x in app.broadcasts else x for x in wanted],
         level=options.level,
         log_format=options.log_format,
         pool=options.pool,

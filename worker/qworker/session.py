@@ -18,7 +18,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from qclient.exceptions import ConnectError, ConnectionLost, RefusedError
@@ -32,6 +32,7 @@ from qworker.backoff import Backoff
 from qworker.logs import note
 from qworker.slots import Token
 from qworker.terms import Terms
+from qworker.topology import declare
 
 CONNECT_S = 10.0
 GOODBYE_S = 5.0
@@ -52,9 +53,15 @@ class Session:
     """The worker's session, from the parent's side."""
 
     def __init__(
-        self, terms: Terms, running: Callable[[], list[Token]], tell: Callable[[Event], None]
+        self,
+        terms: Terms,
+        running: Callable[[], list[Token]],
+        tell: Callable[[Event], None],
+        topology: Collection[f.Frame] = (),
     ) -> None:
         self.terms = terms
+        self._topology = topology
+        """Exchanges and queues that are declared before anything is consumed."""
         self._running = running
         """The tokens that run now; called in this thread."""
         self._tell = tell
@@ -144,6 +151,7 @@ class Session:
         hello = self.terms.hello("worker", 0, os.getpid(), raw)
         link = self._link = Link.open(self.terms.address, hello, timeout_s=CONNECT_S)
         welcome = link.welcome
+        declare(link, self._topology)
         self._heartbeat_s = max(0.2, welcome.heartbeat_ms / 1000)
         if welcome.raw:
             lost = len(welcome.raw) // wire.TOKEN.size

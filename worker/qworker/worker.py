@@ -38,6 +38,7 @@ from qworker.pools import POOLS
 from qworker.session import Event, Session
 from qworker.slots import Slots, Token
 from qworker.terms import Terms
+from qworker.topology import frames
 from qworker.watch import TICK_S, Watch
 
 EXIT_DRAINED, EXIT_NOT_STARTED, EXIT_UNFINISHED = 0, 1, 3
@@ -147,7 +148,10 @@ class Worker:
 
     def _open_session(self, app: Description, terms: Terms) -> None:
         options = self.options
-        self.session = Session(terms, self.running_tokens, self.tell)
+        wanted = options.queues or [app.queue]
+        broadcasts = [name for name in app.broadcasts if name in wanted]
+        topology = frames(app.declared, broadcasts, terms.session)
+        self.session = Session(terms, self.running_tokens, self.tell, topology)
         self.watch = Watch(
             self.pool,
             self.session,
