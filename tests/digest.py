@@ -44,7 +44,10 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             if entry.keep_until_ms > now.wall_ms
         },
         "paused": {q.name: state.pauses.of(q.number) for q in state.numbered},
-        "held": {q.name: q.held for q in state.numbered},
+        "held": {
+            q.name: q.held - sum(q in order.picked.queues for order in state.orders)
+            for q in state.numbered
+        },
         "forgotten": sorted(state.results.forgotten.items()),
         "exchanges": state.exchanges.saved(),
         "leading": {to: set(found) for to, found in state.exchanges.into.items()},

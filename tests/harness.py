@@ -139,6 +139,8 @@ class Harness:
             word = "lost" if isinstance(frame, f.Welcome) else "tokens"
             tokens = [shown_token(*token) for token in wire.TOKEN.iter_unpack(raw)]
             end = " terminate" if getattr(frame, "terminate", False) else ""
+            grace_ms = getattr(frame, "grace_ms", 0)
+            end += f" after {grace_ms} ms" if grace_ms else ""
             return kind + (f" {word}={','.join(tokens)}" if tokens else "") + end
         values = shown_fields(frame, ("correlation", "raw"))
         return f"{kind} {values}".rstrip()
@@ -438,7 +440,8 @@ class Harness:
         self.ask(words, self.about(f.Watch, words, wait_ms=words.duration("wait")))
 
     def cancel(self, words: Words) -> None:
-        self.ask(words, self.about(f.Cancel, words, terminate="terminate" in words.plain))
+        terminate, grace_ms = "terminate" in words.plain, words.duration("grace")
+        self.ask(words, self.about(f.Cancel, words, terminate=terminate, grace_ms=grace_ms))
 
     def forget(self, words: Words) -> None:
         self.ask(words, self.about(f.Forget, words))
@@ -463,6 +466,35 @@ class Harness:
             author=words.text("by"),
             for_ms=words.duration("for"),
             **dict.fromkeys(words.plain, True),
+        )
+        self.ask(words, frame)
+
+    def cancel_many(self, words: Words) -> None:
+        """`cancel_many q=mail task=t key=k states=ready,started older=1h purge dry terminate`"""
+        frame = f.CancelMany(
+            queue=words.text("q"),
+            task=words.text("task"),
+            key=words.text("key"),
+            states=words.text("states"),
+            older_ms=words.duration("older"),
+            purge="purge" in words.plain,
+            terminate="terminate" in words.plain,
+            grace_ms=words.duration("grace"),
+            dry_run="dry" in words.plain,
+        )
+        self.ask(words, frame)
+
+    def move(self, words: Words) -> None:
+        """`move q=mail to=slow`, and what `cancel_many` says, or an id"""
+        frame = f.Move(
+            queue=words.text("q", "q"),
+            to=words.text("to"),
+            id=words.text("id"),
+            task=words.text("task"),
+            key=words.text("key"),
+            states=words.text("states"),
+            older_ms=words.duration("older"),
+            dry_run="dry" in words.plain,
         )
         self.ask(words, frame)
 
@@ -544,6 +576,8 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "drop": Harness.drop_exchange,
     "bind": Harness.bind,
     "unbind": Harness.unbind,
+    "cancel_many": Harness.cancel_many,
+    "move": Harness.move,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
 
 

@@ -121,6 +121,7 @@ class Machine:
             self.peers,
             None,  # type: ignore[arg-type]
             self.archive.questions if self.archive else None,
+            self.ages,
         )
         self.group = GroupCommit(
             self.log, self.bodies, fsync=settings.fsync, interval_ms=1_000, batch_bytes_max=8 << 20
@@ -236,7 +237,8 @@ class Machine:
         for effect in effects:
             if isinstance(effect, e.Lookup):
                 here = self.delivery.find_here(effect)
-                if not here.messages or len(here.messages) < len(effect.positions):
+                complete = here.messages and len(here.messages) == len(effect.positions)
+                if not complete and here.before is None:
                     here = self.delivery.finder(effect, here)()
                 self.found.append((effect.connection, effect.frame, here))
         self.delivery.send(effects)

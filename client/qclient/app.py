@@ -18,6 +18,7 @@ from qclient import shared
 from qclient.address import SCHEME, Address
 from qclient.batches import atomic_chunk, chunks, chunks_async, confirm, send_many, send_many_async
 from qclient.connection import Connection
+from qclient.control import Control
 from qclient.decorator import TaskDecorator
 from qclient.events import Events
 from qclient.mint import mint_one
@@ -59,6 +60,8 @@ class App:
         """The blocking connection of this process, shared by its threads."""
         self.events = Events(self)
         """What is said to whoever listens now: see events.py."""
+        self.control = Control(self)
+        """Orders about many tasks at once, and about queues."""
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._callees: dict[str, Callee] = {}
         self._loops: weakref.WeakKeyDictionary[AbstractEventLoop, AsyncConnection]

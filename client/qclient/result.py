@@ -164,12 +164,14 @@ class AsyncResult(Generic[R]):
         frame = Forget(id=self.id, position=self._hint)
         self.app.connection.call(frame, Ok, self.app.timeout_s)
 
-    def revoke(self, terminate: bool = False) -> str:
+    def revoke(self, terminate: bool = False, grace: float = 0.0) -> str:
         """The task is REVOKED unless it was finished; its state is returned.
 
-        A running one is told to stop; with ``terminate`` its process is killed.
+        A running one is told to stop; with ``terminate`` its process is killed, at once or
+        ``grace`` seconds after SoftCancelled was raised in it.
         """
-        answer = self.app.connection.call(self._cancel(terminate), Result, self.app.timeout_s)
+        frame = self._cancel(terminate, grace)
+        answer = self.app.connection.call(frame, Result, self.app.timeout_s)
         self._note(answer)
         return State(answer.state).name
 
@@ -210,10 +212,10 @@ class AsyncResult(Generic[R]):
         frame = Forget(id=self.id, position=self._hint)
         await self.app.async_connection().call(frame, Ok, self.app.timeout_s)
 
-    async def revoke_async(self, terminate: bool = False) -> str:
+    async def revoke_async(self, terminate: bool = False, grace: float = 0.0) -> str:
         """Like ``revoke``."""
         connection = self.app.async_connection()
-        answer = await connection.call(self._cancel(terminate), Result, self.app.timeout_s)
+        answer = await connection.call(self._cancel(terminate, grace), Result, self.app.timeout_s)
         self._note(answer)
         return State(answer.state).name
 
@@ -227,8 +229,9 @@ class AsyncResult(Generic[R]):
     def _watch(self, wait_ms: int = 0) -> Watch:
         return Watch(id=self.id, position=self._hint, wait_ms=wait_ms)
 
-    def _cancel(self, terminate: bool) -> Cancel:
-        return Cancel(id=self.id, position=self._hint, terminate=terminate)
+    def _cancel(self, terminate: bool, grace: float) -> Cancel:
+        grace_ms = round(grace * 1000)
+        return Cancel(id=self.id, position=self._hint, terminate=terminate, grace_ms=grace_ms)
 
     def _note(self, answer: Result) -> None:
         if State(answer.state).finished:

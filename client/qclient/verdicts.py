@@ -4,6 +4,7 @@ Retry                     run again later: raised by self.retry(...)
 Ignore                    done, and no result is kept
 Reject                    set aside as a dead letter, or (requeue=True) given back
 SoftTimeLimitExceeded     raised inside the task when its soft limit passes
+SoftCancelled             raised inside the task when it is cancelled, before it is killed
 MaxRetriesExceededError   self.retry(...) was called once too often
 """
 
@@ -52,6 +53,10 @@ class Reject(QBrokerError):  # noqa: N818  # Celery's name
 
 class SoftTimeLimitExceeded(QBrokerError):  # noqa: N818  # Celery's name
     """The soft time limit has passed: finish or clean up before the hard one."""
+
+
+class SoftCancelled(QBrokerError):  # noqa: N818  # what is true, as above
+    """The task was cancelled and is killed soon: clean up. Its outcome is void."""
 
 
 class MaxRetriesExceededError(QBrokerError):

@@ -84,6 +84,8 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.Cancel: (f.Result,),
     f.PauseQueue: (f.Ok,),
     f.ResumeQueue: (f.Ok,),
+    f.CancelMany: (f.Ok,),
+    f.Move: (f.Ok,),
     f.Declare: (f.Ok,),
     f.Purge: (f.Ok,),
     f.Peek: (f.Peeked,),

@@ -346,12 +346,14 @@ class Forget(Frame):
 class Cancel(Frame):
     """Settle a task as REVOKED if it is not finished. Answered by Result with its state.
 
-    A running one is told to stop by a Revoke push; with ``terminate`` its process is killed.
+    A running one is told to stop by a Revoke push; with ``terminate`` its process is killed,
+    at once or ``grace_ms`` after it was asked to stop.
     """
 
     id: "str"
     position: "int" = 0
     terminate: "bool" = False
+    grace_ms: "int" = 0
 
 
 # Orders about queues.
@@ -381,6 +383,48 @@ class ResumeQueue(Frame):
     queue: "str"
     intake: "bool" = False
     dispatch: "bool" = False
+
+
+@frame(0x46, CLIENT)
+class CancelMany(Frame):
+    """Cancel all for which everything that is said is true. Answered by Ok with their count.
+
+    Empty text asks for nothing, and one of ``queue``, ``task`` and ``key`` must be said; ``key`` is
+    one of a message's lane keys. ``states`` are some of "ready,scheduled,started"; empty: all.
+    ``older_ms``: published longer ago. What is published after the order is not meant.
+    ``terminate`` and ``grace_ms`` are those of Cancel. With ``purge`` what waits is dropped and
+    nothing is kept of it; with ``dry_run`` it is counted alone.
+    """
+
+    queue: "str" = ""
+    task: "str" = ""
+    key: "str" = ""
+    states: "str" = ""
+    older_ms: "int" = 0
+    purge: "bool" = False
+    terminate: "bool" = False
+    grace_ms: "int" = 0
+    dry_run: "bool" = False
+
+
+@frame(0x47, CLIENT)
+class Move(Frame):
+    """Let waiting messages of ``queue`` wait in ``to``, behind what waits there. Answered by Ok.
+
+    Counters, order, due times and expiries are kept. ``count`` is how many. With ``id`` it is this
+    message alone, ``position`` being the one from Published or 0; else all for which everything
+    that is said is true: see CancelMany.
+    """
+
+    queue: "str"
+    to: "str"
+    id: "str" = ""
+    position: "int" = 0
+    task: "str" = ""
+    key: "str" = ""
+    states: "str" = ""
+    older_ms: "int" = 0
+    dry_run: "bool" = False
 
 
 # Looking and operating.
@@ -563,9 +607,13 @@ class Unblocked(Frame):
 
 @frame(0x63, SERVER)
 class Revoke(Frame):
-    """These deliveries (raw, wire.TOKEN) were cancelled: stop them, their outcome is void."""
+    """These deliveries (raw, wire.TOKEN) were cancelled: stop them, their outcome is void.
+
+    With ``terminate`` by force, if they still run after ``grace_ms``.
+    """
 
     terminate: "bool" = False
+    grace_ms: "int" = 0
 
 
 @frame(0x64, SERVER)

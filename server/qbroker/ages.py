@@ -1,14 +1,15 @@
 """When each batch was written, to the second: the age of a queue's oldest message."""
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from qbroker.core.columns import pack_columns, unpack_columns
-from qprotocol.wire import batch_of
+from qprotocol.wire import SLOT_BITS, batch_of
 
 STEP_MS = 1_000
 ENTRIES_MAX = 1_000_000
 """Over eleven days of seconds; then the older half is thinned out."""
+_ALL = 2**64 - 1
 
 
 class Ages:
@@ -44,6 +45,11 @@ class Ages:
         ages = cls()
         _, (ages._batches, ages._times) = unpack_columns(block)
         return ages
+
+    def before(self, wall_ms: int) -> int:
+        """A position below which all was written before ``wall_ms``, and little above it was."""
+        index = bisect_left(self._times, max(0, wall_ms - STEP_MS + 1))
+        return self._batches[index] << SLOT_BITS if index < len(self._times) else _ALL
 
     def age_ms(self, position: int, now_ms: int) -> int:
         """How long ago the message at ``position`` was written; 0 for position 0."""

@@ -34,11 +34,12 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
 from qbroker.ops.show import ago, flat
 from qbroker.ops.tables import refresh
+from qbroker.ordercommands import cancel_command, purge_command
 from qbroker.queuecommands import queue_group
 from qbroker.taskcommands import task_command, tasks_command
-from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
+from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json, echo_table
 from qprotocol import __version__
-from qprotocol.frames import Inspect, Ok, Peek, Peeked, Purge, Report
+from qprotocol.frames import Inspect, Peek, Peeked, Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,6 +73,7 @@ def commands() -> None:
 for more in (
     *(log_group, backup_command, restore_command, tasks_command, task_command, queue_group),
     *(exchange_group, bind_command, unbind_command, bindings_command, publish_command),
+    *(cancel_command, purge_command),
 ):
     commands.add_command(more)
 
@@ -245,23 +247,6 @@ def peek_command(queue: str, count: int, broker: str, as_json: bool) -> None:
         for each in found
     ]
     echo_table(header, rows)
-
-
-@commands.command("purge")
-@click.argument("queue")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@BROKER
-@JSON
-def purge_command(queue: str, yes: bool, broker: str, as_json: bool) -> None:
-    """Drop every waiting message of a queue. There is no way back."""
-    with asking(broker) as admin:
-        if not yes:
-            confirm(f"drop every waiting message of {queue}?")
-        count = admin.ask(Purge(queue=queue), Ok).count
-    if as_json:
-        echo_json({"queue": queue, "purged": count})
-    else:
-        click.echo(f"{count:,} messages dropped from {queue}")
 
 
 @commands.command("quarantine")

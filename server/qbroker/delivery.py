@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Protocol
 
+from qbroker.ages import Ages
 from qbroker.archive.errors import ArchiveError
 from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
 from qbroker.core import effects as e
@@ -68,7 +69,9 @@ class Delivery:
         connections: Mapping[int, Connection],
         readers: Executor,
         archive: Archive | None = None,
+        ages: Ages | None = None,
     ) -> None:
+        self._ages = ages or Ages()
         self._archive = archive
         self._bodies = bodies
         self._connections = connections
@@ -194,6 +197,8 @@ class Delivery:
 
         A message at a position that bears another id than was asked for is none of them.
         """
+        if lookup.moment_ms:
+            return Found(before=self._ages.before(lookup.moment_ms))
         found: dict[int, bytes] = {}
         for position in lookup.positions:
             with contextlib.suppress(Cold, Damaged, IndexError):

@@ -84,7 +84,7 @@ class Engine:
         questions, searches = (
             (archive.questions, archive.searches) if archive else (None, Searches(None))
         )
-        self._delivery = Delivery(self._bodies, self._connections, self._readers, questions)
+        self._delivery = Delivery(self._bodies, self._connections, self._readers, questions, ages)
         self._lookups = Lookups(self._delivery, self._readers, self._schedule, self._fail)
         self._asides = Asides(self, core, log, searches, config.events_buffer_bytes)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()

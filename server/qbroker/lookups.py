@@ -43,7 +43,8 @@ class Lookups:
     def look_up(self, lookup: e.Lookup) -> None:
         """Find what the core asked for; the frame is decided again with it."""
         found = self._delivery.find_here(lookup)
-        if found.messages and len(found.messages) == len(lookup.positions):
+        here = found.messages and len(found.messages) == len(lookup.positions)
+        if here or found.before is not None:
             self._found.append((lookup.connection, lookup.frame, found))
             self._schedule()
             return

@@ -1,4 +1,4 @@
-"""``qbroker queue``: orders about one queue: pause, resume, drain."""
+"""``qbroker queue``: orders about one queue: pause, resume, drain, move."""
 
 import getpass
 import json
@@ -12,25 +12,11 @@ import click
 from qbroker.ops.admin import Admin
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import ago
-from qbroker.taskcommands import UNITS
+from qbroker.ordercommands import Span, filters, told
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json
-from qprotocol.frames import Inspect, Ok, PauseQueue, Report, ResumeQueue
+from qprotocol.frames import Inspect, Move, Ok, PauseQueue, Report, ResumeQueue
 
 LOOK_EVERY_S = 0.5
-
-
-class Span(click.ParamType[int]):
-    """A span of time, in ms: 90s, 10m, 2h, 1d."""
-
-    name = "span"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
-        number, unit = value[:-1], value[-1:]
-        if not number.isdecimal() or unit not in UNITS or not int(number):
-            self.fail(f'"{value}": write 90s, 10m, 2h or 1d', param, ctx)
-        return int(number) * UNITS[unit]
 
 
 @click.group("queue", cls=Commands)
@@ -167,3 +153,35 @@ def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
         if not left or time.monotonic() >= deadline:
             return left
         time.sleep(LOOK_EVERY_S)
+
+
+@queue_group.command("move")
+@click.argument("queue", metavar="FROM")
+@click.argument("to")
+@click.option("--id", "ids", multiple=True, help="Only this one; may be said more than once.")
+@filters("ready", "scheduled")
+@BROKER
+@JSON
+def move_command(
+    *,
+    queue: str,
+    to: str,
+    ids: tuple[str, ...],
+    states: tuple[str, ...],
+    dry_run: bool,
+    broker: str,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Let messages that wait in FROM wait in TO, in their order, with all that is known of them."""
+    count = 0
+    with asking(broker) as admin:
+        for each in ids or ("",):
+            frame = Move(
+                queue=queue, to=to, id=each, states=",".join(states), dry_run=dry_run, **rest
+            )
+            count += admin.ask(frame, Ok).count
+    if as_json:
+        echo_json({"from": queue, "to": to, "moved": count, "dry_run": dry_run})
+    else:
+        click.echo(told(count, f"moved from {queue} to {to}", dry_run=dry_run))

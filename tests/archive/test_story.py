@@ -113,7 +113,7 @@ class Oracle:
             self.rows.setdefault(position, row)
 
     def on_removed(self, record: r.Removed, _: StoredRecord) -> None:
-        for position, _, _ in record.positions:
+        for position, _, _ in record.positions if record.reason != "purged" else ():
             more = {"reason": record.reason, "finished_ms": record.finished_ms}
             self.rows[position] = self.row(position, State.REVOKED, **more)
 

@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 from digest import check_places, digest
 from machine import Machine, Peer
 from qbroker.ages import Ages
-from qbroker.core import leaving, purging
+from qbroker.core import leaving, orders, purging
+from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.purging import finish
 from qbroker.core.settings import Settings
@@ -93,6 +94,11 @@ class Story(RuleBasedStateMachine):
         self.ids: dict[str, set[str]] = {}
         """Chosen ids to the bodies that ever bore them."""
         self.bodies: dict[int, str] = {}
+        self.paused: dict[tuple[str, str], bool | None] = {}
+        """(half, queue) to what was confirmed of it; None while that is not known."""
+        self.paused_before: set[int] = set()
+        self.cancelling: list[str] = []
+        """Ids whose cancel is not answered."""
         self.pace = "settles"
         self.is_down = False
 
@@ -109,7 +115,23 @@ class Story(RuleBasedStateMachine):
             machine.turn()
             machine.begin_write()
         self.hear()
+        self.nothing_leaves_a_paused_queue()
         self.every_message_is_in_one_place()
+
+    def nothing_leaves_a_paused_queue(self) -> None:
+        """By the records, in their order: a delivery is born with its grant."""
+        state, noted = self.machine.core.state, self.machine.noted
+        paused = set(self.paused_before)
+        for _, record in noted:
+            if isinstance(record, r.QueuePaused) and record.dispatch:
+                paused.add(record.queue)
+            elif isinstance(record, r.QueueResumed) and record.dispatch:
+                paused.discard(record.queue)
+            elif isinstance(record, r.Granted) and not record.adopted:
+                queues = {state.lanes[entry[0]].queue.number for entry in record.entries}
+                assert queues.isdisjoint(paused), f"{record} out of a paused queue"
+        noted.clear()
+        self.paused_before = paused
 
     def every_message_is_in_one_place(self) -> None:
         alive = self.alive()
@@ -240,6 +262,8 @@ class Story(RuleBasedStateMachine):
         ]
         if name:
             self.ids.setdefault(name, set()).add(bodies[0])
+            if name in self.cancelling:  # it is looked for first, and may find this one
+                self.doubtful.add(bodies[0])
         self.sequence += 1
         self.chunks[self.sequence] = raws, bodies
         self.send_chunk(self.sequence, data if parts else None)
@@ -286,7 +310,9 @@ class Story(RuleBasedStateMachine):
             self.promised.update(bodies)
         else:
             assert isinstance(frame, f.Error), frame
-            assert frame.code == "DUPLICATE_ID", frame
+            assert frame.code in ("DUPLICATE_ID", "QUEUE_PAUSED"), frame
+            if frame.code == "QUEUE_PAUSED":
+                assert self.paused.get(("intake", frame.details["queue"])) is not False
             if self.sendings.count(sequence) == 1:
                 self.sent.difference_update(bodies)
         self.chunks.pop(sequence, None)
@@ -435,7 +461,8 @@ class Story(RuleBasedStateMachine):
         name = f"id{nth}"
         self.doubtful |= self.ids.get(name, set())
         client = self.connected(self.clients[0])
-        self.ask(client, f.Cancel(id=name), lambda frame: None)
+        self.cancelling.append(name)
+        self.ask(client, f.Cancel(id=name), lambda frame: self.cancelling.remove(name))
 
     @rule(queue=st.sampled_from(QUEUES))
     def look(self, queue: str) -> None:
@@ -465,6 +492,57 @@ class Story(RuleBasedStateMachine):
         self.doubtful |= there | (self.sent - self.alive())
         client = self.connected(self.clients[3])
         self.ask(client, f.Purge(queue=queue), lambda frame: None)
+
+    # Orders.
+
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        half=st.sampled_from(["intake", "dispatch"]),
+        on=st.booleans(),
+        for_ms=st.sampled_from([0, 0, 5_000]),
+    )
+    def pause(self, queue: str, half: str, on: bool, for_ms: int) -> None:
+        client, key = self.connected(self.clients[0]), (half, queue)
+        chosen: Any = {"queue": queue, half: True}
+        frame = f.PauseQueue(**chosen, for_ms=for_ms) if on else f.ResumeQueue(**chosen)
+        self.paused[key] = None
+
+        def answered(frame: f.Frame) -> None:
+            if isinstance(frame, f.Ok) and not for_ms:
+                others = [ask for ask in client.asked.values() if getattr(ask, "key", 0) == key]
+                self.paused[key] = None if others else on
+
+        answered.key = key  # type: ignore[attr-defined]
+        self.ask(client, frame, answered)
+
+    @rule(
+        queue=st.sampled_from([*QUEUES, "a.dead"]),
+        to=st.sampled_from(QUEUES),
+        task=st.sampled_from(["", "", "t"]),
+        states=st.sampled_from(["", "", "ready", "scheduled"]),
+        nth=st.sampled_from([-1, -1, -1, 0, 1]),
+    )
+    def move(self, queue: str, to: str, task: str, states: str, nth: int) -> None:
+        client = self.connected(self.clients[0])
+        name = f"id{nth}" if nth >= 0 else ""
+        frame = f.Move(queue=queue, to=to, task=task, states=states, id=name)
+        self.ask(client, frame, lambda frame: None)
+
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        task=st.sampled_from(["", "", "t"]),
+        states=st.sampled_from(["", "", "ready", "scheduled", "started"]),
+        purge=st.booleans(),
+    )
+    def cancel_many(self, queue: str, task: str, states: str, purge: bool) -> None:
+        places = check_places(self.machine.core.state)
+        there = {self.body_at(at) for at, place in places.items() if place.endswith(f" {queue}")}
+        self.doubtful |= there | (self.sent - self.alive())
+        if self.machine.core.state.orders or self.machine.inbox:  # a move may be on its way
+            self.doubtful |= self.alive()
+        client = self.connected(self.clients[3])
+        frame = f.CancelMany(queue=queue, task=task, states=states, purge=purge)
+        self.ask(client, frame, lambda frame: None)
 
     # Coming, going, time.
 
@@ -530,6 +608,13 @@ class Story(RuleBasedStateMachine):
         alive = self.alive()
         self.promised |= alive
         self.doubtful -= alive
+        state = machine.core.state
+        machine.noted.clear()
+        self.paused_before = set(state.pauses.dispatch)
+        for (half, queue), known in self.paused.items():
+            now = queue in state.queues and half in state.pauses.of(state.queues[queue].number)
+            assert known in (None, now), f"{half} of {queue}: {known} was confirmed"
+            self.paused[half, queue] = None  # one with an end may be over
 
     @rule()
     def save(self) -> None:
@@ -568,6 +653,9 @@ class Story(RuleBasedStateMachine):
             self.disconnect(self.clients.index(client))
         last = self.clients[3]
         self.connected(last)
+        for name in QUEUES:
+            frame = f.ResumeQueue(queue=name, intake=True, dispatch=True)
+            self.ask(last, frame, lambda frame: None)
         queues = [name + end for name in QUEUES for end in ("", ".dead")]
         frame = f.Consume(subscription=1, queues=queues, credit=1_000)
         self.ask(last, frame, lambda frame: None)
@@ -592,6 +680,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purging, "SWEEP_MESSAGES_MAX", 1)
     monkeypatch.setattr(purging, "SWEEP_LANES_MAX", 1)
     monkeypatch.setattr(purging, "SWEEP_STEP", 1)
+    monkeypatch.setattr(orders, "ORDER_WORK_MAX", 6)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

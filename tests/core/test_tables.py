@@ -111,6 +111,7 @@ EXAMPLES: dict[str, r.Record] = {
     ),
     "upload_dropped": r.UploadDropped(4, 9),
     "handed_down": r.HandedDown(b"s" * 16, 1, [2 << 20, 2 << 20 | 1]),
+    "moved": r.Moved([[0, 0, 1, 2 << 20, 3]], [[0, -5, 2, 3 << 20, 1_700_000_000_500]]),
     "queue_paused": r.QueuePaused(0, True, False, "broken", "ana", 1_700_000_000_000, 0),
     "queue_resumed": r.QueueResumed(0, False, True),
     "exchange_declared": r.ExchangeDeclared("e", "topic", {"alternate": "", "unroutable": "drop"}),

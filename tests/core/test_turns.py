@@ -10,7 +10,7 @@ import pytest
 from digest import check_places, exact
 from machine import Machine, Peer
 from qbroker.ages import Ages
-from qbroker.core import leaving, passing, purging, timers
+from qbroker.core import leaving, orders, passing, purging, timers, walking
 from qbroker.core.broker import Broker
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
@@ -525,3 +525,111 @@ def test_a_claim_takes_a_message_out_of_the_timers(machine: Machine, failed: boo
     machine.settle()
     assert (check_places(state), state.timers.size, state.cancelled) == ({}, 0, set())
     assert exact(replayed(machine).state) == exact(state)
+
+
+# --- Large orders
+
+
+def order(machine: Machine, peer: Peer, frame: f.Frame) -> None:
+    peer.received.clear()
+    frame.correlation = 9
+    machine.submit(peer, frame)
+
+
+def few_a_turn(monkeypatch: pytest.MonkeyPatch, work: int) -> None:
+    monkeypatch.setattr(orders, "ORDER_WORK_MAX", work)
+    monkeypatch.setattr(walking, "SWEEP_STEP", 3)
+
+
+@pytest.mark.parametrize("places", ["ready", "scheduled", "given back"])
+def test_an_order_is_done_so_much_a_turn_and_nothing_leaves_meanwhile(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, places: str
+) -> None:
+    few_a_turn(monkeypatch, 100)
+    due_ms = machine.wall_ms + 60_000 if places == "scheduled" else 0
+    if places == "given back":
+        peer = worker(machine)
+        take(machine, peer, 100)
+        machine.submit(peer, f.Bye(correlation=4))
+        machine.settle()
+    else:
+        fill(machine, 100, due_ms=due_ms)
+    other = greeted(machine)
+    machine.submit(other, f.Declare(correlation=2, queue="to", options={}))
+    machine.settle()
+    asked, consumer = greeted(machine), greeted(machine)
+    order(machine, asked, f.Move(queue="q", to="to"))
+    machine.submit(consumer, f.Consume(correlation=3, subscription=1, queues=["q"], credit=9))
+    before, sizes = 0, []
+    target = machine.core.state.queues["to"]
+    while machine.core.has_more or not sizes:
+        machine.turn()
+        check_places(machine.core.state)
+        moved = target.ready + target.scheduled
+        sizes.append(moved - before)
+        before = moved
+    assert before == 100
+    assert max(sizes) <= 45, "a piece when it is given, and one a turn"
+    assert len(sizes) >= 4
+    machine.settle()
+    assert asked.received == [f.Ok(count=100, correlation=9)]
+    assert not machine.core.state.leases
+    assert machine.core.state.queues["q"].held == 0
+
+
+def test_an_order_that_a_crash_cut_leaves_each_message_in_one_queue(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_a_turn(monkeypatch, 100)
+    fill(machine, 50)
+    fill(machine, 50, due_ms=machine.wall_ms + 60_000)
+    machine.submit(greeted(machine), f.Declare(correlation=2, queue="to", options={}))
+    machine.settle()
+    order(machine, greeted(machine), f.Move(queue="q", to="to"))
+    for _ in range(2):
+        machine.turn()
+        machine.begin_write()
+        machine.write()
+    machine.crash()
+    queues = machine.core.state.queues
+    counts = [queue.ready + queue.scheduled for queue in (queues["q"], queues["to"])]
+    assert sum(counts) == 100
+    assert all(counts)
+    assert len(check_places(machine.core.state)) == 100
+    asked = greeted(machine)
+    order(machine, asked, f.Move(queue="q", to="to"))
+    machine.settle()
+    assert asked.received == [f.Ok(count=counts[0], correlation=9)]
+
+
+def test_orders_take_turns_and_too_many_are_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_a_turn(monkeypatch, 10)
+    monkeypatch.setattr(orders, "ORDERS_MAX", 2)
+    fill(machine, 20)
+    peers = [greeted(machine) for _ in range(3)]
+    for peer in peers:
+        order(machine, peer, f.CancelMany(queue="q", purge=True, dry_run=True))
+    machine.settle()
+    answers = [peer.received[0] for peer in peers]
+    assert [each.count for each in answers[:2] if isinstance(each, f.Ok)] == [20, 20]
+    assert isinstance(answers[2], f.Error)
+    assert answers[2].code == "LIMIT_REACHED"
+
+
+def test_a_purge_in_the_middle_of_an_order_ends_it_there(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_a_turn(monkeypatch, 20)
+    fill(machine, 20)
+    fill(machine, 20, task="t")
+    asked, purge = greeted(machine), greeted(machine)
+    order(machine, asked, f.CancelMany(queue="q"))
+    machine.turn()
+    order(machine, purge, f.Purge(queue="q"))
+    machine.settle()
+    first = asked.received[0]
+    assert isinstance(first, f.Ok)
+    assert purge.received == [f.Ok(count=40 - first.count, correlation=9)]
+    assert check_places(machine.core.state) == {}

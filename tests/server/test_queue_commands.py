@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from qbroker.ops.exits import Exit
-from qbroker.queuecommands import Span
+from qbroker.ordercommands import Span
 from qprotocol.frames import Ack, Consume, Deliver, Error, Ok, Publish, Published, Settled
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import Message
 from qprotocol.wire import ACK_RUN, RUN
 from server.conftest import Daemon
@@ -98,3 +99,42 @@ def test_what_is_no_span_of_time(daemon: Daemon, text: str) -> None:
     done = daemon.ask("queue", "pause", "any", f"--for={text}")
     assert done.returncode == Exit.USAGE
     assert "write 90s, 10m, 2h or 1d" in done.stderr
+
+
+def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) -> None:
+    peer = daemon.connect().shake_hands()
+    keyed = LaneKeys(fair="t1").pack()
+    packed = [
+        Message("here", b"1", id="one", task="shop.bill"),
+        Message("here", b"2", task="shop.bill", keys=keyed),
+        Message("here", b"3", task="shop.mail"),
+        Message("here", b"4", task="shop.mail", id="four"),
+    ]
+    raw = b"".join(message.pack() for message in packed)
+    peer.say(Publish(correlation=3, producer=0, sequence=0, count=4, raw=raw))
+    peer.expect(Published)
+    publish(peer, "there", b"0")
+    peer.expect(Published)
+    move = ("queue", "move", "here", "there")
+    assert daemon.ask(*move, "--task", "shop.bill", "--dry-run").stdout == (
+        "2 messages would be moved from here to there\n"
+    )
+    assert daemon.ask(*move, "--id", "four").stdout == "1 messages moved from here to there\n"
+    found = json.loads(daemon.ask(*move, "--task", "shop.bill", "--json").stdout)
+    assert found == {"from": "here", "to": "there", "moved": 2, "dry_run": False}
+    assert (row_of(daemon, "here")["ready"], row_of(daemon, "there")["ready"]) == (1, 4)
+    said = daemon.ask("cancel", "four", "nobody").stdout.splitlines()
+    assert [line.split() for line in said[1:]] == [["four", "revoked"], ["nobody", "unknown"]]
+    assert json.loads(daemon.ask("cancel", "four", "--json").stdout) == {"four": "REVOKED"}
+    by_key = ("cancel", "--key", "t1")
+    assert daemon.ask(*by_key, "--dry-run").stdout == "1 messages would be cancelled\n"
+    assert json.loads(daemon.ask(*by_key, "--json").stdout)["cancelled"] == 1
+    assert daemon.ask(*by_key, "--queue", "there").stdout == "0 messages cancelled\n"
+    assert "name IDs, or else" in daemon.ask("cancel").stderr
+    purge = ("purge", "there", "--task", "shop.bill")
+    assert daemon.ask(*purge, "--dry-run").stdout == "1 messages would be dropped from there\n"
+    assert "give --yes" in daemon.ask(*purge).stderr
+    assert daemon.ask(*purge, "--older", "1h", "--yes").stdout == "0 messages dropped from there\n"
+    found = json.loads(daemon.ask(*purge, "--yes", "--json").stdout)
+    assert found == {"queue": "there", "purged": 1}
+    assert row_of(daemon, "there")["ready"] == 1

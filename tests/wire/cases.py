@@ -16,7 +16,7 @@ from qprotocol.options import RetryPolicy
 TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
 TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
-DECODED_ONLY: set[str] = {"search", "search_one", "blocked"}
+DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke"}
 
 MESSAGES: dict[str, Message] = {
     "plain": Message("emails", b"hello"),
@@ -239,6 +239,32 @@ FRAMES: dict[str, f.Frame] = {
     "listen": f.Listen(listener=1, patterns=["task.#", "order.*.paid"], correlation=23),
     "notify": f.Notify(topic="order.eu.paid", correlation=24, raw=b"\x11"),
     "event": f.Event(listener=1, topic="order.eu.paid", dropped=3, raw=b"\x11"),
+    "cancel_2": f.Cancel(id="order:42", position=1, terminate=True, grace_ms=5_000, correlation=11),
+    "revoke_2": f.Revoke(terminate=True, grace_ms=5_000, raw=TOKENS),
+    "cancel_many": f.CancelMany(
+        queue="emails",
+        task="shop.bill",
+        key="tenant-9",
+        states="ready,started",
+        older_ms=60_000,
+        purge=False,
+        terminate=True,
+        grace_ms=5_000,
+        dry_run=True,
+        correlation=21,
+    ),
+    "move": f.Move(
+        queue="emails",
+        to="slow",
+        id="order:42",
+        position=1,
+        task="shop.bill",
+        key="tenant-9",
+        states="ready",
+        older_ms=60_000,
+        dry_run=True,
+        correlation=22,
+    ),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -132,6 +132,24 @@ def test_a_running_task_can_be_revoked_with_its_process(prefork: Workshop):
     assert len(prefork.marks("began")) == 1
 
 
+def test_a_running_task_that_is_revoked_with_grace_is_asked_first(prefork: Workshop):
+    """SoftCancelled is raised in it; a task that will not hear is killed after the grace."""
+    worker = prefork.worker("-c", "1")
+    tidies = prefork.send("tidies", "tidies")
+    mark = prefork.wait_for_mark("began", "tidies")
+    tidies.revoke(terminate=True, grace=30)
+    prefork.wait_for_mark("tidied", "tidies")
+    assert tidies.state == "REVOKED"
+    assert prefork.call("add", 1, 1) == 2
+    assert alive(int(mark[2])), "it ended by itself"
+    deaf = prefork.send("deaf", "deaf")
+    mark = prefork.wait_for_mark("began", "deaf")
+    deaf.revoke(terminate=True, grace=0.3)
+    prefork.wait_for_mark("heard", "deaf")
+    until(lambda: not alive(int(mark[2])), "the child is killed")
+    assert "asked to stop" in worker.log
+
+
 def test_a_waiting_task_that_is_revoked_never_begins(prefork: Workshop):
     """Also one that a child has in hand already."""
     prefork.worker("-c", "1")

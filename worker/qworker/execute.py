@@ -26,7 +26,7 @@ import qclient
 from qclient.context import Context, current_request
 from qclient.failures import failure_of
 from qclient.serialization import DecodeError, encode_result
-from qclient.verdicts import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from qclient.verdicts import Ignore, Reject, Retry, SoftCancelled, SoftTimeLimitExceeded
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.limits import BODY_BYTES_HARD_MAX
@@ -34,7 +34,7 @@ from qprotocol.message import Delivery, Message, Outcome, unpack_message
 from qprotocol.options import RetryPolicy
 from qworker.hand import Parcel
 from qworker.logs import TaskLog, note
-from qworker.slots import HARD_MS, SIGNALLED, SOFT_MS
+from qworker.slots import CANCELLED, HARD_MS, SIGNALLED, SOFT_MS
 
 OURS = tuple(str(Path(place).parent) + os.sep for place in (__file__, qclient.__file__ or __file__))
 """Frames of these folders at the top of a traceback are not the user's."""
@@ -219,6 +219,9 @@ class Executor:
     def soft_limit_passed(self) -> None:
         """Called by a signal: raises inside user code if it is still the one the parent meant."""
         index = self._index
+        if index >= 0 and self._words[CANCELLED] == index + 1:
+            self._words[CANCELLED] = 0
+            raise SoftCancelled("the task was cancelled, and is killed soon")
         if index >= 0 and self._words[SIGNALLED] == index + 1:
             self._words[SIGNALLED] = 0
             raise SoftTimeLimitExceeded("the soft time limit of this task has passed")

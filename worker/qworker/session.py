@@ -229,7 +229,7 @@ class Session:
             self._tell(("recall", list(wire.TOKEN.iter_unpack(frame.raw))))
         elif isinstance(frame, f.Revoke):
             tokens = list(wire.TOKEN.iter_unpack(frame.raw))
-            self._tell(("revoke", (tokens, frame.terminate)))
+            self._tell(("revoke", (tokens, frame.terminate, frame.grace_ms)))
         elif isinstance(frame, f.Control):
             self._tell(("control", (frame.verb, frame.arguments or {})))
         elif isinstance(frame, f.Goaway):

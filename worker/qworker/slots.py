@@ -69,7 +69,8 @@ LOCK_WAIT_S = 0.05
     FINISHED,
     IDLE,
     HEAD_SIZE,
-) = range(13)
+    CANCELLED,
+) = range(14)
 _WORDS = 16
 POSITIONS_AT = _WORDS
 GRANTS_AT = POSITIONS_AT + RING

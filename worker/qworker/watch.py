@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from qworker.children import Child, Verdict, call_of, kill_running, released
@@ -16,6 +17,7 @@ from qworker.logs import note
 from qworker.pools import Pool
 from qworker.session import Session
 from qworker.slots import (
+    CANCELLED,
     HARD_MS,
     IDLE,
     MEAN_US,
@@ -40,6 +42,16 @@ REVOKED_MAX = 10_000
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
+@dataclass(slots=True)
+class Revoked:
+    """What is to be done about a delivery that is void."""
+
+    terminate: bool
+    grace_ns: int
+    asked_ns: int = 0
+    """When it was asked to stop, monotonic; 0 before."""
+
+
 class Watch:
     """The parent's eye on its children."""
 
@@ -60,8 +72,8 @@ class Watch:
         """By slot, the number of the token that the broker knows to run."""
         self._next_memory = 0.0
         self._warned = False
-        self._revoked: dict[Token, bool] = {}
-        """Tokens that were revoked, and whether to kill what runs them; the newest of them."""
+        self._revoked: dict[Token, Revoked] = {}
+        """Tokens that were revoked; the newest of them."""
 
     def look(self, children: list[Child], slots: Slots) -> float:
         """One tick. Seconds until the next one is due, at most TICK_S."""
@@ -79,7 +91,7 @@ class Watch:
                     self._told[number] = running.index
                     begun.append(running.token)
                 if running.token in self._revoked:
-                    self._end_revoked(child, slot, running)
+                    next_ns = min(next_ns, self._end_revoked(child, slot, running))
                 next_ns = min(next_ns, self._limits(child, slot, running, ran_ns))
         if begun:
             self.session.has_begun(begun)
@@ -89,21 +101,36 @@ class Watch:
             self._weigh(children)
         return max(next_ns / 1e9, 0.001)
 
-    def revoke(self, tokens: list[Token], terminate: bool) -> None:
+    def revoke(self, tokens: list[Token], terminate: bool, grace_ms: int = 0) -> None:
         """Those tokens are void. What is in hand the members drop; what runs is seen to by look."""
-        self._revoked.update(dict.fromkeys(tokens, terminate))
+        for token in tokens:
+            self._revoked[token] = Revoked(terminate, grace_ms * 1_000_000)
         while len(self._revoked) > REVOKED_MAX:
             del self._revoked[next(iter(self._revoked))]
 
-    def _end_revoked(self, child: Child, slot: Slot, running: Running) -> None:
-        terminate = self._revoked[running.token]
-        if terminate and self.pool.can_kill:
+    def _end_revoked(self, child: Child, slot: Slot, running: Running) -> int:
+        """Nanoseconds until there is more to do about it: it is asked first, then killed."""
+        order, tick = self._revoked[running.token], int(TICK_S * 1e9)
+        if order.terminate and self.pool.can_kill:
+            now = time.monotonic_ns()
+            if order.grace_ns and not order.asked_ns:
+                order.asked_ns = now
+                slot.words[CANCELLED] = running.index + 1
+                grace_s = order.grace_ns / 1e9
+                note(
+                    logging.INFO, f"{call_of(running)} was revoked, asked to stop", grace_s=grace_s
+                )
+                child.signal(signal.SIGUSR1)
+            left = order.asked_ns + order.grace_ns - now
+            if left > 0:
+                return min(left, tick)
             if kill_running(child, slot, running, Verdict.REVOKED):
                 del self._revoked[running.token]
-            return
+            return tick
         del self._revoked[running.token]
-        why = f"; the {self.pool.name} pool cannot end one task" if terminate else ""
+        why = f"; the {self.pool.name} pool cannot end one task" if order.terminate else ""
         note(logging.WARNING, f"{call_of(running)} was revoked and runs on{why}")
+        return tick
 
     def forget(self, child: Child) -> None:
         """The child's slots begin anew."""

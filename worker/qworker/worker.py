@@ -291,7 +291,7 @@ class Worker:
         if self.watch is not None:
             self.watch.recall_tokens(self.slots, tokens)
 
-    def _on_revoke(self, order: tuple[list[Token], bool]) -> None:
+    def _on_revoke(self, order: tuple[list[Token], bool, int]) -> None:
         if self.watch is not None:
             self.watch.revoke(*order)
 

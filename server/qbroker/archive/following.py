@@ -288,6 +288,10 @@ class Follower:
     def removed(self, stored: StoredRecord) -> None:
         """Cancelled or expired, wherever they were."""
         record = unpacked(stored, r.Removed)
+        if record.reason == "purged":  # while they waited: they never ran
+            for position, _, _ in record.positions:
+                self.known.forget(position)
+            return
         lanes = {position: lane for position, lane, _ in record.positions}
         holders = dict(self.known.holders(lanes))
         for position, lane in lanes.items():
@@ -301,6 +305,16 @@ class Follower:
                 *(record.keep_until_ms, brief, record.reason, None, None, None),
             )
             self.changes.settled[position] = self._with_tries(row)
+
+    def moved(self, stored: StoredRecord) -> None:
+        """What is known of earlier tries goes along: a purge of the old queue is not about it."""
+        record = unpacked(stored, r.Moved)
+        runs = [(to, first, count) for _, _, to, first, count in record.ready]
+        runs += [(to, position, 1) for _, _, to, position, _ in record.scheduled]
+        for to, first, count in runs if self.known.tries else ():
+            for position in range(first, first + count):
+                if position in self.known.tries:
+                    self.known.tried(position, to)
 
     def quarantined(self, stored: StoredRecord) -> None:
         """Damaged on disk: nobody can read what they were, not even their ids."""
@@ -342,6 +356,7 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Settled.TYPE: Follower.settled,
     r.Returned.TYPE: Follower.returned,
     r.Removed.TYPE: Follower.removed,
+    r.Moved.TYPE: Follower.moved,
     r.Quarantined.TYPE: Follower.quarantined,
     r.Purged.TYPE: Follower.purged,
     r.Forgotten.TYPE: Follower.forgotten,

@@ -18,18 +18,20 @@ from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, id_of, limit, place_of
-from qprotocol.frames import Cancel, Declare, Forget, Ok, Peek, Watch
+from qprotocol.frames import Cancel, Declare, Forget, Move, Ok, Peek, Watch
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
 
+Named = Watch | Cancel | Forget | Move
+"""Frames about a task, by its id."""
 UNKNOWN = Finished(State.UNKNOWN, 0, 0, 0, 0, 0)
 
 
 def known(
-    state: BrokerState, now: Now, frame: Watch | Cancel | Forget, found: Found | None
+    state: BrokerState, now: Now, frame: Named, found: Found | None
 ) -> tuple[int, Finished | None]:
     """The task's position and what is known of it; None if a Lookup must tell first."""
     name = name_of(frame)
@@ -57,7 +59,7 @@ def known(
     return 0, UNKNOWN if read.asked else None
 
 
-def name_of(frame: Watch | Cancel | Forget) -> bytes:
+def name_of(frame: Named) -> bytes:
     """The id as its bytes in a message. Raises RefusedError."""
     try:
         return pack_id(frame.id)[0]
@@ -82,9 +84,7 @@ def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
     return Finished(State.SCHEDULED, 0, 0, 0, 0, 0)
 
 
-def lookup(
-    state: BrokerState, connection: int, frame: Watch | Cancel | Forget, found: Found | None
-) -> Decision:
+def lookup(state: BrokerState, connection: int, frame: Named, found: Found | None) -> Decision:
     """Ask the engine which message the id means; if the log was asked before, the archive."""
     if found is not None:
         return Decision(effects=[Lookup(connection, frame, id=frame.id, archive=True)])
@@ -134,7 +134,11 @@ def decide_cancel(
         assert run is not None, f"{position} is {entry.state.name} and nowhere"
         until = now.wall_ms + state.settings.result_ttl_ms
         where = [[position, run.lane.number, run.priority]]
-        records.append(r.Removed(where, "cancelled", now.wall_ms, until, frame.terminate))
+        grace_ms = frame.grace_ms
+        removed = r.Removed(
+            where, "cancelled", now.wall_ms, until, frame.terminate, grace_ms=grace_ms
+        )
+        records.append(removed)
         entry = Finished(State.REVOKED, 0, 0, now.wall_ms, 0, until, 0, "cancelled")
     return Decision(records, effects=[told(connection, frame, position, entry, found)])
 

@@ -28,6 +28,8 @@ from qbroker.core import (
     binding,
     consuming,
     endings,
+    moving,
+    orders,
     passing,
     pausing,
     publishing,
@@ -126,7 +128,8 @@ class Broker:
     @property
     def has_more(self) -> bool:
         """Whether another turn has something to do at once, though nothing arrives."""
-        return bool(self.state.dirty or self.state.leaving or self.state.remains)
+        state = self.state
+        return bool(state.dirty or state.leaving or state.remains or state.orders)
 
     def due(self, now: Now, append: AppendRaw) -> list[Effect]:
         """Do what time has made due."""
@@ -239,6 +242,7 @@ class Broker:
 
     def _make_true(self, record: r.Record, append: AppendRaw) -> int:
         position = append(record)
+        self.state.head = position + record.slots
         APPLY[type(record)](self.state, position, record)
         return position
 
@@ -309,6 +313,8 @@ ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], De
     f.Watch: asking.decide_watch,
     f.Forget: asking.decide_forget,
     f.Cancel: asking.decide_cancel,
+    f.CancelMany: orders.decide_cancel_many,
+    f.Move: orders.decide_move,
 }
 """Rules that may need to know which message an id or token means."""
 
@@ -333,6 +339,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Forgotten: asking.apply_forgotten,
     r.Quarantined: quarantine.apply_quarantined,
     r.Archived: asking.apply_archived,
+    r.Moved: moving.apply_moved,
     r.QueuePaused: pausing.apply_paused,
     r.QueueResumed: pausing.apply_resumed,
     r.ExchangeDeclared: binding.apply_exchange_declared,

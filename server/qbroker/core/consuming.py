@@ -229,7 +229,8 @@ def lease(
                     more = known.deliveries + 1
                     before, after = known, known._replace(deliveries=more, run=None, waits=False)
                 attempts[position] = after
-                touched.append((index + position - first, *after.counters()))
+                if more > 1:
+                    touched.append((index + position - first, *after.counters()))
         index += count
     if consumer:
         consumer.unsettled += index

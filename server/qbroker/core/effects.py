@@ -84,6 +84,8 @@ class Lookup(Effect):
     id: str = ""
     positions: tuple[int, ...] = ()
     archive: bool = False
+    moment_ms: int = 0
+    """Asked for is the first position that was written then or later."""
 
 
 @dataclass(slots=True)

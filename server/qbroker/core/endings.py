@@ -184,7 +184,7 @@ def apply_removed(state: BrokerState, settled: int, record: r.Removed) -> None:
         grant = state.leases.get(position)
         if grant is not None:
             state.unlease(position)
-            push_revoke(state, grant, position, terminate=record.terminate)
+            push_revoke(state, grant, position, record)
         else:
             state.withdraw(run, position)
         queue.counts[record.reason] += 1
@@ -192,11 +192,12 @@ def apply_removed(state: BrokerState, settled: int, record: r.Removed) -> None:
             State.REVOKED, 0, 0, record.finished_ms, 0, record.keep_until_ms, 0, record.reason
         )
         entry.settled = settled
-        state.finish(position, entry, keep=True, synced=queue.synced)
+        keep = bool(record.keep_until_ms)
+        state.finish(position, entry, keep=keep, synced=queue.synced)
         state.forget(position)
 
 
-def push_revoke(state: BrokerState, grant: Grant, position: int, *, terminate: bool) -> None:
+def push_revoke(state: BrokerState, grant: Grant, position: int, record: r.Removed) -> None:
     """Tell the holder, and its parent, that the delivery is void."""
     member, token = grant.member, wire.TOKEN.pack(position, grant.number)
     members = [member]
@@ -204,4 +205,5 @@ def push_revoke(state: BrokerState, grant: Grant, position: int, *, terminate: b
         members.append(member.session.member(0))
     for told in members:
         if told.connection:
-            state.effects.append(Send(told.connection, Revoke(terminate=terminate, raw=token)))
+            frame = Revoke(terminate=record.terminate, grace_ms=record.grace_ms, raw=token)
+            state.effects.append(Send(told.connection, frame))

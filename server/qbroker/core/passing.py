@@ -8,6 +8,7 @@ from qbroker.core.consuming import Append
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
+from qbroker.core.orders import carry_on
 from qbroker.core.pausing import records_over
 from qbroker.core.purging import sweep
 from qbroker.core.sessions import leave
@@ -47,8 +48,7 @@ def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     for _, position, number in state.expiries.pop(count):
         if position in state.leases:
             state.late.add(position)
-        elif state.waits_in(number, position):
-            run = state.run_numbered(number)
+        elif run := state.waiting_run(number, position):
             over.append([position, run.lane.number, run.priority])
     if not over:
         return []
@@ -68,6 +68,7 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
         attempts = state.attempts.get(position)
         if attempts:
             state.attempts[position] = attempts._replace(waits=False)
+        if attempts and attempts.deliveries:
             state.ready_again(run, position, 1)
         else:
             state.ready(run, position, 1)
@@ -132,7 +133,7 @@ def next_due(state: BrokerState, now: Now) -> int:
         if mono:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
-    return 0 if state.leaving or state.remains else max(0, min(waits))
+    return 0 if state.leaving or state.remains or state.orders else max(0, min(waits))
 
 
 def due(state: BrokerState, now: Now, append: Append) -> None:
@@ -144,5 +145,7 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     give_back_more(state, now, append)
     if state.remains:
         sweep(state)
+    if state.orders:
+        carry_on(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

@@ -343,6 +343,13 @@ class Removed(Record):
     keep_until_ms: int
     terminate: bool = False
     """Whoever runs one of them now is to be killed, not asked."""
+    grace_ms: int = field(default=0, repr=False)
+    """Volatile: asked first, and killed after so long."""
+
+    def listed(self) -> list[Any]:
+        """What is durable."""
+        times = self.finished_ms, self.keep_until_ms
+        return [self.positions, self.reason, *times, self.terminate]
 
 
 @dataclass(slots=True)
@@ -496,6 +503,17 @@ class Unbound(Record):
     destination: str
     key: str
     arguments: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Moved(Record):
+    """Messages that waited in one queue wait in another, with all that is known of them."""
+
+    TYPE: ClassVar[int] = 39
+    ready: list[list[int]]
+    """[lane number, priority, lane number it is now, first position, how many]"""
+    scheduled: list[list[int]]
+    """[lane number, priority, lane number it is now, position, due_ms]"""
 
 
 @dataclass(slots=True)

@@ -69,6 +69,8 @@ class Found:
     """Whether the archive was asked, too."""
     remembered: Remembered | None = None
     """What it said; None if it knows nothing."""
+    before: int | None = None
+    """The first position that is younger than the moment that was asked for."""
     trouble: str = ""
     """Why it could not answer, or the log could not be read, in a sentence."""
 

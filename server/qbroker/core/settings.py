@@ -71,6 +71,10 @@ RESOLVED_ROUTES_MAX = 10_000
 """Routes of which is remembered where they lead; one more, and all are found anew."""
 BINDING_ROWS_MAX = 10_000
 """Bindings that one question is answered with."""
+ORDER_WORK_MAX = 5_000
+"""What a large order does in one turn: a message counts for 5, a lane that is looked at for 1."""
+ORDERS_MAX = 100
+"""Large orders under way at once."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
 RETRY_AFTER_MS = 1_000

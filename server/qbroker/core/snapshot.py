@@ -23,8 +23,9 @@ VOLATILE = frozenset(
         *("settings", "synced"),
         # About connections, which the next life does not have.
         *("members", "roles", "consumers", "leaving", "remains", "listening", "arrivals"),
+        "orders",
         # Found again when they are needed.
-        *("routes", "dirty", "keeper", "effects", "next_sweep_ms"),
+        *("routes", "dirty", "keeper", "effects", "next_sweep_ms", "head"),
         # Counted since the start.
         *("closed_to_publishes", "lease_lost", "duplicates"),
     }

@@ -160,6 +160,10 @@ class BrokerState:
     lease_lost: int = 0
     duplicates: int = 0
     next_sweep_ms: int = 0
+    head: int = 0
+    """The first position behind the last record."""
+    orders: deque[Any] = field(default_factory=deque)
+    """Large orders under way (orders.Order), the next to go on first."""
 
     def __post_init__(self) -> None:
         self.synced = self.settings.fsync == "always"
@@ -279,11 +283,17 @@ class BrokerState:
         return held and position not in self.cancelled
 
     def waits_in(self, run_number: int, position: int) -> bool:
-        """Whether the message waits, ready or for its time, in that run."""
-        run, attempts = self.run_numbered(run_number), self.attempts.get(position)
+        """Whether the message waits to begin, ready or for its time."""
+        return self.waiting_run(run_number, position) is not None
+
+    def waiting_run(self, run_number: int, position: int) -> Run | None:
+        """The run in which a message waits to begin, if it does; it was published to that one."""
+        attempts = self.attempts.get(position)
         if attempts:
-            return attempts.run is run
-        return position in run.lane.queue.delayed or position in run
+            run = attempts.run
+            return run if run and not run.is_purged and not attempts.reason else None
+        run = self.run_numbered(run_number)
+        return run if position in run.lane.queue.delayed or position in run else None
 
     def listen_again(self, consumer: Consumer) -> None:
         """The consumer may have room: look at its queues."""

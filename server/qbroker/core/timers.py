@@ -10,8 +10,8 @@ second, costs more than a look at a few leaves. A tree that was built elsewhere 
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heappop, heappush, heapreplace
-from itertools import chain
+from heapq import heappop, heappush, heapreplace, merge
+from itertools import chain, islice
 from typing import Any
 
 LEAF_ENTRIES = 512
@@ -144,6 +144,30 @@ class Tree:
         index = bisect_right(self.lows, (due_ms, position)) - 1
         return index >= 0 and position in self.leaves[index].positions
 
+    def after(self, key: tuple[int, int]) -> Iterator[Entry]:
+        """Those behind that (due_ms, position), in their order."""
+        for index in range(max(0, bisect_right(self.lows, key) - 1), len(self.leaves)):
+            yield from (each for each in self.leaves[index].entries() if each[:2] > key)
+
+    def remove(self, entries: Iterable[Entry]) -> int:
+        """Take out those of them that are in, wherever they are; how many. Some steps a leaf."""
+        wanted: dict[int, set[Entry]] = {}
+        for entry in entries:
+            index = bisect_right(self.lows, entry[:2]) - 1
+            if index >= 0:
+                wanted.setdefault(index, set()).add(entry)
+        before = self.size
+        for index in sorted(wanted, reverse=True):
+            leaf = self.leaves[index]
+            left = [each for each in leaf.entries() if each not in wanted[index]]
+            self.size -= len(leaf) - len(left)
+            if left:
+                self.leaves[index] = Leaf.of(*zip(*left, strict=True))
+                self.lows[index] = left[0][:2]
+            else:
+                del self.leaves[index], self.lows[index]
+        return before - self.size
+
     def entries(self) -> Iterator[Entry]:
         """All, in their order."""
         for leaf in self.leaves:
@@ -227,6 +251,18 @@ class Timers:
                 self._forget(tree)
         self.size -= len(out)
         return out
+
+    def after(self, group: int, key: tuple[int, int], limit: int) -> list[Entry]:
+        """The first entries of the group behind that (due_ms, position), at most ``limit``."""
+        trees = (tree.after(key) for tree in self._groups.get(group, ()))
+        return list(islice(merge(*trees), limit))
+
+    def remove(self, group: int, entries: Sequence[Entry]) -> None:
+        """These of the group are not in any more. Costs some steps a leaf."""
+        for tree in list(self._groups.get(group, ())):
+            self.size -= tree.remove(entries)
+            if not tree.size:
+                self._forget(tree)
 
     def holds(self, group: int, due_ms: int, position: int) -> bool:
         """Whether that entry is in. Costs a look at a leaf of each tree."""

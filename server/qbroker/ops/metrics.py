@@ -39,6 +39,8 @@ OUTCOMES = (
     "cancelled",
     "rejected",
     "purged",
+    "moved_out",
+    "moved_in",
     "quarantined",
 )
 """What is counted of messages, in the order of their lives."""

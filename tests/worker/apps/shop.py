@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from qclient import App, Ignore, Reject
+from qclient import App, Ignore, Reject, SoftCancelled
 
 app = App("shop", broker=os.environ["SHOP_BROKER"])
 app.conf.task_default_queue = os.environ["SHOP_QUEUE"]
@@ -225,3 +225,23 @@ def holds_interpreter(seconds):
     # A PyDLL keeps the lock while its functions run, as many C extensions do.
     ctypes.PyDLL(None).usleep(round(seconds * 1e6))
     return time.monotonic() - started
+
+
+@app.task
+def tidies(word):
+    mark("began", word, os.getpid())
+    try:
+        time.sleep(60)  # tidy: it is the task's work
+    except SoftCancelled:
+        mark("tidied", word, os.getpid())
+        raise
+
+
+@app.task
+def deaf(word):
+    mark("began", word, os.getpid())
+    while True:
+        try:
+            time.sleep(60)  # tidy: it is the task's work
+        except SoftCancelled:
+            mark("heard", word, os.getpid())

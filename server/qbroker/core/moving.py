@@ -1,0 +1,71 @@
+"""Moves: waiting messages of one queue go on to wait in another, with all that is known of them.
+
+A message's bytes name the queue it was published to, for ever. So one that was moved has an
+entry in ``attempts`` from then on, also if nobody was ever given it (``deliveries`` 0): the run
+in which it waits. Look-ups, cancels, claims and expiries go by that before they look at bytes.
+"""
+
+from qbroker.core import records as r
+from qbroker.core.lanes import Lane
+from qbroker.core.leases import UNTOUCHED, Attempts
+from qbroker.core.moment import Now
+from qbroker.core.queues import Queue
+from qbroker.core.runs import Run
+from qbroker.core.state import BrokerState
+from qbroker.core.survey import Survey
+from qbroker.core.walking import SCHEDULED, Spot
+
+NEVER = UNTOUCHED._replace(deliveries=0)
+"""The counters of a message that was moved before anybody was given it."""
+
+
+def moved(state: BrokerState, now: Now, target: Queue, spots: list[Spot]) -> list[r.Record]:
+    """The record that moves these, and those that open the lanes it needs."""
+    survey, ready, scheduled = Survey(state, now), [], []
+    for spot in spots:
+        assert spot.run is not None
+        lane, priority = spot.run.lane, spot.run.priority
+        found = survey.lane(target.name, lane.task, lane.keys, beyond=True)
+        number = found.number if isinstance(found, Lane) else found
+        if spot.place == SCHEDULED:
+            scheduled.append([lane.number, priority, number, spot.first, spot.due_ms])
+        else:
+            ready.append([lane.number, priority, number, spot.first, spot.size])
+    return [*survey.opened, r.Moved(ready, scheduled)]
+
+
+def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
+    """They wait elsewhere: ready ones behind those that are there, others for the same time."""
+    for number, priority, to, first, count in record.ready:
+        source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)
+        source.remove(first, count)
+        source.lane.queue.less(source.lane, count)
+        note(state, source, target, range(first, first + count), waits=False)
+        state.ready(target, first, count)
+    gone: dict[int, list[tuple[int, int, int]]] = {}
+    for number, priority, to, position, due_ms in record.scheduled:
+        source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)
+        queue = source.lane.queue
+        gone.setdefault(queue.number, []).append((due_ms, position, source.number))
+        queue.scheduled -= 1
+        if position in queue.delayed:
+            queue.delayed.discard(position)
+            target.lane.queue.delayed.add(position)
+        note(state, source, target, range(position, position + 1), waits=True)
+        state.later(target, position, due_ms)
+    for group, entries in gone.items():
+        state.timers.remove(group, entries)
+
+
+def note(state: BrokerState, source: Run, target: Run, positions: range, *, waits: bool) -> None:
+    """What is known of the messages says where they wait now."""
+    attempts = state.attempts
+    before: Attempts | None = None
+    after = NEVER
+    for position in positions:
+        known = attempts.get(position, NEVER)
+        if known is not before:
+            before, after = known, known._replace(run=target, waits=waits)
+        attempts[position] = after
+    source.lane.queue.counts["moved_out"] += len(positions)
+    target.lane.queue.counts["moved_in"] += len(positions)

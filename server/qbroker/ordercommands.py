@@ -1,0 +1,127 @@
+"""``qbroker cancel``, ``purge``, and the filters that they share with ``queue move``."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from qbroker.ops.exits import Exit, Trouble
+from qbroker.taskcommands import UNITS
+from qbroker.terminal import BROKER, JSON, asking, confirm, echo_json, echo_table
+from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Result
+from qprotocol.states import State
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Span(click.ParamType[int]):
+    """A span of time, in ms: 90s, 10m, 2h, 1d."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        number, unit = value[:-1], value[-1:]
+        if not number.isdecimal() or unit not in UNITS or not int(number):
+            self.fail(f'"{value}": write 90s, 10m, 2h or 1d', param, ctx)
+        return int(number) * UNITS[unit]
+
+
+def filters(*places: str) -> Callable[[F], F]:
+    """--task, --key, --state, --older and --dry-run; the command is given frame fields."""
+
+    def decorated(command: F) -> F:
+        for option in (
+            click.option("--dry-run", is_flag=True, help="Only count them."),
+            click.option("--older", "older_ms", type=Span(), default=0, metavar="SPAN",
+                         help="Published longer ago: 90s, 10m, 2h or 1d."),
+            click.option("--state", "states", type=click.Choice(places), multiple=True,
+                         help="Only those; may be said more than once."),
+            click.option("--key", default="", help="Only with this limit, ordering or fair key."),
+            click.option("--task", default="", help="Only of this task."),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorated
+
+
+def told(count: int, done: str, *, dry_run: bool) -> str:
+    """The sentence at the end."""
+    return f"{count:,} messages would be {done}" if dry_run else f"{count:,} messages {done}"
+
+
+@click.command("cancel")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--queue", default="", help="All in this queue, or what else is said.")
+@filters("ready", "scheduled", "started")
+@click.option("--terminate", is_flag=True, help="Kill what runs, after --grace.")
+@click.option("--grace", "grace_ms", type=Span(), default=0, metavar="SPAN", help="Ask first.")
+@BROKER
+@JSON
+def cancel_command(
+    *,
+    ids: tuple[str, ...],
+    queue: str,
+    states: tuple[str, ...],
+    dry_run: bool,
+    terminate: bool,
+    grace_ms: int,
+    broker: str,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Cancel tasks: these IDs, or all that the filters say. What runs is told to stop."""
+    if bool(ids) == bool(queue or rest["task"] or rest["key"]):
+        raise Trouble("name IDs, or else a --queue, --task or --key", Exit.USAGE)
+    how: dict[str, Any] = {"terminate": terminate, "grace_ms": grace_ms}
+    with asking(broker) as admin:
+        if ids:
+            frames = [Cancel(id=each, **how) for each in ids]
+            found = {frame.id: State(admin.ask(frame, Result).state).name for frame in frames}
+            if as_json:
+                echo_json(found)
+            else:
+                echo_table(("id", "state"), [(each, found[each].lower()) for each in found])
+            return
+        named: dict[str, Any] = {"queue": queue, "states": ",".join(states), "dry_run": dry_run}
+        count = admin.ask(CancelMany(**named, **how, **rest), Ok).count
+    if as_json:
+        echo_json({"cancelled": count, "dry_run": dry_run})
+    else:
+        click.echo(told(count, "cancelled", dry_run=dry_run))
+
+
+@click.command("purge")
+@click.argument("queue")
+@filters("ready", "scheduled")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@BROKER
+@JSON
+def purge_command(
+    *,
+    queue: str,
+    states: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    broker: str,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Drop every waiting message of a queue, or those that fit. There is no way back."""
+    chosen = {"states": ",".join(states), **rest}
+    filtered = any(chosen.values())
+    with asking(broker) as admin:
+        if not (yes or dry_run):
+            which = "waiting messages that fit" if filtered else "every waiting message"
+            confirm(f"drop {which} of {queue}?")
+        if filtered or dry_run:
+            frame = CancelMany(queue=queue, purge=True, dry_run=dry_run, **chosen)
+            count = admin.ask(frame, Ok).count
+        else:
+            count = admin.ask(Purge(queue=queue), Ok).count
+    if as_json:
+        echo_json({"queue": queue, "purged": count} | ({"dry_run": True} if dry_run else {}))
+    else:
+        click.echo(told(count, f"dropped from {queue}", dry_run=dry_run))
