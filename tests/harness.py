@@ -35,6 +35,7 @@ from transcript import (
     shown_grant,
     shown_position,
     shown_record,
+    shown_report,
     shown_result,
     shown_token,
 )
@@ -142,6 +143,8 @@ class Harness:
             grace_ms = getattr(frame, "grace_ms", 0)
             end += f" after {grace_ms} ms" if grace_ms else ""
             return kind + (f" {word}={','.join(tokens)}" if tokens else "") + end
+        if isinstance(frame, f.Report):
+            return f"Report {shown_report(raw)}"
         values = shown_fields(frame, ("correlation", "raw"))
         return f"{kind} {values}".rstrip()
 
@@ -484,6 +487,9 @@ class Harness:
         )
         self.ask(words, frame)
 
+    def why(self, words: Words) -> None:
+        self.ask(words, self.about(f.Why, words))
+
     def move(self, words: Words) -> None:
         """`move q=mail to=slow`, and what `cancel_many` says, or an id"""
         frame = f.Move(
@@ -578,6 +584,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "unbind": Harness.unbind,
     "cancel_many": Harness.cancel_many,
     "move": Harness.move,
+    "why": Harness.why,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -142,6 +143,17 @@ def shown_archived(row: dict[str, Any]) -> str:
     left_out = ("position", "state", "published_ms", "started_ms", "finished_ms")
     rest = [f"{name}={row[name]}" for name in row if name not in left_out and row[name]]
     return " ".join([shown_position(row["position"]), row["state"], *rest])
+
+
+def shown_report(raw: bytes) -> str:
+    """The state and each reason with what is said of it."""
+    found = json.loads(raw)
+    reasons = [
+        " ".join([each.pop("reason"), *(f"{k}={shown_value(k, v)}" for k, v in each.items() if v)])
+        for each in found["reasons"]
+    ]
+    where = "".join(f" {name}={found[name]}" for name in ("queue", "task") if found.get(name))
+    return f"{found['state']}{where}: {'; '.join(reasons) or '(nothing)'}"
 
 
 def shown_result(frame: f.Result) -> str:

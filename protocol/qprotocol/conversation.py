@@ -86,6 +86,7 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.ResumeQueue: (f.Ok,),
     f.CancelMany: (f.Ok,),
     f.Move: (f.Ok,),
+    f.Why: (f.Report,),
     f.Declare: (f.Ok,),
     f.Purge: (f.Ok,),
     f.Peek: (f.Peeked,),

@@ -427,6 +427,19 @@ class Move(Frame):
     dry_run: "bool" = False
 
 
+@frame(0x48, CLIENT)
+class Why(Frame):
+    """What does a message wait for? Answered by Report.
+
+    {"id", "state", "position", "queue", "task", "priority", "reasons": [{"reason": word, ...}]}.
+    All reasons that keep it: due, paused, order, a limit's word, no_consumer, no_worker_knows,
+    consumers_full, behind; or started, settled, unknown. None: it goes in a coming turn.
+    """
+
+    id: "str"
+    position: "int" = 0
+
+
 # Looking and operating.
 
 

@@ -34,7 +34,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
 from qbroker.ops.show import ago, flat
 from qbroker.ops.tables import refresh
-from qbroker.ordercommands import cancel_command, purge_command
+from qbroker.ordercommands import cancel_command, purge_command, why_command
 from qbroker.queuecommands import queue_group
 from qbroker.taskcommands import task_command, tasks_command
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json, echo_table
@@ -73,7 +73,7 @@ def commands() -> None:
 for more in (
     *(log_group, backup_command, restore_command, tasks_command, task_command, queue_group),
     *(exchange_group, bind_command, unbind_command, bindings_command, publish_command),
-    *(cancel_command, purge_command),
+    *(cancel_command, purge_command, why_command),
 ):
     commands.add_command(more)
 
@@ -181,14 +181,23 @@ def tables_command(document: Path, check: bool) -> None:
 
 
 @commands.command("queues")
+@click.option("--why", is_flag=True, help="What messages wait for, by queue and reason.")
 @BROKER
 @JSON
-def queues_command(broker: str, as_json: bool) -> None:
+def queues_command(broker: str, why: bool, as_json: bool) -> None:
     """List the queues: what waits, what runs, what became of the rest."""
     with asking(broker) as admin:
         found = json.loads(admin.ask(Inspect(what="queues"), Report).raw)
     if as_json:
         echo_json(found)
+        return
+    if why:
+        rows = [
+            (queue["name"], reason.replace("_", " "), count)
+            for queue in sorted(found, key=lambda each: str(each["name"]))
+            for reason, count in sorted(queue["waiting"].items())
+        ]
+        echo_table(("queue", "waits for", "messages"), rows)
         return
     counted = ("published", "acked", "failed", "retried", "dead_lettered")
     header = (

@@ -1,14 +1,16 @@
-"""``qbroker cancel``, ``purge``, and the filters that they share with ``queue move``."""
+"""``qbroker cancel``, ``purge``, ``why``, and the filters that they share with ``queue move``."""
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from qbroker.ops.exits import Exit, Trouble
+from qbroker.ops.show import ago, printable
 from qbroker.taskcommands import UNITS
 from qbroker.terminal import BROKER, JSON, asking, confirm, echo_json, echo_table
-from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Result
+from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Report, Result, Why
 from qprotocol.states import State
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -125,3 +127,70 @@ def purge_command(
         echo_json({"queue": queue, "purged": count} | ({"dry_run": True} if dry_run else {}))
     else:
         click.echo(told(count, f"dropped from {queue}", dry_run=dry_run))
+
+
+@click.command("why")
+@click.argument("task_id", metavar="ID")
+@BROKER
+@JSON
+def why_command(task_id: str, broker: str, as_json: bool) -> None:
+    """Say what a message waits for."""
+    with asking(broker) as admin:
+        found = json.loads(admin.ask(Why(id=task_id), Report).raw)
+    if as_json:
+        echo_json(found)
+        return
+    where = f" in {found['queue']}" if found.get("queue") else ""
+    click.echo(printable(f"{task_id} is {found['state'].lower()}{where}"))
+    for row in found["reasons"]:
+        sentence = SENTENCES.get(row["reason"], limited)
+        click.echo(printable(f"  {sentence(row)}"))
+    if not found["reasons"]:
+        click.echo("  nothing keeps it: it goes in a coming turn")
+
+
+def due(row: dict[str, Any]) -> str:
+    after = f" after {row['failures']} failures" if row["failures"] else ""
+    return f"it waits for its time{after}" + (f", in {ago(row['in_ms'])}" if row["due_ms"] else "")
+
+
+def paused(row: dict[str, Any]) -> str:
+    why = f": {row['why']}" if row["why"] else ""
+    by = f" by {row['author']}" if row["author"] else ""
+    until = "" if row["until_ms"] else ", until somebody resumes it"
+    return f"the dispatch of its queue is paused{by}{why}{until}"
+
+
+def limited(row: dict[str, Any]) -> str:
+    opens = row.get("opens_in_ms")
+    more = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("reason", "opens_in_ms") and v)
+    when = f"; room in {ago(opens)}" if opens else ""
+    return f"{row['reason']}: no room now" + (f" ({more})" if more else "") + when
+
+
+def settled(row: dict[str, Any]) -> str:
+    return "it has ended" + (f": {row['why']}" if row["why"] else "")
+
+
+def started(row: dict[str, Any]) -> str:
+    who = f"worker {row['worker'][:8]}" if row["worker"] else "a consumer"
+    return f"{who} has it" + ("" if row["is_connected"] else ", and is not connected now")
+
+
+def full(row: dict[str, Any]) -> str:
+    return f"all {row['consumers']} consumers are full: {row['unsettled']} of {row['credit']} out"
+
+
+SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "due": due,
+    "paused": paused,
+    "order": lambda _row: "a large order about its queue is under way",
+    "started": started,
+    "settled": settled,
+    "unknown": lambda _row: "nobody knows it: never published, or forgotten after its time",
+    "no_consumer": lambda _row: "nobody listens to its queue",
+    "no_worker_knows": lambda row: f"no worker that listens knows the task {row['task']}",
+    "consumers_full": full,
+    "behind": lambda row: f"{row['of_its_lane']:,} of its lane go before it",
+}
+"""Reasons in a sentence; others are those of limits."""

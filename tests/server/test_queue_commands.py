@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,3 +139,34 @@ def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) ->
     found = json.loads(daemon.ask(*purge, "--yes", "--json").stdout)
     assert found == {"queue": "there", "purged": 1}
     assert row_of(daemon, "there")["ready"] == 1
+    said = daemon.ask("why", "one").stdout.splitlines()
+    assert said == [
+        "one is unknown",
+        "  nobody knows it: never published, or forgotten after its time",
+    ]
+
+
+def test_why_says_in_sentences_what_a_message_waits_for(daemon: Daemon) -> None:
+    peer = daemon.connect().shake_hands()
+    packed = [Message("why", b"", id=f"why-{n}", priority=n).pack() for n in range(2)]
+    packed.append(
+        Message("why", b"", id="why-later", due_ms=time.time_ns() // 1_000_000 + 3_600_000).pack()
+    )
+    peer.say(Publish(correlation=3, producer=0, sequence=0, count=3, raw=b"".join(packed)))
+    peer.expect(Published)
+    assert daemon.ask("why", "why-0").stdout.splitlines() == [
+        "why-0 is queued in why",
+        "  nobody listens to its queue",
+        "  1 of its lane go before it",
+    ]
+    later = daemon.ask("why", "why-later").stdout
+    assert "it waits for its time, in 1.0h" in later or "in 60.0m" in later or "in 59" in later
+    daemon.ask("queue", "pause", "why", "--dispatch", "--reason", "broken", "--author", "ana")
+    said = daemon.ask("why", "why-1").stdout
+    assert "its queue is paused by ana: broken, until somebody resumes it" in said
+    found = json.loads(daemon.ask("why", "why-1", "--json").stdout)
+    assert [row["reason"] for row in found["reasons"]] == ["paused", "no_consumer"]
+    rows = [line.split() for line in daemon.ask("queues", "--why").stdout.splitlines()]
+    assert ["why", "due", "1"] in rows
+    assert ["why", "paused", "2"] in rows
+    assert "has ended" in daemon.ask("why", "four").stdout

@@ -265,6 +265,7 @@ FRAMES: dict[str, f.Frame] = {
         dry_run=True,
         correlation=22,
     ),
+    "why": f.Why(id="order:42", position=1, correlation=23),
 }
 
 CASES: dict[str, dict[str, Any]] = {

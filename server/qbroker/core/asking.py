@@ -18,14 +18,14 @@ from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, id_of, limit, place_of
-from qprotocol.frames import Cancel, Declare, Forget, Move, Ok, Peek, Watch
+from qprotocol.frames import Cancel, Declare, Forget, Move, Ok, Peek, Watch, Why
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
 from qprotocol.names import check_queue_name
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
 
-Named = Watch | Cancel | Forget | Move
+Named = Watch | Cancel | Forget | Move | Why
 """Frames about a task, by its id."""
 UNKNOWN = Finished(State.UNKNOWN, 0, 0, 0, 0, 0)
 

@@ -37,6 +37,7 @@ from qbroker.core import (
     quarantine,
     sessions,
     settling,
+    why,
 )
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
@@ -192,6 +193,7 @@ class Broker:
                     0,
                     dict(queue.counts),
                     state.pauses.of(queue.number),
+                    why.by_reason(state, queue),
                 )
                 for queue in state.numbered
             ),
@@ -315,6 +317,7 @@ ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], De
     f.Cancel: asking.decide_cancel,
     f.CancelMany: orders.decide_cancel_many,
     f.Move: orders.decide_move,
+    f.Why: why.decide_why,
 }
 """Rules that may need to know which message an id or token means."""
 

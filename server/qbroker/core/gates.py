@@ -22,7 +22,7 @@ Weights: ``room`` and all counts are messages of that lane, which may be worth m
 
 from abc import ABC, abstractmethod
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from qbroker.core.lanes import Lane
 from qbroker.core.moment import Now
@@ -105,6 +105,12 @@ class Gate(ABC):
     def heft(self, _lane: Lane) -> int:
         """Lanes of the same heft always find the same room: their weight, for most kinds."""
         return 1
+
+    def why(self, lane: Lane, now: Now) -> dict[str, Any]:
+        """What keeps a message of the lane here, for people and programs: ``reason`` and more."""
+        opens_ms = self.opens_ms(lane, now)
+        in_ms = max(0, opens_ms - now.mono_ms) if opens_ms else None
+        return {"reason": self.reason, "opens_in_ms": in_ms, "leased": lane.leased}
 
     # The same for all kinds.
 

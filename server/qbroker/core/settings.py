@@ -75,6 +75,8 @@ ORDER_WORK_MAX = 5_000
 """What a large order does in one turn: a message counts for 5, a lane that is looked at for 1."""
 ORDERS_MAX = 100
 """Large orders under way at once."""
+WHY_LEAVES_MAX = 1_000
+"""Leaves of timers, of 512 messages at most, that one Why looks through for a due time."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
 RETRY_AFTER_MS = 1_000

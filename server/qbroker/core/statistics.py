@@ -24,6 +24,8 @@ class QueueStatistics:
     counts: Mapping[str, int]
     paused: Mapping[str, Pause] = field(default_factory=dict)
     """What of it is paused: intake, dispatch."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Messages that wait and may not be handed out, by reason."""
 
 
 @dataclass(frozen=True, slots=True)

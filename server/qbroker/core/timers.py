@@ -264,6 +264,14 @@ class Timers:
             if not tree.size:
                 self._forget(tree)
 
+    def due_of(self, group: int, position: int, leaves_max: int) -> int:
+        """When the group's entry with that position is due; 0 if it was not found so soon."""
+        leaves = (leaf for tree in self._groups.get(group, ()) for leaf in tree.leaves)
+        for leaf in islice(leaves, leaves_max):
+            if position in leaf.positions:
+                return leaf.dues[leaf.positions.index(position)]
+        return 0
+
     def holds(self, group: int, due_ms: int, position: int) -> bool:
         """Whether that entry is in. Costs a look at a leaf of each tree."""
         return any(tree.holds(due_ms, position) for tree in self._groups.get(group, ()))

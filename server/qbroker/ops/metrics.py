@@ -136,6 +136,14 @@ def paused(_: Snapshot, queues: Queues) -> Samples:
     return sums.items()
 
 
+def waiting(_: Snapshot, queues: Queues) -> Samples:
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for label, queue in queues:
+        for reason, count in queue.waiting.items():
+            sums[label, reason] += count
+    return sums.items()
+
+
 def oldest(_: Snapshot, queues: Queues) -> Samples:
     ages: dict[tuple[str], float] = defaultdict(float)
     for label, queue in queues:
@@ -159,6 +167,9 @@ METRICS: tuple[Row, ...] = (
     Row("qbroker_queue_paused", "gauge", "queues",
         "Whether somebody paused the queue: half is intake or dispatch.",
         ("queue", "half"), paused),
+    Row("qbroker_queue_waiting_messages", "gauge", "messages",
+        "Messages that may not be handed out now, by what they wait for: due, paused, no_consumer, "
+        "no_worker_knows, consumers_full, or a limit.", ("queue", "reason"), waiting),
     Row("qbroker_queue_consumers", "gauge", "subscriptions",
         "Subscriptions to a queue now.", ("queue",), consumers),
     Row("qbroker_routed_messages_total", "counter", "messages",

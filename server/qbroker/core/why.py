@@ -1,0 +1,141 @@
+"""Why: what a message waits for, and how much of a queue waits for what.
+
+Each reason is a word and what else there is to say of it. All that hold are told, the ones that
+somebody set first; a message for which none holds goes in a coming turn.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from qbroker.core.asking import known, lookup, run_known
+from qbroker.core.decision import Decision
+from qbroker.core.effects import Send
+from qbroker.core.gates import around
+from qbroker.core.leases import UNTOUCHED
+from qbroker.core.moment import Now
+from qbroker.core.queues import Queue
+from qbroker.core.results import Finished, Found
+from qbroker.core.runs import Run
+from qbroker.core.settings import WHY_LEAVES_MAX
+from qbroker.core.state import BrokerState
+from qprotocol.frames import Report, Why
+
+Row = dict[str, Any]
+
+
+def decide_why(
+    state: BrokerState, now: Now, connection: int, frame: Why, found: Found | None
+) -> Decision:
+    """What the message waits for, or what became of it. Costs a step a chunk of its run."""
+    position, entry = known(state, now, frame, found)
+    if entry is None:
+        return lookup(state, connection, frame, found)
+    run = run_known(state, position, found) if entry.unfinished else None
+    told: Row = {"id": frame.id, "position": position, "state": entry.state.name}
+    if run is None:
+        told["reasons"] = list(over(entry))
+    else:
+        told |= {"queue": run.lane.queue.name, "task": run.lane.task, "priority": run.priority}
+        told["reasons"] = list(reasons(state, now, run, position))
+    report = Report(raw=json.dumps(told).encode(), correlation=frame.correlation)
+    return Decision(effects=[Send(connection, report)])
+
+
+def over(entry: Finished) -> Iterator[Row]:
+    """A message that waits for nothing any more."""
+    if entry.state.finished:
+        yield {"reason": "settled", "finished_ms": entry.finished_ms, "why": entry.reason}
+    else:
+        yield {"reason": "unknown"}
+
+
+def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[Row]:
+    """All that keeps an unfinished message."""
+    grant, attempts = state.leases.get(position), state.attempts.get(position, UNTOUCHED)
+    if grant:
+        session = grant.member.session
+        yield {
+            "reason": "started",
+            "worker": session.id.hex() if session else "",
+            "member": grant.member.number,
+            "is_connected": bool(grant.member.connection),
+        }
+        return
+    queue = run.lane.queue
+    if position not in run:
+        due_ms = state.timers.due_of(queue.number, position, WHY_LEAVES_MAX)
+        in_ms = max(0, due_ms - now.wall_ms) if due_ms else None
+        yield {"reason": "due", "due_ms": due_ms, "in_ms": in_ms, "failures": attempts.failures}
+    pause = state.pauses.dispatch.get(queue.number)
+    if pause:
+        yield {
+            "reason": "paused",
+            "why": pause.reason,
+            "author": pause.author,
+            "since_ms": pause.since_ms,
+            "until_ms": pause.until_ms,
+        }
+    if queue.held > bool(pause):
+        yield {"reason": "order", "orders": queue.held - bool(pause)}
+    for gate in around(run.lane):
+        if gate.room(run.lane, now) <= 0:
+            yield gate.why(run.lane, now)
+    yield from nobody(state, queue, run.lane.task)
+    before = ahead(run, position) if position in run else 0
+    if before:
+        yield {"reason": "behind", "of_its_lane": before}
+
+
+def nobody(state: BrokerState, queue: Queue, task: str) -> Iterator[Row]:
+    """Why no consumer would be handed a message of the task, if that is so."""
+    listeners = state.listening[queue.number]
+    if not listeners:
+        yield {"reason": "no_consumer"}
+        return
+    knowing = [each for each in listeners if each.known is None or task in each.known]
+    if not knowing:
+        yield {"reason": "no_worker_knows", "task": task, "consumers": len(listeners)}
+    elif all(each.room <= 0 for each in knowing):
+        yield {
+            "reason": "consumers_full",
+            "consumers": len(knowing),
+            "credit": sum(each.credit for each in knowing),
+            "unsettled": sum(each.unsettled for each in knowing),
+        }
+
+
+def ahead(run: Run, position: int) -> int:
+    """How many of the lane leave before the message, which waits in the run."""
+    count = sum(each.size for each in run.lane.runs.values() if each.priority > run.priority)
+    if position in run.given:
+        return count + sum(min(end, position) - at for at, end in run.given if at < position)
+    count += sum(end - at for at, end in run.given)
+    for chunk in run.chunks:
+        start = run.head if chunk is run.chunks[0] else 0
+        here = chunk[start:]
+        found = here.index(position) if here[0] <= position <= here[-1] and position in here else -1
+        before = here if found < 0 else here[:found]
+        count += len(before)
+        if run.skipped:
+            count -= len(run.skipped.intersection(before))
+        if found >= 0:
+            break
+    return count
+
+
+def by_reason(state: BrokerState, queue: Queue) -> dict[str, int]:
+    """How many messages of the queue wait for what. Costs a step a task."""
+    found = dict(queue.why_waiting())
+    if queue.scheduled:
+        found["due"] = queue.scheduled
+    full = sum(
+        shelf.open
+        for shelf in queue.shelves.values()
+        if shelf.open
+        and not queue.reason(shelf)
+        and any(row["reason"] == "consumers_full" for row in nobody(state, queue, shelf.task))
+    )
+    if full:
+        found["consumers_full"] = full
+    return found
