@@ -267,6 +267,14 @@ def test_copies_of_a_frame_are_bounded(machine: Machine, monkeypatch) -> None:
     assert isinstance(answer, f.Error)
     assert answer.code == "BATCH_TOO_LARGE"
     assert isinstance(ask(machine, peer, publish(*[message] * 3)), f.Published)
+    answer = ask(machine, peer, publish(*[message] * 60))
+    assert isinstance(answer, f.Error)
+    assert answer.code == "BATCH_TOO_LARGE"
+    monkeypatch.setattr("qbroker.core.copying.ROUTED_BYTES_MAX", 200)
+    assert isinstance(ask(machine, peer, publish(message)), f.Published)
+    answer = ask(machine, peer, publish(message, message))
+    assert isinstance(answer, f.Error)
+    assert answer.code == "BATCH_TOO_LARGE"
 
 
 def test_a_meta_section_with_no_room_for_the_origin_is_refused(machine: Machine) -> None:

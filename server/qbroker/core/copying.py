@@ -10,6 +10,7 @@ Rule 3. The order of a chunk holds within each queue. Between queues it does not
 """
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -47,7 +48,7 @@ class Found:
     """Whether it depends on a message's headers, too."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Recipe:
     """How messages with the same head are copied. Kept as long as no binding changes."""
 
@@ -58,27 +59,9 @@ class Recipe:
     """What stands between id and headers; with no id it is in the heads already."""
 
 
-@dataclass(slots=True)
-class Bucket:
-    """The messages of the batch to be that are for one queue."""
-
-    pieces: list[bytes] = field(default_factory=list)
-    starts: "array[int]" = field(default_factory=lambda: array("I"))
-    """Where each begins in this bucket's bytes."""
-    of: list[int] = field(default_factory=list)
-    """The number in its frame of the message that each is, or is a copy of."""
-    runs: list[list[int]] = field(default_factory=list)
-    size: int = 0
-
-    def note(self, number: int, priority: int, due_ms: int) -> None:
-        """One more message for that lane."""
-        runs = self.runs
-        if runs:
-            last = runs[-1]
-            if last[0] == number and last[1] == priority and not due_ms and not last[3]:
-                last[2] += 1
-                return
-        runs.append([number, priority, 1, due_ms])
+Entry = tuple[bytes, bytes, int, int, int, int]
+"""A message of the batch to be: its bytes behind the size, in two pieces; lane number, priority,
+due_ms, and the number in its frame of the message that it is, or is a copy of."""
 
 
 @dataclass(slots=True)
@@ -87,72 +70,55 @@ class Copies:
 
     survey: Survey
     source: r.MessageBatch
-    buckets: dict[bytes, Bucket] = field(default_factory=dict)
-    counts: dict[Exchange, list[int]] = field(default_factory=dict)
-    """Messages published to it, and copies and dropped ones that they became."""
-
-    def bucket(self, queue: bytes) -> Bucket:
-        """The messages for that queue."""
-        found = self.buckets.get(queue)
-        if found is None:
-            found = self.buckets[queue] = Bucket()
-        return found
+    queues: dict[bytes, list[Entry]] = field(default_factory=dict)
+    used: list[Recipe] = field(default_factory=list)
+    """One for each message that names an exchange."""
 
     def put(self, index: int, raw: bytes, run: list[int]) -> bytes:
         """The message, which names no exchange, is one for its queue. The queue."""
         queue = queue_in(raw, _FIXED)
-        bucket = self.bucket(queue)
-        bucket.note(run[0], run[1], run[3])
-        bucket.starts.append(bucket.size)
-        bucket.of.append(index)
-        bucket.pieces.append(raw)
-        bucket.size += len(raw)
+        entry = raw[4:], b"", run[0], run[1], run[3], index
+        self.queues.setdefault(queue, []).append(entry)
         return queue
 
-    def copy(self, index: int, start: int, end: int, run: list[int]) -> None:
-        """The message at ``start``, which names an exchange, for each queue of its."""
-        raw = self.source.raw
-        fixed = wire.MESSAGE.unpack_from(raw, start)
-        n_id, n_meta = fixed[8], fixed[10]
-        id_at = start + _FIXED + fixed[7]
-        rest_at = id_at + n_id + n_meta
-        head = raw[start + 4 : id_at]
-        recipe: Recipe | None = self.survey.state.exchanges.recipes.get(head)
-        if recipe is None:
-            headers = raw[rest_at : rest_at + fixed[11]]
-            recipe = self.recipe(index, fixed, head, raw[id_at + n_id : rest_at], headers)
-        if not recipe.copies:
-            unroutable(recipe.exchange, head, index, fixed[4])
-        self.count(recipe)
-        rest = raw[rest_at:end]
-        if n_id:
-            rest = raw[id_at : id_at + n_id] + recipe.meta + rest
-        _, priority, _, due_ms = run
-        size, known, buckets = len(rest), self.survey.state.routes, self.buckets
-        for packed, route, queue in recipe.copies:
-            lane = known.get(route)
-            number = lane.number if lane else self.survey.place(route, index)[0]
-            bucket = buckets.get(queue) or self.bucket(queue)
-            more = len(packed) + size
-            bucket.pieces += (_size(more), packed, rest)
-            bucket.starts.append(bucket.size)
-            bucket.of.append(index)
-            bucket.size += 4 + more
-            bucket.note(number, priority, due_ms)
+    def copy(self, first: int, run: list[int], ends: list[int]) -> None:
+        """The messages of a run, the first of that number, for each queue of theirs."""
+        raw, queues, used = self.source.raw, self.queues, self.used
+        starts, unpack = self.source.offsets, wire.MESSAGE.unpack_from
+        state, place = self.survey.state, self.survey.place
+        kept, lanes = state.exchanges.recipes, state.routes
+        _, priority, count, due_ms = run
+        assert starts is not None
+        for index in range(first, first + count):
+            start = starts[index]
+            fixed = unpack(raw, start)
+            id_at = start + _FIXED + fixed[7]
+            head = raw[start + 4 : id_at]
+            recipe: Recipe = kept.get(head) or self.recipe(index, fixed, head, id_at)
+            if not recipe.copies:
+                unroutable(recipe.exchange, head, index, fixed[4])
+            used.append(recipe)
+            rest = raw[id_at + fixed[8] + fixed[10] : ends[index]]
+            if fixed[8]:
+                rest = raw[id_at : id_at + fixed[8]] + recipe.meta + rest
+            for packed, route, queue in recipe.copies:
+                lane = lanes.get(route)
+                number = lane.number if lane else place(route, index)[0]
+                entry = packed, rest, number, priority, due_ms, index
+                entries = queues.get(queue)
+                if entries is None:
+                    queues[queue] = [entry]
+                else:
+                    entries.append(entry)
+            if not len(used) % _CHECK_EVERY:
+                self.check()
 
-    def count(self, recipe: Recipe) -> None:
-        """One more message went through the exchange."""
-        row = self.counts.get(recipe.exchange)
-        if row is None:
-            row = self.counts[recipe.exchange] = [0, 0, 0]
-        row[0] += 1
-        row[1] += len(recipe.copies)
-        row[2] += not recipe.copies
-
-    def recipe(
-        self, index: int, fixed: tuple[int, ...], head: bytes, meta: bytes, headers: bytes
-    ) -> Recipe:
+    def recipe(self, index: int, fixed: tuple[int, ...], head: bytes, id_at: int) -> Recipe:
         """How messages like this one are copied; kept, if more of them may come."""
+        meta_at = id_at + fixed[8]
+        head_at = meta_at + fixed[10]
+        meta = self.source.raw[meta_at:head_at]
+        headers = self.source.raw[head_at : head_at + fixed[11]]
         found = self.found(head[_FIXED - 4 :], index, headers)
         is_bare = not (fixed[5] or fixed[6] or meta or found.by_headers)
         meta = with_origin(meta, fixed[4], found.origin)
@@ -207,14 +173,33 @@ class Copies:
         made = r.MessageBatch(offsets=starts, keys=source.keys)
         pieces, of = [source.raw[: source.offsets[0]]], list[int]()
         at = len(pieces[0])
-        if last in self.buckets:
-            self.buckets[last] = self.buckets.pop(last)
-        for bucket in self.buckets.values():
-            made.runs += bucket.runs
-            starts.extend([at + start for start in bucket.starts])
-            of += bucket.of
-            pieces += bucket.pieces
-            at += bucket.size
+        if last:
+            self.queues[last] = self.queues.pop(last)
+        for entries in self.queues.values():
+            run = [-1, 0, 0, 1]
+            for packed, rest, number, priority, due_ms, index in entries:
+                more = len(packed) + len(rest)
+                pieces += (_size(more), packed, rest)
+                starts.append(at)
+                of.append(index)
+                at += 4 + more
+                if number == run[0] and priority == run[1] and not due_ms and not run[3]:
+                    run[2] += 1
+                else:
+                    run = [number, priority, 1, due_ms]
+                    made.runs.append(run)
+        if last:
+            begins = source.offsets[-1]
+            pieces[-3] = source.raw[begins : begins + 4]  # its own size, not what has come of it
+        if at > ROUTED_BYTES_MAX:
+            raise too_many()
+        made.raw, made.count = b"".join(pieces), len(of)
+        self.note_marks(made, of)
+        return made
+
+    def note_marks(self, made: r.MessageBatch, of: list[int]) -> None:
+        """What expires, whose id was chosen, and whether positions are those of the frame."""
+        source = self.source
         if source.expiring:
             expires = {row[0]: row[1] for row in source.expiring}
             made.expiring = [[i, expires[each]] for i, each in enumerate(of) if each in expires]
@@ -222,28 +207,32 @@ class Copies:
             firsts = {each: i for i, each in reversed(list(enumerate(of)))}
             named = [[firsts[each], name] for each, name in source.named if each in firsts]
             made.named = sorted(named, key=itemgetter(0))
-        made.raw, made.count = b"".join(pieces), len(of)
         self.survey.shifted = of != list(range(source.count))
-        return made
 
     def note_counts(self) -> None:
         """All of it is taken in: the exchanges have counted it."""
-        for exchange, row in self.counts.items():
-            names = zip(("published", "routed", "dropped"), row, strict=True)
-            counted = {name: count for name, count in names if count}
-            exchange.counts.update(counted)
-            self.survey.state.exchanges.counts.update(counted)
+        total = self.survey.state.exchanges.counts
+        for recipe, uses in Counter(self.used).items():
+            for counts in (recipe.exchange.counts, total):
+                counts["published"] += uses
+                if recipe.copies:
+                    counts["routed"] += len(recipe.copies) * uses
+                else:
+                    counts["dropped"] += uses
 
     def check(self) -> None:
         """Raise RefusedError if these are more than a record may hold, or a turn has time for."""
-        count = sum(len(bucket.of) for bucket in self.buckets.values())
-        size = sum(bucket.size for bucket in self.buckets.values())
-        if count > ROUTED_MESSAGES_MAX or size > ROUTED_BYTES_MAX:
-            raise RefusedError(
-                "BATCH_TOO_LARGE",
-                f"the copies for all queues are over {ROUTED_MESSAGES_MAX} messages or "
-                f"{ROUTED_BYTES_MAX} bytes: send fewer messages in a frame, or smaller ones",
-            )
+        if sum(map(len, self.queues.values())) > ROUTED_MESSAGES_MAX:
+            raise too_many()
+
+
+def too_many() -> RefusedError:
+    """The refusal of a frame that becomes too much."""
+    return RefusedError(
+        "BATCH_TOO_LARGE",
+        f"the copies for all queues are over {ROUTED_MESSAGES_MAX} messages or "
+        f"{ROUTED_BYTES_MAX} bytes: send fewer messages in a frame, or smaller ones",
+    )
 
 
 def copies(survey: Survey, source: r.MessageBatch) -> r.MessageBatch:
@@ -256,22 +245,21 @@ def copies(survey: Survey, source: r.MessageBatch) -> r.MessageBatch:
         return source
     raw, starts = source.raw, source.offsets
     assert starts is not None
-    made, last = Copies(survey, source), b""
+    made, last, first = Copies(survey, source), b"", 0
     ends = [*starts[1:], len(raw)]
-    goes_on = starts[-1] + 4 + wire.SIZE.unpack_from(raw, starts[-1])[0] > len(raw)
     if survey.replacing >= 0 and source.runs[0][0] == ROUTED:
         raise RefusedError(
             "BAD_REQUEST", "a replacement with an exchange: it takes a place, name its queue"
         )
-    runs = (run for run in source.runs for _ in range(run[2]))
-    for index, (start, end, run) in enumerate(zip(starts, ends, runs, strict=True)):
+    for run in source.runs:
         if run[0] == ROUTED:
-            made.copy(index, start, end, run)
+            made.copy(first, run, ends)
         else:
-            last = made.put(index, raw[start:end], run)
-        if not index % _CHECK_EVERY:
-            made.check()
+            for index in range(first, first + run[2]):
+                last = made.put(index, raw[starts[index] : ends[index]], run)
+        first += run[2]
     made.check()
+    goes_on = starts[-1] + 4 + wire.SIZE.unpack_from(raw, starts[-1])[0] > len(raw)
     batch = made.batch(last if goes_on else b"")
     survey.note_queues(batch)
     if not batch.count:
