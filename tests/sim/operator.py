@@ -272,6 +272,7 @@ class Operator:
         self.disk.bad[id(inode)] = at, at + span
         if took >= HOPELESS_MS * MS or self.process.unreadable:
             self.hopeless.append(inode)
+            self.oracle.rots_on = True
             self.oracle.rots(1, self.disk.batches_at(inode, 0)[1])
         self.process.spoiled = True
         self.world.after(took, self.unspoil)
@@ -324,6 +325,7 @@ class Operator:
         for inode in self.hopeless:  # what came into it meanwhile
             self.oracle.rots(1, self.disk.batches_at(inode, 0)[1])
         self.hopeless.clear()
+        self.oracle.rots_on = False
         if self.process.spoiled:
             self.process.spoiled = False
             self.process.spoiled_until = self.world.now + 5 * S

@@ -161,6 +161,8 @@ class Oracle:
         """Every grant that was ever seen, and whose it was."""
         self.order: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
         """(life, queue, priority) to (grant, position) of first deliveries."""
+        self.rots_on = False
+        """What is published now may come into a place that is refused for long."""
         self.rotted = False
         """Something on the disk was not what it had been."""
         self.on_answer: Callable[[f.Frame], None] | None = None
@@ -181,6 +183,7 @@ class Oracle:
     def add(self, message: Message, uid: int, *, relaxed: bool, in_order: bool) -> Known:
         """A message that somebody is about to publish."""
         known = Known(uid, message, message.pack(), relaxed, in_order and not message.due_ms)
+        known.may_rot = self.rots_on
         self.known[uid] = known
         if message.id:
             self.by_id.setdefault(message.id, []).append(known)
@@ -218,6 +221,8 @@ class Oracle:
 
     def refused(self, chunk: Any, error: f.Error) -> None:
         """The chunk was refused: for certain, none of it was or will be done."""
+        if chunk.doubled:
+            return
         for known in chunk.messages:
             if error.definite and known.born == YES:
                 raise Violation(f"{error.code} says not done, but {known} was seen")
@@ -562,7 +567,10 @@ class Oracle:
     def set_aside(self, positions: Iterable[int]) -> None:
         """The broker has these in quarantine: they have ended, and nobody will get them."""
         by_position = {each.position: each for each in self.known.values() if each.position}
-        for known in filter(None, map(by_position.get, positions)):
+        found = [by_position.get(position) for position in positions]
+        if None in found:  # of which nobody was told the place
+            found += [each for each in self.known.values() if each.may_rot and not each.position]
+        for known in filter(None, found):
             if not known.may_rot:
                 raise Violation(f"{known} is set aside, and its bytes are whole")
             known.over = max(known.over, MAYBE)

@@ -25,6 +25,8 @@ class Chunk:
     attempts: int = 0
     confirmed: bool = False
     gave_up: bool = False
+    doubled: bool = False
+    """It was sent again before it was answered: what is said of one is not said of the other."""
 
     @property
     def raw(self) -> bytes:
@@ -162,7 +164,12 @@ class Publisher(Client):
             self.publish(chunk)
 
     def send_old_one(self) -> None:
-        """A chunk that was confirmed comes again by mistake: a duplicate, or too old."""
+        """A chunk comes again by mistake: a duplicate, or too old; or before it was answered."""
+        if self.unconfirmed and self.rng.random() < 0.3:
+            chunk = self.rng.choice(list(self.unconfirmed.values()))
+            chunk.doubled = True
+            self.publish(chunk)
+            return
         old = [
             chunk
             for chunk in self.chunks[-30:]

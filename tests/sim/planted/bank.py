@@ -26,7 +26,7 @@ BANK = [
         "qbroker.core.publishing:decide_publish",
         "duplicate=True)",
         "duplicate=True), synced=False",
-        focus=frozenset(("reset", "storm", "cut on an answer", "slow sync")),
+        focus=frozenset(("resend", "cut on an answer", "slow sync")),
     ),
     Planted(
         "skip_directory_sync",
@@ -90,6 +90,17 @@ BANK = [
         "qbroker.groupcommit:GroupCommit.released",
         "if each.batch > written:",
         "if False:",
+        focus=frozenset(
+            (
+                "relaxed",
+                "tasks",
+                "large bodies",
+                "kill",
+                "cut on an answer",
+                "slow sync",
+                "cut at a site",
+            )
+        ),
     ),
     # Tokens and leases
     Planted(
