@@ -30,6 +30,9 @@ class Asker(Client):
         self.ways = [self.watch] * 3 * has("watch") + [self.cancel] * has("cancel")
         self.ways += [self.forget] * has("forget") + [self.peek] * has("peek")
         self.ways += [self.purge] * has("purge")
+        # A pause is durable, and its end is as the wall clock says, where both can be relied on.
+        certain = self.swarm.config["fsync"] == "always" and not self.swarm.fails("wall jump")
+        self.ways += [self.pause] * (has("pause") and certain)
 
     def begin(self) -> None:
         self.connect()
@@ -147,6 +150,22 @@ class Asker(Client):
             end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
             self.oracle.peeked(self.oracle.recognise(raw[at:end]), position, mark, asked)
             at = end
+
+    def pause(self) -> None:
+        """Nothing of a queue is handed out for some seconds."""
+        if self.rng.random() < 0.8:
+            return
+        queue = self.rng.choice(list(self.swarm.queues))
+        for_ms = self.rng.choice((3_000, 8_000, 20_000))
+        until_ms = self.world.wall_ms() + for_ms
+        self.oracle.pausing(queue)
+        frame = f.PauseQueue(queue=queue, dispatch=True, reason="sim", for_ms=for_ms)
+        self.ask(frame, lambda answer, mark: self.paused(queue, until_ms, answer, mark))
+
+    def paused(self, queue: str, until_ms: int, answer: f.Frame | None, mark: Mark | None) -> None:
+        if isinstance(answer, f.Ok) and mark is not None:
+            self.world.sometimes["a queue was paused"] += 1
+            self.oracle.paused(queue, until_ms, mark)
 
     def purge(self) -> None:
         if not self.purges or self.rng.random() < 0.7:

@@ -159,6 +159,8 @@ class Oracle:
         self.by_id: dict[str, list[Known]] = {}
         self.grants: dict[int, tuple[Any, Mark]] = {}
         """Every grant that was ever seen, and whose it was."""
+        self.pauses: dict[str, tuple[int, Mark]] = {}
+        """Queue to the end of its pause, and when that was confirmed."""
         self.order: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
         """(life, queue, priority) to (grant, position) of first deliveries."""
         self.rots_on = False
@@ -289,6 +291,8 @@ class Oracle:
                 self.reveal(known)
                 self._placed(known, position)
             self._check_alive(known, mark)
+            if not dead:
+                self._check_paused(known, mark)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
             if not dead and known.message.queue not in queues:
@@ -326,6 +330,20 @@ class Oracle:
             if known.message.priority > highest:
                 raise Violation(f"{known} with priority {known.message.priority} after {highest}")
             highest = known.message.priority
+
+    def pausing(self, queue: str) -> None:
+        """A pause is asked for: it replaces the one before, which may have been longer."""
+        self.pauses.pop(queue, None)
+
+    def paused(self, queue: str, until_ms: int, mark: Mark) -> None:
+        """The queue hands nothing out until then: the broker said so at that moment."""
+        self.pauses[queue] = until_ms, mark
+
+    def _check_paused(self, known: Known, mark: Mark) -> None:
+        """What was decided before may still be on its way, if it waited for the disk."""
+        until_ms, since = self.pauses.get(known.message.queue, (0, mark))
+        if mark.wall_high < until_ms and mark.now > since.now + self.slack_us:
+            raise Violation(f"{known} comes out of a queue that is paused until {until_ms}")
 
     def _check_alive(self, known: Known, mark: Mark) -> None:
         if self._is_after(known, mark):

@@ -38,6 +38,7 @@ FEATURES = (
     "forget",
     "purge",
     "peek",
+    "pause",
     "consumers",
     "unsubscribe",
     "credit changes",

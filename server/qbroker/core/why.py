@@ -111,17 +111,12 @@ def ahead(run: Run, position: int) -> int:
     if position in run.given:
         return count + sum(min(end, position) - at for at, end in run.given if at < position)
     count += sum(end - at for at, end in run.given)
-    for chunk in run.chunks:
-        start = run.head if chunk is run.chunks[0] else 0
-        here = chunk[start:]
-        found = here.index(position) if here[0] <= position <= here[-1] and position in here else -1
-        before = here if found < 0 else here[:found]
-        count += len(before)
-        if run.skipped:
-            count -= len(run.skipped.intersection(before))
-        if found >= 0:
-            break
-    return count
+    chunks = run.saved()[2]
+    holding = [at for at, c in enumerate(chunks) if c[0] <= position <= c[-1] and position in c]
+    last = chunks[holding[0]]
+    passed = [*chunks[: holding[0]], last[: last.index(position)]]
+    skipped = sum(len(run.skipped.intersection(each)) for each in passed) if run.skipped else 0
+    return count + sum(map(len, passed)) - skipped
 
 
 def by_reason(state: BrokerState, queue: Queue) -> dict[str, int]:

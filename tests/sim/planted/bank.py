@@ -220,6 +220,22 @@ BANK = [
         "return self.chunks[-1][-1]",
     ),
     Planted(
+        "pause_forgotten_at_a_start",
+        "a queue that was paused hands out again after a restart",
+        "qbroker.core.pausing:apply_paused",
+        "state.numbered[record.queue].held += 1",
+        "state.numbered[record.queue].held += bool(state.members)",
+        focus=frozenset(("tasks", "pause", "kill")),
+    ),
+    Planted(
+        "pause_ignored",
+        "a queue that is paused hands out",
+        "qbroker.core.consuming:Handout.serve",
+        "not queue.held and",
+        "True and",
+        focus=frozenset(("tasks", "pause")),
+    ),
+    Planted(
         "purge_forgets_delayed",
         "a purge leaves the delayed messages, which come when they are due",
         "qbroker.core.purging:apply_purged",
