@@ -25,6 +25,8 @@ class Chunk:
     attempts: int = 0
     confirmed: bool = False
     gave_up: bool = False
+    asked: bool = False
+    """An answer is awaited."""
     doubled: bool = False
     """It was sent again before it was answered: what is said of one is not said of the other."""
 
@@ -94,8 +96,9 @@ class Publisher(Client):
         return chunk
 
     def publish(self, chunk: Chunk) -> None:
-        if not self.open:
+        if not self.open or chunk.gave_up:
             return
+        chunk.doubled, chunk.asked = chunk.doubled or chunk.asked, True
         raw, parts = chunk.raw, None
         if chunk.in_parts:
             parts, raw = self.cut(raw)
@@ -122,6 +125,7 @@ class Publisher(Client):
         return pieces, raw
 
     def answered(self, chunk: Chunk, answer: f.Frame | None, mark: Mark | None) -> None:
+        chunk.asked = False
         if answer is None or mark is None:
             return  # unknown: it is sent again after the next Welcome
         if isinstance(answer, f.Published):
@@ -166,9 +170,7 @@ class Publisher(Client):
     def send_old_one(self) -> None:
         """A chunk comes again by mistake: a duplicate, or too old; or before it was answered."""
         if self.unconfirmed and self.rng.random() < 0.3:
-            chunk = self.rng.choice(list(self.unconfirmed.values()))
-            chunk.doubled = True
-            self.publish(chunk)
+            self.publish(self.rng.choice(list(self.unconfirmed.values())))
             return
         old = [
             chunk
