@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from qclient import App, AsyncResult, Signature, Task, shared_task
+from qclient import (
+    App,
+    AsyncResult,
+    Broadcast,
+    Event,
+    Exchange,
+    Queue,
+    Signature,
+    Task,
+    shared_task,
+)
 
 app = App("shop", broker="qbroker://localhost")
 app.conf.task_preview_chars = 100
@@ -116,3 +126,18 @@ assert_type(handle.state, str)
 assert_type(handle.ready(), bool)
 assert_type(handle.traceback, str | None)
 assert_type(handle.result, int | BaseException | None)
+
+# Exchanges and events.
+events = Exchange("events", "topic", unroutable="drop")
+Exchange("events", "topics")  # type: ignore[arg-type]
+app.conf.task_queues = [Queue("audit", events, "order.#"), Broadcast("news")]
+app.declare()
+app.declare(events)
+assert_type(app.exchange("events").bind("audit", "order.#"), bool)
+assert_type(add.apply_async((1, 2), exchange="events", routing_key="order.paid"), AsyncResult[int])
+add.apply_async((1, 2), exchange=events)  # type: ignore[arg-type]
+assert_type(app.events.publish("order.paid", {"id": 1}), int)
+with app.events.subscribe("order.#") as subscription:
+    assert_type(subscription.next(1.0), Event | None)
+    for heard in subscription:
+        assert_type(heard, Event)
