@@ -8,19 +8,32 @@ from typing import Any
 
 from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
+from qbroker.core.queues import Queue
 from qbroker.core.settings import PRODUCER_IDLE_MS
-from qbroker.core.state import BrokerState, Upload
+from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
+from qbroker.core.uploads import Upload
 
 
 def digest(state: BrokerState, now: Now) -> dict[str, Any]:
     """All that the log must be able to rebuild. What time has made void is left out."""
     return {
-        "queues": [(q.number, q.name, q.options, q.synced) for q in state.numbered],
+        "queues": [
+            (q.number, q.name, told(q), q.options, q.synced)
+            if not q.terms.deleted
+            else (q.number, q.name, q.terms.deleted)
+            for q in state.numbered
+        ],
+        "open": {name: q.number for name, q in sorted(state.queues.items())},
+        "policies": sorted(state.catalogue.policies.items()),
+        "weights": {
+            number: {position: each.of(position) for position in each.known()}
+            for number, each in sorted(state.catalogue.weights.items())
+        },
         "lanes": [(x.number, x.queue.number, x.task, x.keys) for x in state.lanes],
         "counts": [(q.ready, q.scheduled, q.leased) for q in state.numbered],
-        "counted": {q.name: dict(sorted((+q.counts).items())) for q in state.numbered},
-        "ready": {q.name: [p for _, p in q.waiting()] for q in state.numbered},
+        "counted": {q.number: dict(sorted((+q.counts).items())) for q in state.numbered},
+        "ready": {q.number: [p for _, p in q.waiting()] for q in state.numbered},
         "scheduled": scheduled(state),
         "leases": {p: holder(grant, p) for p, grant in sorted(state.leases.items())},
         "attempts": {
@@ -54,6 +67,12 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "bindings": state.exchanges.count,
         "granted": {epoch: count for epoch, count in state.granted.items() if count},
     }
+
+
+def told(queue: Queue) -> tuple[Any, ...]:
+    """What was said of the queue."""
+    terms = queue.terms
+    return dict(terms.declared), dict(terms.changed), terms.owner
 
 
 def exact(state: BrokerState) -> dict[str, Any]:
@@ -135,6 +154,7 @@ def check_places(state: BrokerState) -> dict[int, str]:
         assert queue.scheduled == delayed[queue], f"{queue.name}: {queue.scheduled} scheduled"
         assert queue.leased == leased[queue], f"{queue.name}: {queue.leased} leased"
     check_grants(state)
+    check_weights(state, places)
     return places
 
 
@@ -174,3 +194,12 @@ def check_grants(state: BrokerState) -> None:
             if grant.consumer is consumer
         )
         assert consumer.unsettled == held, f"subscription {consumer.number}: {consumer.unsettled}"
+
+
+def check_weights(state: BrokerState, places: dict[int, str]) -> None:
+    """Where bytes are limited, those of messages that are there are counted, and no others."""
+    for number, weights in state.catalogue.weights.items():
+        name = state.numbered[number].name
+        assert weights.bytes == sum(weights.of(position) for position in weights.known())
+        for position in weights.known():
+            assert places.get(position, "").endswith(f" {name}"), f"{position} is not in {name}"

@@ -19,6 +19,7 @@ from typing import Any
 import msgpack
 
 from machine import Machine, Peer
+from qbroker.core.declaring import described
 from qbroker.core.settings import Settings
 from qprotocol import frames as f
 from qprotocol import wire
@@ -454,9 +455,41 @@ class Harness:
         return kind(id=words.text("id"), position=position, **more)
 
     def declare(self, words: Words) -> None:
-        given = {k: v for k, v in words.options.items() if k not in ("q", "c")}
-        options = {k: int(v) if v.isdigit() else v for k, v in given.items()}
-        self.ask(words, f.Declare(queue=words.text("q"), options=options))
+        self.ask(words, f.Declare(queue=words.text("q"), options=queue_options(words)))
+
+    def set(self, words: Words) -> None:
+        """An operator sets options of a queue; `name=none` takes one back."""
+        self.ask(words, f.ChangeQueue(queue=words.text("q", "q"), options=queue_options(words)))
+
+    def delete(self, words: Words) -> None:
+        """A queue is deleted: `empty`, `unused` only if it is."""
+        empty, unused = (word in words.plain for word in ("empty", "unused"))
+        self.ask(words, f.DeleteQueue(queue=words.text("q", "q"), if_empty=empty, if_unused=unused))
+
+    def policy(self, words: Words) -> None:
+        """A policy for names like `for`; with `drop` it goes, `operator` is of those."""
+        self.ask(
+            words,
+            f.SetPolicy(
+                name=words.text("name", "p"),
+                pattern=words.text("for"),
+                priority=words.number("priority"),
+                operator="operator" in words.plain,
+                options=queue_options(words),
+                drop="drop" in words.plain,
+            ),
+        )
+
+    def show(self, words: Words) -> list[str]:
+        """The options of a queue that are not as by default, and where they came from."""
+        state = self.machine.core.state
+        rows = described(state, state.queues[words.text("q", "q")])
+        shown = [
+            " ".join([f"{name}={row['value']}", f"({row['source']})", *left_over(row)])
+            for name, row in rows.items()
+            if row["source"] != "default"
+        ]
+        return [", ".join(shown) or "(defaults)"]
 
     def purge(self, words: Words) -> None:
         self.ask(words, f.Purge(queue=words.text("q", "q")))
@@ -574,6 +607,10 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "cancel": Harness.cancel,
     "forget": Harness.forget,
     "declare": Harness.declare,
+    "set": Harness.set,
+    "delete": Harness.delete,
+    "policy": Harness.policy,
+    "show": Harness.show,
     "purge": Harness.purge,
     "peek": Harness.peek,
     "pause": Harness.pause,
@@ -586,6 +623,21 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "move": Harness.move,
     "why": Harness.why,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
+
+
+def left_over(row: dict[str, Any]) -> list[str]:
+    """What was said of an option beside what counts."""
+    return [f"{name}={row[name]}" for name in ("declared", "set") if name in row]
+
+
+def queue_options(words: Words) -> dict[str, Any]:
+    """The options that the line names."""
+    special = {"true": True, "false": False, "none": None}
+    given = {k: v for k, v in words.options.items() if k not in HARNESS_WORDS}
+    return {k: int(v) if re.fullmatch(r"-?\d+", v) else special.get(v, v) for k, v in given.items()}
+
+
+HARNESS_WORDS = ("q", "c", "name", "for", "priority", "as")
 
 
 def cut(words: Words, raw: bytes) -> bytes:

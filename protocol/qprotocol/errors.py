@@ -72,7 +72,14 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("IN_USE", "Something else needs what was to be deleted; nothing was done."),
         ErrorRow(
             "OPTIONS_DIFFER",
-            "The queue or exchange exists with other options; of an exchange, details name them.",
+            "The queue or exchange exists with other options; details name each.",
+        ),
+        ErrorRow("NO_POLICY", "The policy does not exist."),
+        ErrorRow("QUEUE_LOCKED", "The queue is exclusive, and somebody else's."),
+        ErrorRow(
+            "QUEUE_FULL",
+            "A queue is at its limit of messages or bytes; details name both. Try again later.",
+            retryable=True,
         ),
         ErrorRow("LIMIT_REACHED", "A limit of the broker is reached; details name it."),
         ErrorRow(

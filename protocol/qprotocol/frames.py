@@ -475,9 +475,13 @@ class Peeked(Frame):
 
 @frame(0x54, CLIENT)
 class Inspect(Frame):
-    """Ask for a table: queues, exchanges, bindings, stats or quarantine. Answered by Report."""
+    """Ask for a table: queues, exchanges, bindings, policies, definitions, stats or quarantine.
+
+    ``what`` may also be "queue": then ``name`` is which. Answered by Report.
+    """
 
     what: "str"
+    name: "str" = ""
 
 
 @frame(0x55, SERVER)
@@ -592,6 +596,55 @@ class Event(Frame):
     listener: "int"
     topic: "str"
     dropped: "int" = 0
+
+
+@frame(0x5C, CLIENT)
+class ChangeQueue(Frame):
+    """Set options of a queue, at once and over its declaration; null takes one back.
+
+    Answered by Ok; count is 0 if that changed nothing.
+    """
+
+    queue: "str"
+    options: "dict[str, Any]"
+
+
+@frame(0x5D, CLIENT)
+class DeleteQueue(Frame):
+    """The queue is no more, nor what waits in it. Answered by Ok with the count of that.
+
+    ``if_empty``: only if nothing waits in it or is handed out; ``if_unused``: only without
+    consumers.
+    """
+
+    queue: "str"
+    if_empty: "bool" = False
+    if_unused: "bool" = False
+
+
+@frame(0x5E, CLIENT)
+class SetPolicy(Frame):
+    """Options for all queues that ``pattern`` fits; with ``drop`` the policy goes.
+
+    One of ``operator`` bounds what declarations may say, any other fills what they leave open.
+    Answered by Ok; count is 0 if that changed nothing.
+    """
+
+    name: "str"
+    pattern: "str" = ""
+    priority: "int" = 0
+    operator: "bool" = False
+    options: "dict[str, Any]" = None  # type: ignore[assignment]
+    drop: "bool" = False
+
+
+@frame(0x5F, SERVER)
+class QueueGone(Frame):
+    """A queue of this subscription was deleted; the subscription goes on with the others."""
+
+    subscription: "int"
+    queue: "str"
+    why: "str"
 
 
 # Pushes, and the end.

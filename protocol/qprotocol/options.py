@@ -1,16 +1,30 @@
-"""Options of queues and retries: each with its unit, bound, default and reason."""
+"""Options of queues and retries: each with its kind, unit, bounds, default and reason.
 
-from dataclasses import dataclass, fields
+Rule 1. An option of a queue is one field of QueueOptions; all that is known of it stands in its
+        row, and documents, errors, policies and the command line read it there.
+Rule 2. What is checked is what was given: defaults need no check.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from struct import error as struct_error
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from qprotocol import wire
+from qprotocol.limits import NAME_BYTES_MAX, PRIORITY_MAX, PRIORITY_MIN
+from qprotocol.names import check_queue_name
+
+Value = str | int | bool
+T = TypeVar("T", str, int, bool)
 
 FSYNC_MODES = ("always", "interval", "never")
 HISTORY = ("all", "failures", "none")
-CHOICES = {"fsync": FSYNC_MODES, "history": HISTORY}
-"""Options that are words: these, or empty for the default."""
+REJECT, DEAD_LETTER_OLDEST = OVERFLOW = ("reject", "dead_letter_oldest")
+DURABLE, TRANSIENT = DURABILITY = ("durable", "transient")
+DEAD_SUFFIX = ".dead"
+"""A queue's dead letters are in the queue of the same name with this behind it."""
+NUMBER_MAX = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,46 +97,158 @@ def mix(value: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class OptionRow:
+    """All that is known of one option."""
+
+    name: str
+    kind: type
+    default: Value
+    why: str
+    unit: str = ""
+    least: int = 0
+    most: int = NUMBER_MAX
+    choices: tuple[str, ...] = ()
+    """Of a word: one of these. Empty text is the default, where that is empty."""
+    bounds: bool = False
+    """An operator's policy bounds it: the lower value counts, and 0 is none."""
+    declared_only: bool = False
+    """It belongs to who declares the queue: no policy and no operator can give it."""
+
+    @property
+    def wants(self) -> str:
+        """What a value must be, in words."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is int:
+            unit = f" {self.unit}" if self.unit else ""
+            return f"an integer from {self.least} to {self.most}{unit}"
+        return f"one of {', '.join(self.choices)}" if self.choices else self.unit
+
+    def check(self, value: object) -> None:
+        """Raise ValueError for a value that the option cannot have."""
+        if type(value) is not self.kind:
+            raise ValueError(f"{self.name} is {value!r}: {self.wants}")
+        if isinstance(value, int) and self.kind is int and not self.least <= value <= self.most:
+            raise ValueError(f"{self.name} is {value!r}: {self.wants}")
+        if self.choices and value != self.default and value not in self.choices:
+            raise ValueError(f"{self.name} is {value!r}: {self.wants}")
+
+
+def option(default: T, why: str, **row: Any) -> T:
+    """A field of QueueOptions with its row."""
+    return field(default=default, metadata={"why": why, **row})
+
+
+@dataclass(frozen=True, slots=True)
 class QueueOptions:
     """What a queue may be told when it is declared. Queues are also made on first use."""
 
-    fsync: str = ""
-    """always, interval or never; empty takes the broker's --fsync."""
-    retries_max: int = 0
-    """Retries where neither worker nor message says anything. Default 0: no retry."""
-    backoff_ms: int = 1_000
-    """Milliseconds before the first retry; doubled for each one after it."""
-    backoff_max_ms: int = 600_000
-    """The longest wait between two retries, in milliseconds."""
-    poison_max: int = 0
-    """Crashes after which a message is dead; 0 takes the broker's poison_max (3)."""
-    history: str = ""
-    """Of which settled messages the archive keeps a row: all, failures or none. Empty is all for
-    tasks and none for plain messages. Results and failures are kept for result_ttl_ms anyway."""
+    # fmt: off
+    fsync: str = option("", "When a confirm may leave: empty takes the broker's --fsync.",
+        choices=FSYNC_MODES)
+    durability: str = option(DURABLE, "transient: nothing in it outlives the broker, and no "
+        "confirm waits for the disk (fsync is never).", choices=DURABILITY)
+    retries_max: int = option(0, "Retries where neither worker nor message says anything. "
+        f"0 is none, {RETRIES_FOREVER} for ever.", most=RETRIES_FOREVER)
+    backoff_ms: int = option(1_000, "Before the first retry; doubled for each one after it.",
+        unit="ms")
+    backoff_max_ms: int = option(600_000, "The longest wait between two retries.", unit="ms")
+    poison_max: int = option(0, "Crashes after which a message is dead; 0 takes the broker's "
+        "poison_max (3).", unit="crashes")
+    deliveries_max: int = option(0, "Times a message is handed out: when one of them ends, "
+        "and the message is not done, it is dead. 0 is no limit. What is given back unbegun "
+        "is looked at when it ends otherwise.", unit="deliveries", bounds=True)
+    max_length: int = option(0, "Messages in the queue: waiting, delayed and handed out. "
+        "0 is no limit.", unit="messages", bounds=True)
+    max_bytes: int = option(0, "Bytes of those messages, heads and bodies, as far as they came "
+        "while there was such a limit. 0 is none.", unit="bytes", most=2**50, bounds=True)
+    overflow: str = option(REJECT, "What happens over max_length or max_bytes: the publish is "
+        "refused, or the oldest ready messages become dead letters.", choices=OVERFLOW)
+    message_ttl_ms: int = option(0, "The longest a message waits from its publish, or from its "
+        "due time, until it expires; a shorter expiry of its own counts. In a dead-letter "
+        "queue: from its death. 0 is no limit.", unit="ms", bounds=True)
+    expires_ms: int = option(0, "A queue that nobody consumes, publishes to or declares for "
+        "so long, and of which nothing is handed out, is deleted with what waits in it, at most "
+        "a quarter later. A start of the broker is a use. 0 is never.", unit="ms", bounds=True)
+    min_priority: int = option(PRIORITY_MIN, "A publish with a lower priority is refused.",
+        least=PRIORITY_MIN, most=PRIORITY_MAX)
+    max_priority: int = option(PRIORITY_MAX, "A publish with a higher priority is refused.",
+        least=PRIORITY_MIN, most=PRIORITY_MAX)
+    single_active_consumer: bool = option(False, "One consumer at a time gets messages, the "
+        "first that came; the next one when it has gone and holds nothing any more.")
+    auto_delete: bool = option(False, "Deleted when its last consumer has gone and nothing of "
+        "it is handed out.")
+    exclusive: bool = option(False, "Of the connection that declares it, or its session: others "
+        "may publish to it and no more, and it is deleted when that has gone.",
+        declared_only=True)
+    dead_letter_queue: str = option("", "Where its dead letters go; empty is the queue's own "
+        f"name with {DEAD_SUFFIX} behind it.", unit=f"a queue's name that ends in {DEAD_SUFFIX}")
+    history: str = option("", "Of which settled messages the archive keeps a row. Empty is all "
+        "for tasks and none for plain messages. Results and failures are kept for "
+        "result_ttl_ms anyway.", choices=HISTORY)
+    # fmt: on
 
     @classmethod
-    def parse(cls, given: dict[str, Any]) -> Self:
-        """The options in ``given``. Raises ValueError naming what is wrong and what was meant."""
-        known = {f.name: f.type for f in fields(cls)}
+    def check(cls, given: Mapping[str, Any]) -> None:
+        """Raise ValueError naming what is wrong in ``given`` and what was meant."""
         for name, value in given.items():
-            if name not in known:
-                near = get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise ValueError(f"unknown queue option {name!r}: {hint}")
-            if name in CHOICES:
-                if value not in ("", *CHOICES[name]):
-                    raise ValueError(f"{name} is {value!r}: one of {', '.join(CHOICES[name])}")
-            elif type(value) is not int or not 0 <= value < 2**32:
-                raise ValueError(f"{name} is {value!r}: an integer from 0 to 4294967295")
-        if given.get("retries_max", 0) > RETRIES_FOREVER:
-            raise ValueError(f"retries_max is {given['retries_max']}: at most {RETRIES_FOREVER}")
+            row_of(name).check(value)
+        target = given.get("dead_letter_queue")
+        if target:
+            check_queue_name(target)
+            if not target.endswith(DEAD_SUFFIX):
+                raise ValueError(
+                    f"dead_letter_queue is {target!r}: {OPTIONS['dead_letter_queue'].wants}"
+                )
+        low, high = (given.get(n, OPTIONS[n].default) for n in ("min_priority", "max_priority"))
+        if low > high:
+            raise ValueError(f"min_priority is {low} and max_priority {high}: nothing fits")
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """The options in ``given``. Raises ValueError naming what is wrong and what was meant."""
+        cls.check(given)
         return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
         """Every option by name, as ``parse`` takes them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in OPTIONS}
 
     @property
     def retry(self) -> RetryPolicy:
         """The queue's own retry policy."""
         return RetryPolicy(self.retries_max, self.backoff_ms, self.backoff_max_ms)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a limit to what may be in the queue."""
+        return bool(self.max_length or self.max_bytes)
+
+
+def _rows() -> Iterator[tuple[str, OptionRow]]:
+    for each in fields(QueueOptions):
+        default: Any = each.default
+        yield each.name, OptionRow(each.name, type(default), default, **each.metadata)
+
+
+OPTIONS: dict[str, OptionRow] = dict(_rows())
+"""Every option of a queue by its name, in the order of the documents."""
+
+
+def row_of(name: object) -> OptionRow:
+    """The row of the option with that name. Raises ValueError saying what was meant."""
+    row = OPTIONS.get(str(name))
+    if row is None:
+        near = get_close_matches(str(name), OPTIONS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OPTIONS)}"
+        raise ValueError(f"unknown queue option {name!r}: {hint}")
+    return row
+
+
+def dead_queue(name: str, options: QueueOptions) -> str:
+    """Where a queue's dead letters go; those of a dead-letter queue stay where they are."""
+    if name.endswith(DEAD_SUFFIX):
+        return name
+    if options.dead_letter_queue:
+        return options.dead_letter_queue
+    return name[: NAME_BYTES_MAX - len(DEAD_SUFFIX)] + DEAD_SUFFIX

@@ -20,7 +20,7 @@ from qprotocol.conversation import ANSWERS, TRANSITIONS
 from qprotocol.errors import ERRORS
 from qprotocol.exchanges import ExchangeOptions
 from qprotocol.frames import BOTH, FRAMES, Frame
-from qprotocol.options import QueueOptions, RetryPolicy
+from qprotocol.options import OPTIONS, RetryPolicy
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "PROTOCOL.md"
@@ -167,14 +167,31 @@ def limit_table() -> str:
     )
 
 
-def option_table() -> str:
+def policy_table() -> str:
+    """Options that are no queue's: of retries, and of exchanges."""
     rows = []
-    owners = (QueueOptions, RetryPolicy, ExchangeOptions)
-    for owner, source in zip(owners, ("options.py", "options.py", "exchanges.py"), strict=True):
+    for owner, source in ((RetryPolicy, "options.py"), (ExchangeOptions, "exchanges.py")):
         texts = documented(source, owner.__name__)
         defaults: list[tuple[str, Any]] = [(f.name, f.default) for f in fields(owner)]
         rows += [(owner.__name__, name, repr(value), texts[name]) for name, value in defaults]
     return table(("of", "option", "default", "meaning"), rows)
+
+
+def option_table() -> str:
+    """The options of queues, one a line: also in the broker's README."""
+    notes = {"bounds": "a policy of operators bounds it", "declared_only": "by declaration alone"}
+    return table(
+        ("option", "takes", "default", "meaning"),
+        (
+            (
+                f"`{row.name}`",
+                row.wants,
+                str(row.default).lower() if row.default != "" else '""',
+                " ".join([row.why, *(f"({n})" for of, n in notes.items() if getattr(row, of))]),
+            )
+            for row in OPTIONS.values()
+        ),
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -188,6 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "outcome flags": lambda: constants(OUTCOME_FLAG_NAMES),
     "rows": struct_table,
     "options": option_table,
+    "other options": policy_table,
     "states": state_table,
     "errors": error_table,
     "limits": limit_table,

@@ -165,10 +165,12 @@ def config_command(config: Config, markdown: bool, as_json: bool) -> None:
 def tables_command(document: Path, check: bool) -> None:
     """Write the generated tables of a document again."""
     from qbroker.ops import metrics  # noqa: PLC0415  # rule 4
+    from qprotocol.tables import option_table  # noqa: PLC0415  # rule 4
 
     text = document.read_text(encoding="utf-8")
     try:
-        made = refresh(text, {"settings": settings.markdown(), "metrics": metrics.markdown()})
+        tables = {"settings": settings.markdown(), "metrics": metrics.markdown()}
+        made = refresh(text, tables | {"queue options": option_table() + "\n"})
     except ValueError as error:
         raise Trouble(f"{document}: {error}", Exit.FAILED) from error
     if check and made != text:

@@ -11,18 +11,22 @@ from digest import exact
 from harness import Harness
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
+from qbroker.core.catalogue import Catalogue
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
 from qbroker.core.pauses import Pause
+from qbroker.core.policies import Policy, Terms
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
 from qbroker.core.shelves import Shelf
 from qbroker.core.snapshot import SECTIONS, VOLATILE, SnapshotError, decode, encode, tidy
-from qbroker.core.state import BrokerState, Producer, Upload
+from qbroker.core.state import BrokerState, Producer
 from qbroker.core.timers import Timers
+from qbroker.core.uploads import Upload
+from qbroker.core.weights import Weights
 from qbroker.log.log import Log
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
@@ -49,9 +53,9 @@ def test_every_field_of_the_state_is_saved_or_volatile() -> None:
 KNOWN: dict[type, tuple[set[str], set[str]]] = {
     # What is saved of each, and what is volatile or follows from the rest.
     Queue: (
-        {"name", "number", "options", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
+        {"name", "number", "terms", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
         {
-            *("synced", "life", "retired", "held", "shelves", "gates", "gated"),
+            *("options", "synced", "life", "retired", "held", "shelves", "gates", "gated"),
             *("selections", "behind", "opened", "parked", "_dirty"),
         },
     ),
@@ -76,9 +80,22 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Producer: ({"highest", "window", "seen_ms"}, set()),
     Upload: (
-        {"staged", "timers", "expiries", "delayed", "named", "continued", "last", "count", "parts"},
+        {
+            *("staged", "timers", "expiries", "delayed", "named", "continued", "weighed", "last"),
+            *("count", "parts"),
+        },
         set(),
     ),
+    Catalogue: (
+        {"policies", "weights"},
+        {
+            *("shaped", "single", "holders", "waiting", "owned", "unused", "left", "dying"),
+            *("crowded", "arrived", "gone_lanes", "next_look_ms", "began_ms"),
+        },
+    ),
+    Terms: ({"declared", "changed", "owner", "deleted"}, set()),
+    Policy: ({"name", "pattern", "priority", "operator", "options"}, set()),
+    Weights: ({"_firsts", "_pieces", "bytes"}, set()),
     Finished: ({each.name for each in fields(Finished)}, set()),
     Results: (
         {"finished", "names", "forgotten"},

@@ -118,6 +118,15 @@ EXAMPLES: dict[str, r.Record] = {
     "exchange_deleted": r.ExchangeDeleted("e"),
     "bound": r.Bound("e", False, "q", "orders.#", {}),
     "unbound": r.Unbound("e", True, "h", "", {"x-match": "any", "kind": "paid", "gift": None}),
+    "queue_changed": r.QueueChanged(0, {"max_length": 5, "overflow": None}),
+    "queue_deleted": r.QueueDeleted(0, "deleted by an operator"),
+    "overflowed": r.Overflowed(
+        [[0, 0, 2 << 20, 2, 1], [0, 5, 3 << 20, 1, -1]],
+        "overflow: max_length is 5",
+        1_700_000_000_000,
+        1_700_086_400_000,
+    ),
+    "policy_set": r.PolicySet("short", "mail*", 5, True, {"max_length": 5}),
     "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 

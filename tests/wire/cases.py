@@ -17,6 +17,7 @@ TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
 TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
 DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke"}
+DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "inspect"}
 
 MESSAGES: dict[str, Message] = {
     "plain": Message("emails", b"hello"),
@@ -266,6 +267,21 @@ FRAMES: dict[str, f.Frame] = {
         correlation=22,
     ),
     "why": f.Why(id="order:42", position=1, correlation=23),
+    "inspect_2": f.Inspect(what="queue", name="emails", correlation=15),
+    "change_queue": f.ChangeQueue(
+        queue="emails", options={"max_length": 5, "overflow": None}, correlation=41
+    ),
+    "delete_queue": f.DeleteQueue(queue="emails", if_empty=True, if_unused=True, correlation=42),
+    "set_policy": f.SetPolicy(
+        name="short",
+        pattern="mail*",
+        priority=5,
+        operator=True,
+        options={"max_length": 5},
+        correlation=43,
+    ),
+    "drop_policy": f.SetPolicy(name="short", options={}, drop=True, correlation=44),
+    "queue_gone": f.QueueGone(subscription=1, queue="emails", why="deleted by an operator"),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -100,7 +100,6 @@ def test_every_frame_says_what_it_is():
         ("limits.py", ""),
         ("states.py", "State"),
         ("conversation.py", "Phase"),
-        ("options.py", "QueueOptions"),
         ("options.py", "RetryPolicy"),
     ],
 )

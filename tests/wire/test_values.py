@@ -14,7 +14,7 @@ from qprotocol import wire
 from qprotocol.failure import TEXT_BYTES_MAX, Failure
 from qprotocol.header import decode_map, encode_map
 from qprotocol.ids import mint, minted_ms, pack_id, unpack_id
-from qprotocol.limits import BODY_BYTES_HARD_MAX
+from qprotocol.limits import BODY_BYTES_HARD_MAX, NAME_BYTES_MAX
 from qprotocol.message import (
     Delivery,
     Message,
@@ -31,7 +31,7 @@ from qprotocol.message import (
     walk,
 )
 from qprotocol.names import check_exchange_name, check_queue_name
-from qprotocol.options import RETRIES_FOREVER, QueueOptions, RetryPolicy
+from qprotocol.options import OPTIONS, RETRIES_FOREVER, QueueOptions, RetryPolicy, dead_queue
 from qprotocol.states import State
 from wire.cases import MESSAGES, MINTED, OUTCOMES, PLAIN, TASK
 
@@ -419,18 +419,45 @@ def test_queue_options_come_back_as_they_were():
     ("given_", "words"),
     [
         ({"fsnyc": "never"}, "unknown queue option 'fsnyc': did you mean 'fsync'?"),
-        ({"zzz": 1}, "unknown queue option 'zzz': known: fsync, retries_max, backoff_ms"),
+        ({"zzz": 1}, "unknown queue option 'zzz': known: fsync, durability, retries_max"),
         ({"fsync": "maybe"}, "fsync is 'maybe': one of always, interval, never"),
         ({"fsync": ["never"]}, "fsync is ['never']: one of"),
         ({"backoff_ms": -1}, "backoff_ms is -1: an integer from 0 to 4294967295"),
         ({"backoff_ms": True}, "backoff_ms is True: an integer"),
+        ({"exclusive": 1}, "exclusive is 1: true or false"),
+        ({"min_priority": -101}, "min_priority is -101: an integer from -100 to 100"),
+        ({"min_priority": 2, "max_priority": 1}, "min_priority is 2 and max_priority 1: nothing"),
+        ({"dead_letter_queue": "dead"}, "'dead': a queue's name that ends in .dead"),
+        ({"dead_letter_queue": "/.dead"}, "the queue name '/.dead' holds '/'"),
         ({"backoff_ms": math.nan}, "backoff_ms is nan: an integer"),
-        ({"retries_max": 65_536}, "retries_max is 65536: at most 65535"),
+        ({"retries_max": 65_536}, "retries_max is 65536: an integer from 0 to 65535"),
     ],
 )
 def test_wrong_queue_options_are_named(given_, words):
     """With what was meant, where that can be guessed."""
     assert words in fault(QueueOptions.parse, given_)
+
+
+def test_every_option_says_why_and_takes_its_default():
+    """What the table shows, and what is checked, is one thing."""
+    for name, row in OPTIONS.items():
+        assert row.why.endswith("."), name
+        row.check(row.default)
+        assert row.wants, name
+    assert QueueOptions.parse({name: row.default for name, row in OPTIONS.items()}) == (
+        QueueOptions()
+    )
+    assert QueueOptions(max_bytes=1).is_bounded
+    assert not QueueOptions().is_bounded
+
+
+def test_dead_letters_have_a_queue_and_theirs_have_none():
+    """By name, by option, and never any further."""
+    named = QueueOptions(dead_letter_queue="all.dead")
+    assert dead_queue("mail", QueueOptions()) == "mail.dead"
+    assert dead_queue("mail", named) == "all.dead"
+    assert dead_queue("mail.dead", named) == "mail.dead"
+    assert len(dead_queue("m" * NAME_BYTES_MAX, QueueOptions())) == NAME_BYTES_MAX
 
 
 # Failures.

@@ -1,4 +1,4 @@
-"""Questions and orders from people and clients: watch, cancel, forget, peek, declare.
+"""Questions and orders from people and clients: watch, cancel, forget, peek.
 
 A task is known by its id. One that its caller chose is in a table. For others the core
 asks for a Lookup first: the message at the position that came as a hint, if it bears
@@ -12,6 +12,7 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
+from qbroker.core.owners import check_owner
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
@@ -19,10 +20,10 @@ from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, id_of, limit, place_of
 from qprotocol.frames import Cancel, Declare, Forget, Move, Ok, Peek, Watch, Why
+from qbroker.core.survey import RefusedError, id_of, place_of
+from qprotocol.frames import Cancel, Forget, Ok, Peek, Watch
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
-from qprotocol.names import check_queue_name
-from qprotocol.options import QueueOptions
 from qprotocol.states import State
 
 Named = Watch | Cancel | Forget | Move | Why
@@ -185,33 +186,12 @@ def apply_archived(state: BrokerState, _position: int, record: r.Archived) -> No
 # Queues.
 
 
-def decide_declare(state: BrokerState, _now: Now, _connection: int, frame: Declare) -> Decision:
-    """The queue exists with these options, or did already."""
-    try:
-        check_queue_name(frame.queue)
-        options = QueueOptions.parse(frame.options or {})
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error
-    queue = state.queues.get(frame.queue)
-    if queue is None:
-        if len(state.queues) >= state.settings.queues_max:
-            raise limit("queues_max", state.settings.queues_max)
-        opened = r.QueueOpened(len(state.queues), frame.queue, options.as_dict())
-        return Decision([opened], Ok(count=1))
-    if queue.options != options:
-        raise RefusedError(
-            "OPTIONS_DIFFER",
-            f"queue {frame.queue!r} exists with {queue.options.as_dict()}: "
-            "declare it with the same, or use another name",
-        )
-    return Decision(reply=Ok())
-
-
 def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:
     """The first waiting messages, in the order they would leave; nothing changes."""
     queue = state.queues.get(frame.queue)
     if queue is None:
         raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    check_owner(state, connection, queue)
     rows = []
     for _, position in islice(queue.waiting(), min(frame.count, PEEK_MESSAGES_MAX)):
         known_as = state.attempts.get(position)

@@ -27,9 +27,12 @@ from qbroker.core import (
     asking,
     binding,
     consuming,
+    declaring,
+    deleting,
     endings,
     moving,
     orders,
+    overflow,
     passing,
     pausing,
     publishing,
@@ -67,6 +70,7 @@ class Broker:
         APPLY[type(record)](self.state, position, record)
         purging.finish(self.state)
         self.state.effects.clear()
+        self.state.catalogue.arrived.clear()
 
     def boot(self, now: Now, version: str, append: AppendRaw, skipped: int = 0) -> None:
         """Begin a new epoch: tokens given from now on differ from all before.
@@ -107,12 +111,12 @@ class Broker:
             if type(frame) is f.Hello:  # a conversation that never began
                 return [answer, Close(connection, synced=self.state.synced)]
             return [answer]
-        return self._carry_out(connection, frame, decision, append)
+        return self._carry_out(connection, frame, decision, now, append)
 
     def disconnected(self, connection: int, now: Now, append: AppendRaw) -> list[Effect]:
         """The connection is gone."""
         decision = sessions.decide_disconnected(self.state, now, connection)
-        return self._carry_out(connection, None, decision, append)
+        return self._carry_out(connection, None, decision, now, append)
 
     def quarantine(
         self, now: Now, append: AppendRaw, positions: list[int], why: str, evidence: str
@@ -195,7 +199,7 @@ class Broker:
                     state.pauses.of(queue.number),
                     why.by_reason(state, queue),
                 )
-                for queue in state.numbered
+                for queue in state.queues.values()
             ),
             dict(Counter(state.roles.values())),
             len(state.sessions),
@@ -220,11 +224,18 @@ class Broker:
         return self.state.arrivals.pop((connection, correlation), None) is not None
 
     def _carry_out(
-        self, connection: int, frame: f.Frame | None, decision: Decision, append: AppendRaw
+        self,
+        connection: int,
+        frame: f.Frame | None,
+        decision: Decision,
+        now: Now,
+        append: AppendRaw,
     ) -> list[Effect]:
         position = 0
         for record in decision.records:
             position = self._make_true(record, append)
+        if self.state.catalogue.arrived:
+            overflow.relieve(self.state, now, lambda record: self._make_true(record, append))
         if decision.listen:
             consuming.listen(self.state, decision.listen)
         out = self._take_effects()
@@ -275,10 +286,11 @@ def refusal(connection: int, frame: f.Frame, refused: Refused) -> Send:
 
 
 def apply_booted(state: BrokerState, position: int, record: r.Booted) -> None:
-    """A new epoch: uploads that were under way are void."""
+    """A new epoch: uploads that were under way are void, and what was in transient queues."""
     state.epoch = record.epoch
     state.boots[record.epoch] = position
     state.uploads.clear()
+    purging.drop_transient(state)
 
 
 def apply_kept(_state: BrokerState, position: int, _record: r.Kept) -> None:
@@ -299,7 +311,10 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Ack: settling.decide_ack,
     f.Settle: settling.decide_settle,
     f.Running: settling.decide_running,
-    f.Declare: asking.decide_declare,
+    f.Declare: declaring.decide_declare,
+    f.ChangeQueue: declaring.decide_change,
+    f.DeleteQueue: deleting.decide_delete,
+    f.SetPolicy: declaring.decide_policy,
     f.Purge: purging.decide_purge,
     f.PauseQueue: pausing.decide_pause,
     f.ResumeQueue: pausing.decide_resume,
@@ -323,7 +338,11 @@ ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], De
 
 APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Booted: apply_booted,
-    r.QueueOpened: consuming.apply_queue_opened,
+    r.QueueOpened: declaring.apply_queue_opened,
+    r.QueueChanged: declaring.apply_queue_changed,
+    r.QueueDeleted: deleting.apply_queue_deleted,
+    r.Overflowed: overflow.apply_overflowed,
+    r.PolicySet: declaring.apply_policy_set,
     r.LaneOpened: consuming.apply_lane_opened,
     r.Published: publishing.apply_published,
     r.PartStored: publishing.apply_part,

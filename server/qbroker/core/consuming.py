@@ -6,11 +6,13 @@ All of it is volatile but the grants.
 from collections.abc import Callable
 
 from qbroker.core import records as r
+from qbroker.core.alone import active
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Effect, Hand
 from qbroker.core.gates import around, charge
 from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
+from qbroker.core.owners import check_owner
 from qbroker.core.queues import Queue
 from qbroker.core.sessions import drop_consumer
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX
@@ -20,7 +22,6 @@ from qbroker.core.survey import RefusedError, Survey, limit
 from qprotocol import wire
 from qprotocol.frames import Consume, Credit, Ok, Unsubscribe
 from qprotocol.names import check_queue_name
-from qprotocol.options import QueueOptions
 
 Append = Callable[[r.Record], int]
 
@@ -44,6 +45,8 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
         except ValueError as error:
             raise RefusedError("BAD_REQUEST", str(error)) from error
         queue = state.queues.get(name)
+        if queue:
+            check_owner(state, connection, queue)
         numbers.append(queue.number if queue else survey.queue(name))
     if not numbers:
         raise RefusedError("BAD_REQUEST", "a subscription needs at least one queue")
@@ -93,11 +96,6 @@ def decide_unsubscribe(
     return Decision(reply=Ok())
 
 
-def apply_queue_opened(state: BrokerState, _position: int, record: r.QueueOpened) -> None:
-    """The queue exists."""
-    state.open_queue(record.number, record.name, QueueOptions.parse(record.options))
-
-
 def apply_lane_opened(state: BrokerState, _position: int, record: r.LaneOpened) -> None:
     """The lane exists."""
     state.open_lane(record.number, state.numbered[record.queue], record.task, record.keys)
@@ -142,6 +140,8 @@ class Handout:
     def serve(self, queue: Queue) -> None:
         """Hand out what a queue has for those who listen."""
         listeners, keeper = self.state.listening[queue.number], self.keeper
+        if queue.number in self.state.catalogue.single:
+            listeners = active(self.state, queue)
         goes_on = True
         while goes_on and not queue.held and queue.parked is None and not self.is_over:
             goes_on = False

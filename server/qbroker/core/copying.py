@@ -262,6 +262,7 @@ def copies(survey: Survey, source: r.MessageBatch) -> r.MessageBatch:
     goes_on = starts[-1] + 4 + wire.SIZE.unpack_from(raw, starts[-1])[0] > len(raw)
     batch = made.batch(last if goes_on else b"")
     survey.note_queues(batch)
+    survey.fit(batch)
     if not batch.count:
         survey.synced = survey.synced or survey.state.synced
     made.note_counts()

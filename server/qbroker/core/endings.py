@@ -20,9 +20,12 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     # As they are now: what ends first may empty one of the tables that the rest is still in.
     kept = bool(state.attempts or state.names or state.continued)
     asked = bool(state.results.waiters or state.origin)
+    weights = state.catalogue.weights
     for _number, first, count in record.runs:
-        for run, _, length in state.unlease_neighbours(leases[first], first, count):
+        for run, start, length in state.unlease_neighbours(leases[first], first, count):
             run.lane.queue.counts["acked"] += length
+            if weights:
+                state.catalogue.gone(run.lane.queue, start, length)
         if kept:
             for position in range(first, first + count):
                 state.forget(position)
@@ -39,6 +42,7 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
     if record.follow_on.count:
         if record.replaced:
             state.replace(record.position, position + 1)
+            state.catalogue.gone(run.lane.queue, record.position)
             state.forget(record.position)
         apply_messages(state, position + 1, record.follow_on)
         if record.replaced:
@@ -55,6 +59,7 @@ def succeed(state: BrokerState, position: int, record: r.Settled, run: Run) -> N
     entry = finished(record, position, state.known(record.position).failures)
     if not record.keep_until_ms:
         entry.record = 0
+    state.catalogue.gone(queue, record.position)
     state.finish(record.position, entry, keep=bool(record.keep_until_ms), synced=queue.synced)
     state.forget(record.position)
 
@@ -129,7 +134,7 @@ def bury(state: BrokerState, position: int, record: r.Settled, run: Run) -> None
         waits=False,
         claims_from=record.grant + 1,
     )
-    state.ready(target, record.position, 1)
+    state.buried(run, target, record.position, record.finished_ms)
     entry = finished(record, position, known.failures)
     state.finish(record.position, entry, keep=True, synced=queue.synced)
 
@@ -188,6 +193,7 @@ def apply_removed(state: BrokerState, settled: int, record: r.Removed) -> None:
         else:
             state.withdraw(run, position)
         queue.counts[record.reason] += 1
+        state.catalogue.gone(queue, position)
         entry = Finished(
             State.REVOKED, 0, 0, record.finished_ms, 0, record.keep_until_ms, 0, record.reason
         )

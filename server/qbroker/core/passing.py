@@ -4,11 +4,14 @@ Each step is bounded; what is left is done in the next turn.
 """
 
 from qbroker.core import records as r
+from qbroker.core.alone import look_again
 from qbroker.core.consuming import Append
+from qbroker.core.deleting import bury_more, overdue
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
 from qbroker.core.orders import carry_on
+from qbroker.core.overflow import relieve, relieve_more
 from qbroker.core.pausing import records_over
 from qbroker.core.purging import sweep
 from qbroker.core.sessions import leave
@@ -36,6 +39,7 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
     if count:
         records += expired(state, now, count)
     records += records_over(state, now.wall_ms, PAUSES_MAX)
+    records += overdue(state, now)
     upto = state.results.releasable(ARCHIVED_MAX)
     if upto:
         records.append(r.Archived(upto))
@@ -134,6 +138,21 @@ def next_due(state: BrokerState, now: Now) -> int:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
     return 0 if state.leaving or state.remains or state.orders else max(0, min(waits))
+    waiting = state.leaving or state.remains or state.catalogue.crowded
+    return 0 if waiting else max(0, min(waits))
+
+
+def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
+    """The next piece of what the options of queues want done."""
+    catalogue = state.catalogue
+    if catalogue.dying:
+        bury_more(state, append)
+    if catalogue.waiting:
+        look_again(state)
+    if catalogue.crowded:
+        relieve_more(state, now, append)
+    if catalogue.arrived:
+        relieve(state, now, append)
 
 
 def due(state: BrokerState, now: Now, append: Append) -> None:
@@ -143,6 +162,7 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     state.keeper.wake(now)
     lose_sessions(state, now)
     give_back_more(state, now, append)
+    see_to_queues(state, now, append)
     if state.remains:
         sweep(state)
     if state.orders:

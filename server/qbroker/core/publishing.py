@@ -8,38 +8,27 @@ from array import array
 from dataclasses import replace
 
 from qbroker.core import records as r
+from qbroker.core.chunks import note_chunk, seen_before
 from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
+from qbroker.core.overflow import note_arrivals, note_upload, weighed
 from qbroker.core.pausing import check_intake
 from qbroker.core.settings import RETRY_AFTER_MS
-from qbroker.core.state import Arrival, BrokerState, Producer, Upload
+from qbroker.core.shaping import check_deleted
+from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey, check_named, duplicate, too_large
 from qbroker.core.timers import Entry
+from qbroker.core.uploads import Arrival, Upload
 from qprotocol import wire
 from qprotocol.frames import Frame, Part, Publish, Published
 from qprotocol.limits import (
     FRAME_BYTES_MAX,
     MESSAGES_PER_FRAME_MAX,
     PARTED_MAX,
-    PRODUCER_WINDOW,
 )
 
 _FIXED = wire.MESSAGE.size
-
-
-def seen_before(state: BrokerState, producer: int, sequence: int) -> bool:
-    """Whether the chunk is in. Raises RefusedError if it is too old to tell."""
-    known = state.producers.get(producer)
-    if known is None or sequence > known.highest:
-        return False
-    if known.highest - sequence >= PRODUCER_WINDOW:
-        raise RefusedError(
-            "SEQUENCE_TOO_OLD",
-            f"chunk {sequence} is {known.highest - sequence} behind the newest of its producer: "
-            f"the last {PRODUCER_WINDOW} are remembered, so nobody can tell if it was done",
-        )
-    return bool(known.window >> (known.highest - sequence) & 1)
 
 
 def check_open(state: BrokerState) -> None:
@@ -75,6 +64,8 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
         batch = copies(survey, survey.walk(frame.raw, 0, len(frame.raw)))
         count = survey.count
         check_paused(survey, batch)
+        if survey.shape:
+            survey.shape.check_room()
         records = [r.Published(frame.producer, frame.sequence, now.wall_ms, batch)]
     if count != frame.count or not count:
         raise RefusedError("BAD_MESSAGE", f"{count} messages where {frame.count} were announced")
@@ -182,6 +173,10 @@ def last_part(
     check_size(state, upload, stored.batch)
     check_twice(upload, stored.batch)
     check_staged(state, upload, stored.batch)
+    check_deleted(state, upload)
+    if state.catalogue.shaped or state.catalogue.policies:
+        survey.shaped().add_staged(upload)
+        survey.shaped().check_room()
     if state.pauses.intake:
         lanes = (state.lanes[number].queue.number for number, _ in upload.staged)
         check_intake(state, survey.now, {*lanes, *(group for group, _ in upload.timers.counts())})
@@ -290,6 +285,8 @@ def apply_messages(
     for index, name in batch.named:
         state.named[name] = first + index
         state.names[first + index] = name
+    if state.catalogue.shaped:
+        note_arrivals(state, first, batch)
 
 
 def expiring(
@@ -314,25 +311,6 @@ def apply_published(state: BrokerState, position: int, record: r.Published) -> N
     """The chunk is in: its messages wait, its producer has sent it."""
     apply_messages(state, position, record.batch)
     note_chunk(state, record.producer, record.sequence, record.wall_ms)
-
-
-def note_chunk(state: BrokerState, producer: int, sequence: int, wall_ms: int) -> None:
-    """Remember that the chunk is in."""
-    if not producer:
-        return
-    known = state.producers.get(producer)
-    if known is None:
-        known = state.producers[producer] = Producer()
-    known.seen_ms = wall_ms
-    ahead = sequence - known.highest
-    if ahead > 0:
-        known.window = (known.window << min(ahead, PRODUCER_WINDOW) | 1) & _WINDOW_MASK
-        known.highest = sequence
-    else:
-        known.window |= 1 << -ahead
-
-
-_WINDOW_MASK = (1 << PRODUCER_WINDOW) - 1
 
 
 def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
@@ -364,6 +342,7 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
         for group, positions in both.items():
             upload.delayed.setdefault(group, set()).update(positions)
     upload.named.update((name, position + i) for i, name in batch.named)
+    upload.weighed += weighed(state, position, batch)
     upload.count += batch.count
     upload.parts += len(batch.raw)
     if batch.count:
@@ -378,6 +357,8 @@ def apply_dropped(state: BrokerState, _position: int, record: r.UploadDropped) -
 def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -> None:
     """The upload is true: its staged runs, and its timers, are hung in whole."""
     upload = state.uploads.pop((record.connection, record.correlation))
+    if state.catalogue.shaped:
+        note_upload(state, upload)
     for (number, priority), positions in upload.staged.items():
         run = state.lanes[number].run(priority)
         run.adopt(positions)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
+from qbroker.core.owners import check_owner
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished
 from qbroker.core.settings import (
@@ -23,27 +24,36 @@ from qbroker.core.settings import (
 )
 from qbroker.core.state import BrokerState, Remains
 from qbroker.core.survey import RefusedError
+from qbroker.core.weights import Weights
 from qprotocol.frames import Ok, Purge
+from qprotocol.options import TRANSIENT
 from qprotocol.states import State
 
 PURGED = Finished(State.REVOKED, 0, 0, 0, 0, 0, 0, "purged")
 
 
-def decide_purge(state: BrokerState, _now: Now, _connection: int, frame: Purge) -> Decision:
+def decide_purge(state: BrokerState, _now: Now, connection: int, frame: Purge) -> Decision:
     """Every waiting message is dropped: the ready and the delayed ones. The quarantine, too."""
     queue = state.queues.get(frame.queue)
     if queue is None:
         raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    check_owner(state, connection, queue)
     return Decision([r.Purged(queue.number)], Ok(count=queue.ready + queue.scheduled))
 
 
 def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
     """Nothing waits in the queue; a first piece is swept, which is all of a small one."""
-    queue = state.numbered[record.queue]
+    purge(state, state.numbered[record.queue])
+
+
+def purge(state: BrokerState, queue: Queue) -> None:
+    """Nothing waits in the queue. What is handed out counts as no bytes from now on."""
     queue.counts["purged"] += queue.ready + queue.scheduled
     trees = state.timers.drop(queue.number)
     state.remains.append(Remains(queue, trees, queue.delayed))
     queue.begin_anew()
+    if queue.number in state.catalogue.weights:
+        state.catalogue.weights[queue.number] = Weights()
     lanes = {lane.number for lane in queue.lanes} if state.quarantined else set()
     for position in [p for p, row in state.quarantined.items() if row[0] in lanes]:
         del state.quarantined[position]
@@ -95,3 +105,17 @@ def forget(state: BrokerState, queue: Queue, positions: Iterable[int]) -> int:
         state.finish(position, PURGED, keep=False, synced=queue.synced)
         state.forget(position)
     return len(gone) * SWEEP_FORGOTTEN_WEIGHT
+
+
+def drop_transient(state: BrokerState) -> None:
+    """Nothing is in queues that keep nothing over a start, and nothing is handed out of them."""
+    over = [q for q in state.queues.values() if q.options.durability == TRANSIENT]
+    if any(queue.leased for queue in over):
+        for position, grant in list(state.leases.items()):
+            queue = grant.run_of(position).lane.queue
+            if queue in over:
+                state.unlease(position)
+                forget(state, queue, (position,))
+    for queue in over:
+        if queue.ready or queue.scheduled:
+            purge(state, queue)

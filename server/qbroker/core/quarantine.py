@@ -28,6 +28,7 @@ def apply_quarantined(state: BrokerState, position: int, record: r.Quarantined) 
     for each in record.positions:
         lane = state.unlease(each).lane
         lane.queue.counts["quarantined"] += 1
+        state.catalogue.gone(lane.queue, each)
         state.quarantined[each] = lane.number, record.finished_ms, record.why, record.evidence
         attempts = state.attempts.get(each)
         entry = Finished(

@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from qbroker.core.lanes import Lane
+from qbroker.core.policies import Terms
 from qbroker.core.runs import Run
 from qbroker.core.shelves import Selection, Shelf
 from qprotocol.options import QueueOptions
@@ -45,6 +46,7 @@ class Queue:
         "selections",
         "shelves",
         "synced",
+        "terms",
     )
 
     def __init__(
@@ -60,6 +62,7 @@ class Queue:
         self.number = number
         self.name = name
         self.options = options
+        self.terms = Terms()
         self.synced = synced
         """Whether a confirm waits for stable storage, or for the kernel only."""
         self.lanes: list[Lane] = []

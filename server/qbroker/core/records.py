@@ -72,6 +72,8 @@ class MessageBatch:
     """[index, id bytes] of messages whose id was chosen by the caller."""
     raw: bytes = b""
     count: int = 0
+    sizes: list[list[Any]] = field(default_factory=list)
+    """[index, the sizes of neighbours from there on as u32] where a queue's bytes are limited."""
     offsets: "array[int] | None" = None
     """Volatile: where each message begins in ``raw``."""
     keys: tuple[int, int] = (0, 0)
@@ -79,13 +81,14 @@ class MessageBatch:
 
     def listed(self) -> list[Any]:
         """The durable part, as a list."""
-        return [self.runs, self.expiring, self.named]
+        sizes = [self.sizes] if self.sizes else []
+        return [self.runs, self.expiring, self.named, *sizes]
 
     @classmethod
     def of(cls, listed: list[Any], raw: bytes) -> "MessageBatch":
         """The batch whose durable part is ``listed``."""
-        runs, expiring, named = listed
-        return cls(runs, expiring, named, raw, sum(run[2] for run in runs))
+        runs, expiring, named, *sizes = listed
+        return cls(runs, expiring, named, raw, sum(run[2] for run in runs), *sizes)
 
 
 @dataclass(slots=True)
@@ -100,12 +103,18 @@ class Booted(Record):
 
 @dataclass(slots=True)
 class QueueOpened(Record):
-    """A queue exists under this number, with these options."""
+    """A queue exists under this number; its declaration named these options, or all there were."""
 
     TYPE: ClassVar[int] = 2
     number: int
     name: str
     options: dict[str, Any]
+    owner: bytes = b""
+    """Whose it is alone, if it is exclusive."""
+
+    def listed(self) -> list[Any]:
+        """The owner only where there is one."""
+        return [self.number, self.name, self.options, *([self.owner] if self.owner else [])]
 
 
 @dataclass(slots=True)
@@ -514,6 +523,48 @@ class Moved(Record):
     """[lane number, priority, lane number it is now, first position, how many]"""
     scheduled: list[list[int]]
     """[lane number, priority, lane number it is now, position, due_ms]"""
+
+
+class QueueChanged(Record):
+    """An operator set these options of a queue; what is None is as it was before."""
+
+    TYPE: ClassVar[int] = 33
+    queue: int
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class QueueDeleted(Record):
+    """A queue is no more, and nothing waits in it. What is handed out may be finished."""
+
+    TYPE: ClassVar[int] = 34
+    queue: int
+    why: str
+
+
+@dataclass(slots=True)
+class Overflowed(Record):
+    """Waiting messages became dead letters, because their queue was over a limit of its."""
+
+    TYPE: ClassVar[int] = 35
+    entries: list[list[int]]
+    """[lane number, priority, first position, how many, the lane they go to or -1 for none]"""
+    reason: str
+    finished_ms: int
+    keep_until_ms: int
+
+
+@dataclass(slots=True)
+class PolicySet(Record):
+    """There is a policy with that name, or with ``dropped`` there is none any more."""
+
+    TYPE: ClassVar[int] = 36
+    name: str
+    pattern: str
+    priority: int
+    operator: bool
+    options: dict[str, Any]
+    dropped: bool = False
 
 
 @dataclass(slots=True)

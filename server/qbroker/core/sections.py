@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
+from qbroker.core import declaring
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
 from qbroker.core.pauses import Pauses
+from qbroker.core.policies import Policy
 from qbroker.core.results import Results
-from qbroker.core.state import BrokerState, Producer, Upload
+from qbroker.core.state import BrokerState, Producer
 from qbroker.core.timers import Timers
+from qbroker.core.uploads import Upload
+from qbroker.core.weights import Weights
 from qprotocol.limits import PRODUCER_WINDOW
 from qprotocol.options import QueueOptions
 
@@ -61,7 +65,7 @@ def restore_broker(state: BrokerState, block: Block) -> None:
 def save_queues(state: BrokerState) -> bytes:
     """Queues and lanes in the order of their numbers."""
     queues = [
-        [q.name, q.options.as_dict(), q.ready, q.scheduled, q.leased, dict(q.counts)]
+        [q.name, dict(q.terms.declared), q.ready, q.scheduled, q.leased, dict(q.counts)]
         for q in state.numbered
     ]
     lanes = [[lane.queue.number, lane.task, lane.keys] for lane in state.lanes]
@@ -72,12 +76,52 @@ def restore_queues(state: BrokerState, block: Block) -> None:
     """Whether a queue's confirms wait for the disk is as the settings say now."""
     (queues, lanes), delayed = unpack_columns(block)
     for number, (name, options, ready, scheduled, leased, *counts) in enumerate(queues):
-        queue = state.open_queue(number, name, QueueOptions.parse(options))
+        queue = state.open_queue(number, name, QueueOptions())
+        queue.terms.declared = declaring.named(options)
+        state.refresh(queue)
         queue.ready, queue.scheduled, queue.leased = ready, scheduled, leased
         queue.counts.update(*counts)
         queue.delayed = set(delayed[number])
     for number, (of, task, keys) in enumerate(lanes):
         state.open_lane(number, state.numbered[of], task, keys)
+
+
+def save_terms(state: BrokerState) -> bytes:
+    """Policies; a row a queue of which something was said, and of its weights; those as columns."""
+    policies = [
+        [each.name, each.pattern, each.priority, each.operator, dict(each.options)]
+        for each in state.catalogue.policies.values()
+    ]
+    terms = [
+        [queue.number, dict(queue.terms.changed), queue.terms.owner, queue.terms.deleted]
+        for queue in state.numbered
+        if queue.terms.changed or queue.terms.owner or queue.terms.deleted
+    ]
+    weights, columns = [], []
+    for number, each in state.catalogue.weights.items():
+        firsts, pieces = each.saved()
+        weights.append([number, firsts])
+        columns += pieces
+    return pack_columns([policies, terms, weights], columns)
+
+
+def restore_terms(state: BrokerState, block: Block) -> None:
+    """Options are what they come to; of deleted queues only what is left is known."""
+    (policies, terms, weights), columns = unpack_columns(block)
+    catalogue = state.catalogue
+    catalogue.policies = {row[0]: Policy(*row) for row in policies}
+    for number, changed, owner, deleted in terms:
+        own = state.numbered[number].terms
+        own.changed, own.owner, own.deleted = changed, owner, deleted
+    state.queues = {q.name: q for q in state.numbered if not q.terms.deleted}
+    for queue in state.numbered:
+        if queue.terms.deleted:
+            catalogue.drop(queue)
+        else:
+            state.refresh(queue)
+    waiting = iter(columns)
+    for number, firsts in weights:
+        catalogue.weights[number] = Weights.restored(firsts, list(islice(waiting, len(firsts))))
 
 
 def save_runs(state: BrokerState) -> bytes:
@@ -294,7 +338,7 @@ def save_uploads(state: BrokerState) -> bytes:
                     delayed,
                     list(upload.named.items()),
                 ),
-                *(upload.continued, upload.last, upload.count, upload.parts),
+                *(upload.continued, upload.weighed, upload.last, upload.count, upload.parts),
             ]
         )
         columns += [*upload.staged.values(), *timers[1], *expiries[1]]
@@ -304,13 +348,16 @@ def save_uploads(state: BrokerState) -> bytes:
 def restore_uploads(state: BrokerState, block: Block) -> None:
     rows, columns = unpack_columns(block)
     waiting = iter(columns)
-    for key, staged, timers, expiries, delayed, named, *rest in rows:
+    for key, staged, timers, expiries, delayed, named, continued, *rest in rows:
+        weighed = rest.pop(0) if len(rest) > 3 else []  # version 4
         state.uploads[tuple(key)] = Upload(
             {tuple(run): next(waiting) for run in staged},
             Timers.restored(timers, list(islice(waiting, 3 * len(timers)))),
             Timers.restored(expiries, list(islice(waiting, 3 * len(expiries)))),
             {group: set(positions) for group, positions in delayed.items()},
             dict(named),
+            continued,
+            [tuple(each) for each in weighed],
             *rest,
         )
 
@@ -327,6 +374,7 @@ def restore_exchanges(state: BrokerState, block: Block) -> None:
 SECTIONS: dict[str, Section] = {
     "broker": Section(("epoch", "boots", "granted"), save_broker, restore_broker),
     "queues": Section(("queues", "numbered", "lanes", "lane_of"), save_queues, restore_queues),
+    "terms": Section(("catalogue",), save_terms, restore_terms, since=4),
     "runs": Section((), save_runs, restore_runs),
     "timers": timers("timers"),
     "expiries": timers("expiries"),

@@ -201,6 +201,10 @@ def drop_consumer(state: BrokerState, consumer: Consumer) -> None:
     for number in consumer.queues:
         state.listening[number].remove(consumer)
         state.numbered[number].deselect(consumer.known)
+        if number in state.catalogue.single:
+            state.dirty[number] = state.numbered[number]
+        if not state.listening[number] and state.numbered[number].options.auto_delete:
+            state.catalogue.left[number] = consumer.member.session
     for grant in consumer.member.grants.values():
         if grant.consumer is consumer:
             grant.consumer = None

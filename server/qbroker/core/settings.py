@@ -87,5 +87,13 @@ AUTHOR_BYTES_MAX = 255
 """Who paused a queue, as it says itself."""
 PAUSES_MAX = 500
 """Pauses ended in one turn because their time is over."""
-DEAD_SUFFIX = ".dead"
-"""A queue's dead letters are in the queue of the same name with this behind it."""
+POLICIES_MAX = 100
+"""Policies there may be at once: each queue looks at all of them when it is made."""
+OVERFLOW_MESSAGES_MAX = 500
+"""Messages taken out of a queue in one turn because its limits were lowered."""
+LOOK_MS = 1_000
+"""How often it is looked for queues that nobody uses, or whose owner has gone."""
+DELETED_QUEUES_MAX = 100
+"""Queues deleted in one turn because their time is over."""
+ROUTES_FORGOTTEN_MAX = 1_000
+"""Lanes of a deleted queue whose routes are forgotten one by one; of more, all routes are."""

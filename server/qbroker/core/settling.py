@@ -22,7 +22,6 @@ from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
 from qbroker.core.settings import (
     ACK_MESSAGES_MAX,
-    DEAD_SUFFIX,
     DELIVER_MESSAGES_MAX,
     REASON_BYTES_MAX,
 )
@@ -31,9 +30,9 @@ from qbroker.core.survey import RefusedError, Survey
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.frames import Ack, Frame, Settle, Settled
-from qprotocol.limits import ACK_RUNS_MAX, NAME_BYTES_MAX, OUTCOMES_MAX
+from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
-from qprotocol.options import RetryPolicy
+from qprotocol.options import RetryPolicy, dead_queue
 from qprotocol.states import State
 
 _ACK_RUN = wire.ACK_RUN.size
@@ -123,7 +122,7 @@ def decide_settle(state: BrokerState, now: Now, _connection: int, frame: Settle)
             "BAD_REQUEST",
             f"{frame.count} outcomes in a frame: at most {OUTCOMES_MAX}, use more frames",
         )
-    survey, records, lost = Survey(state, now), [], []
+    survey, records, lost = Survey(state, now, following=True), [], []
     raw, at, count = frame.raw, 0, 0
     ended: set[int] = set()
     synced = False
@@ -217,8 +216,12 @@ def settle_ack(survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:
     return outcome_record(survey, outcome, r.SUCCEEDED, State.SUCCESS, keep=keep)
 
 
-def settle_release(survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:
+def settle_release(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     """Back into the queue, uncounted, at once or after a delay."""
+    reason = worn_out(survey, outcome, grant)
+    if reason:
+        outcome.result = Failure("DeliveriesExhausted", reason).pack()
+        return dead(survey, outcome, grant, r.REJECTED, reason)
     delay = 0 if outcome.delay_ms == wire.DELAY_BY_POLICY else outcome.delay_ms
     due = survey.now.wall_ms + min(delay, survey.state.settings.delay_max_ms) if delay else 0
     outcome.result = b""
@@ -234,6 +237,9 @@ def settle_fail(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     policy = RetryPolicy.unpack(outcome.policy) if outcome.policy else queue.options.retry
     if outcome.flags & wire.NO_RETRY or not policy.allows(failures):
         reason = "failed" if failures == 1 else f"failed {failures} times"
+        return dead(survey, outcome, grant, r.FAILED, reason)
+    reason = worn_out(survey, outcome, grant)
+    if reason:
         return dead(survey, outcome, grant, r.FAILED, reason)
     delay = outcome.delay_ms
     if delay == wire.DELAY_BY_POLICY:
@@ -255,6 +261,9 @@ def settle_crash(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
     if crashes >= most:
         times = "once" if crashes == 1 else f"{crashes} times"
         return dead(survey, outcome, grant, r.POISONED, f"crashed its worker {times}")
+    reason = worn_out(survey, outcome, grant)
+    if reason:
+        return dead(survey, outcome, grant, r.POISONED, reason)
     return outcome_record(survey, outcome, r.CRASHED, State.QUEUED)
 
 
@@ -269,7 +278,8 @@ def settle_reject(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
 def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: str) -> r.Settled:
     """The record that makes the message a dead letter with a FAILURE. Nothing replaces it."""
     lane = grant.run_of(outcome.position).lane
-    target = survey.lane(dead_queue(lane.queue.name), lane.task, lane.keys, beyond=True)
+    name = dead_queue(lane.queue.name, lane.queue.options)
+    target = survey.lane(name, lane.task, lane.keys, beyond=True)
     number = target.number if isinstance(target, Lane) else target
     if outcome.flags & wire.HAS_REPLACEMENT:
         outcome.flags &= ~wire.HAS_REPLACEMENT
@@ -279,11 +289,12 @@ def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: st
     )
 
 
-def dead_queue(name: str) -> str:
-    """Where a queue's dead letters go; those of a dead-letter queue stay where they are."""
-    if name.endswith(DEAD_SUFFIX):
-        return name
-    return name[: NAME_BYTES_MAX - len(DEAD_SUFFIX)] + DEAD_SUFFIX
+def worn_out(survey: Survey, outcome: Outcome, grant: Grant) -> str:
+    """Why the message is dead after so many deliveries; empty if it may be handed out again."""
+    state = survey.state
+    most = grant.run_of(outcome.position).lane.queue.options.deliveries_max
+    deliveries = state.known(outcome.position).deliveries
+    return f"handed out {deliveries} times" if most and deliveries >= most else ""
 
 
 def settle_start(survey: Survey, outcome: Outcome, _grant: Grant) -> r.Record:

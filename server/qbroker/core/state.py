@@ -4,24 +4,26 @@ Durable state is what ``apply`` makes of the log, the same live and at start-up.
 Volatile state is about connections and is gone after a crash.
 """
 
-from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qbroker.core.catalogue import Catalogue
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper, credit
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.pauses import Pauses
+from qbroker.core.policies import options_of
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
 from qbroker.core.settings import Settings
 from qbroker.core.timers import Timers, Tree
-from qprotocol.options import FSYNC_MODES, QueueOptions
+from qbroker.core.uploads import Arrival, Upload
+from qprotocol.options import FSYNC_MODES, TRANSIENT, QueueOptions
 from qprotocol.states import State
 
 
@@ -33,47 +35,6 @@ class Producer:
     window: int = 0
     """Bit i: chunk ``highest - i`` is in."""
     seen_ms: int = 0
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A frame that arrives in parts. All volatile."""
-
-    parts: int = 0
-    """How many have come."""
-    refused: Exception | None = None
-    """What is said once the frame itself comes; further parts are dropped."""
-    raw: bytearray = field(default_factory=bytearray)
-    """The parts of a frame that is no Publish."""
-    count: int = 0
-    """A publish: messages that have begun."""
-    tail: bytearray = field(default_factory=bytearray)
-    """A publish: bytes of a message whose head is not complete, or that is to be copied."""
-    awaited: int = 0
-    """A publish: how long ``tail`` must be before it is of use."""
-    lacking: int = 0
-    """A publish: what the last message's body still lacks."""
-    synced: bool = False
-
-
-@dataclass(slots=True)
-class Upload:
-    """A publish that arrives in parts, as far as it is in the log; nothing of it is true yet."""
-
-    staged: dict[tuple[int, int], "array[int]"] = field(default_factory=dict)
-    """(lane number, priority) to positions."""
-    timers: Timers = field(default_factory=Timers)
-    expiries: Timers = field(default_factory=Timers)
-    delayed: dict[int, set[int]] = field(default_factory=dict)
-    """Queue number to the positions that are in both."""
-    named: dict[bytes, int] = field(default_factory=dict)
-    continued: dict[int, list[int]] = field(default_factory=dict)
-    """A message that goes on in later parts, to those parts' positions."""
-    last: int = 0
-    """The last message that began."""
-    count: int = 0
-    parts: int = 0
-    """Bytes of messages so far."""
 
 
 @dataclass(slots=True)
@@ -128,6 +89,8 @@ class BrokerState:
     quarantined: dict[int, tuple[int, int, str, str]] = field(default_factory=dict)
     """Positions set aside: (lane number, since when in ms, why, file of evidence)."""
     producers: dict[int, Producer] = field(default_factory=dict)
+    catalogue: Catalogue = field(default_factory=Catalogue)
+    """The policies; and, made of them and the queues' terms, what is to be looked after."""
     pauses: Pauses = field(default_factory=Pauses)
     exchanges: Exchanges = field(default_factory=Exchanges)
     results: Results = field(init=False)
@@ -173,15 +136,31 @@ class BrokerState:
 
     def open_queue(self, number: int, name: str, options: QueueOptions) -> Queue:
         """Make the queue true."""
-        assert number == len(self.queues), (number, name)
-        mode = options.fsync or self.settings.fsync
-        assert mode in FSYNC_MODES, mode
-        synced = mode == "always"
-        queue = Queue(number, name, options, synced=synced, dirty=self.dirty)
+        assert number == len(self.numbered), (number, name)
+        queue = Queue(number, name, options, synced=self.synced_by(options), dirty=self.dirty)
         self.queues[name] = queue
         self.numbered.append(queue)
         self.listening[number] = []
         return queue
+
+    def synced_by(self, options: QueueOptions) -> bool:
+        """Whether a confirm of a queue with these options waits for stable storage."""
+        mode = options.fsync or self.settings.fsync
+        assert mode in FSYNC_MODES, mode
+        return mode == "always" and options.durability != TRANSIENT
+
+    def synced_by_name(self, name: str) -> bool:
+        """The same of a queue that will be made on first use."""
+        catalogue = self.catalogue
+        return self.synced_by(catalogue.options_for(name)) if catalogue.policies else self.synced
+
+    def refresh(self, queue: Queue) -> None:
+        """The queue's terms or the policies are new: its options are what these come to."""
+        options = queue.options = options_of(self.catalogue.given(queue))
+        queue.synced = self.synced_by(options)
+        self.catalogue.note(queue)
+        if queue.ready:
+            self.dirty[queue.number] = queue
 
     def open_lane(self, number: int, queue: Queue, task: str, keys: bytes) -> Lane:
         """Make the lane true."""
@@ -263,6 +242,17 @@ class BrokerState:
         if consumer:
             consumer.unsettled -= count
             self.listen_again(consumer)
+
+    def buried(self, run: Run, target: Run, position: int, wall_ms: int) -> None:
+        """A message that is a dead letter now waits in ``target``, and may expire there."""
+        queue, options = target.lane.queue, target.lane.queue.options
+        self.ready(target, position, 1)
+        size = self.catalogue.gone(run.lane.queue, position)
+        if options.message_ttl_ms:
+            expires_ms = wall_ms + options.message_ttl_ms
+            self.expiries.push(queue.number, expires_ms, position, target.number)
+        if options.is_bounded:
+            self.catalogue.arrive(target, position, size)
 
     def withdraw(self, run: Run, position: int) -> None:
         """A message that waits, ready or for its time, is in no place now."""

@@ -10,30 +10,36 @@ from dataclasses import dataclass, field
 from qbroker.core import records as r
 from qbroker.core.lanes import Lane, kind_of
 from qbroker.core.moment import Now
+from qbroker.core.refusals import RefusedError
+from qbroker.core.shaping import Shape
 from qbroker.core.state import BrokerState
 from qprotocol import wire
-from qprotocol.errors import Refused
 from qprotocol.ids import minted_ms, pack_id
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import meta_fields, unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
-from qprotocol.options import QueueOptions
+
+__all__ = [
+    "ROUTED",
+    "RefusedError",
+    "Survey",
+    "bad",
+    "check_meta",
+    "check_name",
+    "check_named",
+    "duplicate",
+    "id_of",
+    "limit",
+    "no_exchange",
+    "place_of",
+    "too_large",
+]
 
 _FIXED = wire.MESSAGE.size
 _FIXED_REST = _FIXED - 4
 _MINTED_BYTES = 16
 ROUTED = -2
 """In the place of a lane's number: an exchange says where the message goes, see copying.py."""
-
-
-class RefusedError(Exception):
-    """Raised inside the walk; ``decide`` turns it into an answer."""
-
-    def __init__(
-        self, code: str, message: str, *, retry_after_ms: int = 0, **details: object
-    ) -> None:
-        super().__init__(message)
-        self.refused = Refused(code, message, retry_after_ms, details)
 
 
 @dataclass(slots=True)
@@ -56,6 +62,10 @@ class Survey:
     """The position of a message whose id may be used again."""
     started: set[int] = field(default_factory=set)
     """Positions that an outcome before this one said to have begun, acks early."""
+    following: bool = False
+    """What is walked over follows on an outcome."""
+    shape: Shape | None = None
+    """What comes into queues whose options say something of it, if there are any."""
     count: int = 0
     """Messages walked over: copies are made later."""
     routed: bool = False
@@ -122,6 +132,20 @@ class Survey:
         self.check_dues(batch)
         self.settle_ids(batch, minted)
         self.note_queues(batch)
+        if not self.routed:
+            self.fit(batch)
+
+    def fit(self, batch: r.MessageBatch) -> None:
+        """The batch is as the options of its queues have it. Raises RefusedError."""
+        catalogue = self.state.catalogue
+        if catalogue.shaped or (catalogue.policies and self.opened):
+            self.shaped().take(batch)
+
+    def shaped(self) -> Shape:
+        """What comes into queues whose options say something of it; made on first use."""
+        if self.shape is None:
+            self.shape = Shape(self.state, self.now, self.opened, following=self.following)
+        return self.shape
 
     def plan(self, route: bytes, index: int) -> tuple[int, int]:
         """The place of the lane a new route leads to: it exists, or will be opened."""
@@ -171,10 +195,11 @@ class Survey:
             return planned
         number = queue.number if queue else self.queue(queue_name, beyond=beyond)
         lane_number = len(state.lanes) + len(self.planned_lanes)
-        if lane_number >= state.settings.lanes_max and not beyond:
+        most = state.settings.lanes_max + state.catalogue.gone_lanes
+        if lane_number >= most and not beyond:
             raise limit("lanes_max", state.settings.lanes_max)
         self.planned_lanes[queue_name, task, keys] = lane_number
-        if not (queue.synced if queue else state.synced):
+        if not (queue.synced if queue else state.synced_by_name(queue_name)):
             self.relaxed.add(lane_number)
         self.opened.append(r.LaneOpened(lane_number, number, task, keys))
         return lane_number
@@ -184,11 +209,12 @@ class Survey:
         planned = self.planned_queues.get(name)
         if planned is not None:
             return planned
-        number = len(self.state.queues) + len(self.planned_queues)
-        if number >= self.state.settings.queues_max and not beyond:
+        number = len(self.state.numbered) + len(self.planned_queues)
+        count = len(self.state.queues) + len(self.planned_queues)
+        if count >= self.state.settings.queues_max and not beyond:
             raise limit("queues_max", self.state.settings.queues_max)
         self.planned_queues[name] = number
-        self.opened.append(r.QueueOpened(number, name, QueueOptions().as_dict()))
+        self.opened.append(r.QueueOpened(number, name, {}))
         return number
 
     def queue_of(self, lane_number: int) -> int:

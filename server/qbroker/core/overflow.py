@@ -1,0 +1,270 @@
+"""Queues over their limits: what is too much becomes a dead letter.
+
+    dead_letter_oldest    the oldest ready messages go; what came, where none is ready
+    reject                what came goes: it followed on an outcome, for publishes are refused
+    a dead-letter queue   the same, and it goes for good
+
+This is seen to in the turn in which the messages came, before anybody could look: a record of
+its own, in the same batch. Where a limit was lowered so much a turn is taken out.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from itertools import islice
+
+from qbroker.core import records as r
+from qbroker.core.lanes import Lane
+from qbroker.core.leases import UNTOUCHED
+from qbroker.core.moment import Now
+from qbroker.core.queues import Queue
+from qbroker.core.results import Finished
+from qbroker.core.runs import Run
+from qbroker.core.settings import OVERFLOW_MESSAGES_MAX
+from qbroker.core.state import BrokerState
+from qbroker.core.survey import Survey
+from qbroker.core.uploads import Upload
+from qprotocol.options import DEAD_LETTER_OLDEST, DEAD_SUFFIX, dead_queue
+from qprotocol.states import State
+
+Append = Callable[[r.Record], object]
+NOWHERE = -1
+
+
+@dataclass(slots=True)
+class Excess:
+    """By how much a queue is over its limits."""
+
+    messages: int
+    bytes: int
+
+    @classmethod
+    def of(cls, state: BrokerState, queue: Queue) -> "Excess":
+        """As it is now."""
+        options, weights = queue.options, state.catalogue.weights.get(queue.number)
+        there = queue.ready + queue.scheduled + queue.leased
+        over = there - options.max_length if options.max_length else 0
+        return cls(max(0, over), max(0, weights.bytes - options.max_bytes) if weights else 0)
+
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.bytes)
+
+
+@dataclass(slots=True)
+class Victims:
+    """Messages that have to go, as far as that has been worked out."""
+
+    state: BrokerState
+    queue: Queue
+    left: Excess
+    found: dict[int, Run] = field(default_factory=dict)
+
+    def add(self, run: Run, position: int) -> bool:
+        """The message goes; whether that is enough."""
+        if position not in self.found:
+            self.found[position] = run
+            weights = self.state.catalogue.weights.get(self.queue.number)
+            self.left.messages = max(0, self.left.messages - 1)
+            self.left.bytes = max(0, self.left.bytes - (weights.of(position) if weights else 0))
+        return not self.left
+
+
+def relieve(state: BrokerState, now: Now, append: Append) -> None:
+    """No queue is over its limits by what came since the last call."""
+    catalogue = state.catalogue
+    while catalogue.arrived:
+        arrived, catalogue.arrived = catalogue.arrived, []
+        news: dict[Queue, list[tuple[Run, Sequence[int]]]] = {}
+        for run, positions in arrived:
+            news.setdefault(run.lane.queue, []).append((run, positions))
+        for queue, came in news.items():
+            excess = Excess.of(state, queue)
+            if excess:
+                take_out(state, now, append, Victims(state, queue, excess), came)
+
+
+def relieve_more(state: BrokerState, now: Now, append: Append) -> None:
+    """The next piece of what is over limits that were lowered."""
+    for number in list(state.catalogue.crowded):
+        queue = state.numbered[number]
+        excess = Excess.of(state, queue)
+        if not excess or not queue.ready or not makes_room(queue):
+            state.catalogue.crowded.discard(number)
+        else:
+            take_out(state, now, append, Victims(state, queue, excess), [])
+
+
+def makes_room(queue: Queue) -> bool:
+    """Whether the oldest go, and not what comes."""
+    overflow = queue.options.overflow
+    return overflow == DEAD_LETTER_OLDEST or queue.name.endswith(DEAD_SUFFIX)
+
+
+def take_out(
+    state: BrokerState,
+    now: Now,
+    append: Append,
+    victims: Victims,
+    came: list[tuple[Run, Sequence[int]]],
+) -> None:
+    """Make the messages that have to go dead letters, oldest first; OVERFLOW_MESSAGES_MAX at most
+    beside those that came.
+    """
+    queue = victims.queue
+    last = queue.name.endswith(DEAD_SUFFIX)
+    reason = reason_of(victims)
+    most = OVERFLOW_MESSAGES_MAX + sum(len(positions) for _, positions in came)
+    if makes_room(queue):
+        any(victims.add(run, position) for run, position in islice(oldest(queue), most))
+    if victims.left:
+        any(victims.add(run, position) for run, position in newest(came))
+    if victims.left:
+        state.catalogue.crowded.add(queue.number)
+    survey = Survey(state, now)
+    entries = [
+        [run.lane.number, run.priority, first, count, NOWHERE if last else lane_for(survey, run)]
+        for run, first, count in spans(victims.found)
+    ]
+    for record in survey.opened:
+        append(record)
+    until = now.wall_ms + state.settings.result_ttl_ms
+    append(r.Overflowed(entries, reason, now.wall_ms, until))
+
+
+def reason_of(victims: Victims) -> str:
+    """Which limit it is."""
+    options = victims.queue.options
+    name = "max_length" if victims.left.messages else "max_bytes"
+    return f"overflow: {name} is {getattr(options, name)}"
+
+
+def oldest(queue: Queue) -> Iterator[tuple[Run, int]]:
+    """Ready messages, the oldest first, whatever their priority. Costs a look at each lane."""
+    runs = [run for lane in queue.lanes for run in lane.runs.values() if run.size]
+    pairs = [(run, iter(run)) for run in runs]
+    heads = [(next(positions), run.number, run, positions) for run, positions in pairs]
+    heapify(heads)
+    while heads:
+        position, number, run, positions = heads[0]
+        yield run, position
+        following = next(positions, None)
+        if following is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (following, number, run, positions))
+
+
+def newest(came: list[tuple[Run, Sequence[int]]]) -> Iterator[tuple[Run, int]]:
+    """What came, the last first."""
+    for run, positions in reversed(came):
+        yield from ((run, position) for position in reversed(positions))
+
+
+def spans(found: dict[int, Run]) -> list[tuple[Run, int, int]]:
+    """The messages as neighbours of one run, oldest first: (run, first, count)."""
+    out: list[tuple[Run, int, int]] = []
+    for position in sorted(found):
+        run = found[position]
+        if out and out[-1][0] is run and out[-1][1] + out[-1][2] == position:
+            out[-1] = run, out[-1][1], out[-1][2] + 1
+        else:
+            out.append((run, position, 1))
+    return out
+
+
+def lane_for(survey: Survey, run: Run) -> int:
+    """The number of the lane in which its dead letters wait."""
+    lane = run.lane
+    name = dead_queue(lane.queue.name, lane.queue.options)
+    target = survey.lane(name, lane.task, lane.keys, beyond=True)
+    return target.number if isinstance(target, Lane) else target
+
+
+def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) -> None:
+    """These messages are dead letters, or over if they were."""
+    for number, priority, first, count, lane in record.entries:
+        run = state.lanes[number].run(priority)
+        queue = run.lane.queue
+        queue.counts["overflowed"] += count
+        target = None if lane == NOWHERE else state.lanes[lane].run(priority)
+        for each in range(first, first + count):
+            state.withdraw(run, each)
+            entry = ended(state, each, position, record, dead=target is not None)
+            if target is not None:
+                known = state.attempts.get(each, _UNSEEN)
+                state.attempts[each] = known._replace(reason=record.reason, run=target, waits=False)
+                state.buried(run, target, each, record.finished_ms)
+            state.finish(each, entry, keep=target is not None, synced=queue.synced)
+            if target is None:
+                state.catalogue.gone(queue, each)
+                state.forget(each)
+
+
+_UNSEEN = UNTOUCHED._replace(deliveries=0)
+
+
+def ended(
+    state: BrokerState, each: int, position: int, record: r.Overflowed, *, dead: bool
+) -> Finished:
+    """What became of one of them: a FAILURE as a dead letter, else it was thrown away."""
+    failures = state.attempts.get(each, _UNSEEN).failures
+    return Finished(
+        State.FAILURE if dead else State.REVOKED,
+        0,
+        0,
+        record.finished_ms,
+        0,
+        record.keep_until_ms,
+        failures,
+        record.reason,
+        settled=position,
+    )
+
+
+def note_arrivals(state: BrokerState, first: int, batch: r.MessageBatch) -> None:
+    """What the batch brings into queues with limits came, with its sizes."""
+    at = first
+    for number, priority, count, _ in batch.runs:
+        lane = state.lanes[number]
+        if lane.queue.options.is_bounded:
+            state.catalogue.arrived.append((lane.run(priority), range(at, at + count)))
+        at += count
+    for queue, position, packed in weighed(state, first, batch):
+        weigh(state, queue, position, packed)
+
+
+def weighed(
+    state: BrokerState, first: int, batch: r.MessageBatch
+) -> Iterator[tuple[int, int, bytes]]:
+    """(queue number, first position, sizes as u32) of those of the batch that have a size."""
+    ends, end = [], 0
+    for run in batch.runs:
+        end += run[2]
+        ends.append(end)
+    for index, packed in batch.sizes:
+        lane = batch.runs[bisect_right(ends, index)][0]
+        yield state.lanes[lane].queue.number, first + index, packed
+
+
+def weigh(state: BrokerState, number: int, first: int, packed: bytes) -> None:
+    """The sizes of neighbours in the queue with that number; they may be for nothing by now."""
+    weights = state.catalogue.weights.get(number)
+    if weights is not None:
+        weights.add(first, array("I", packed))
+
+
+def note_upload(state: BrokerState, upload: Upload) -> None:
+    """What the upload brings into queues with limits came, with its sizes."""
+    arrived = state.catalogue.arrived
+    for _, position, number in upload.timers.entries():
+        run = state.run_numbered(number)
+        if run.lane.queue.options.is_bounded:
+            arrived.append((run, (position,)))
+    for (number, priority), positions in upload.staged.items():
+        lane = state.lanes[number]
+        if lane.queue.options.is_bounded:
+            arrived.append((lane.run(priority), positions[:]))
+    for each in upload.weighed:
+        weigh(state, *each)

@@ -1,0 +1,49 @@
+"""Frames that arrive in parts: what has come of each, and what is staged of a publish."""
+
+from array import array
+from dataclasses import dataclass, field
+
+from qbroker.core.timers import Timers
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A frame that arrives in parts. All volatile."""
+
+    parts: int = 0
+    """How many have come."""
+    refused: Exception | None = None
+    """What is said once the frame itself comes; further parts are dropped."""
+    raw: bytearray = field(default_factory=bytearray)
+    """The parts of a frame that is no Publish."""
+    count: int = 0
+    """A publish: messages that have begun."""
+    tail: bytearray = field(default_factory=bytearray)
+    """A publish: bytes of a message whose head is not complete, or that is to be copied."""
+    awaited: int = 0
+    """A publish: how long ``tail`` must be before it is of use."""
+    lacking: int = 0
+    """A publish: what the last message's body still lacks."""
+    synced: bool = False
+
+
+@dataclass(slots=True)
+class Upload:
+    """A publish that arrives in parts, as far as it is in the log; nothing of it is true yet."""
+
+    staged: dict[tuple[int, int], "array[int]"] = field(default_factory=dict)
+    """(lane number, priority) to positions."""
+    timers: Timers = field(default_factory=Timers)
+    expiries: Timers = field(default_factory=Timers)
+    delayed: dict[int, set[int]] = field(default_factory=dict)
+    """Queue number to the positions that are in both."""
+    named: dict[bytes, int] = field(default_factory=dict)
+    continued: dict[int, list[int]] = field(default_factory=dict)
+    """A message that goes on in later parts, to those parts' positions."""
+    weighed: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """(queue number, first position, sizes as u32) of neighbours, where bytes are limited."""
+    last: int = 0
+    """The last message that began."""
+    count: int = 0
+    parts: int = 0
+    """Bytes of messages so far."""
