@@ -145,6 +145,18 @@ class OptionsDiffer(RefusedError, NotDone):
     """The queue or exchange exists with other options."""
 
 
+class NoPolicy(RefusedError, NotDone):
+    """There is no policy with that name."""
+
+
+class QueueLocked(RefusedError, NotDone):
+    """The queue is exclusive, and of another connection or session."""
+
+
+class QueueFull(RefusedError, NotDone):
+    """A queue has no room for what was published; ``details`` name it and its limit."""
+
+
 class LimitReached(RefusedError, NotDone):
     """A limit of the broker is reached."""
 
@@ -201,6 +213,9 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "NO_ROUTE": NoRoute,
     "IN_USE": InUse,
     "OPTIONS_DIFFER": OptionsDiffer,
+    "NO_POLICY": NoPolicy,
+    "QUEUE_LOCKED": QueueLocked,
+    "QUEUE_FULL": QueueFull,
     "LIMIT_REACHED": LimitReached,
     "RESOURCE_EXHAUSTED": ResourceExhausted,
     "QUEUE_PAUSED": QueuePaused,
