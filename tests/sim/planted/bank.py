@@ -238,7 +238,7 @@ BANK = [
     Planted(
         "purge_forgets_delayed",
         "a purge leaves the delayed messages, which come when they are due",
-        "qbroker.core.purging:apply_purged",
+        "qbroker.core.purging:purge",
         "trees = state.timers.drop(queue.number)",
         "trees = []",
     ),
@@ -290,7 +290,7 @@ BANK = [
         "dead_letter_dropped",
         "what has failed for good is gone",
         "qbroker.core.endings:bury",
-        "state.ready(target, record.position, 1)",
+        "state.buried(run, target, record.position, record.finished_ms)",
         "state.forget(record.position)",
     ),
     # Publishing
