@@ -28,7 +28,16 @@ from qclient.result import AsyncResult
 from qclient.settings import Settings
 from qclient.signature import Signature
 from qclient.task import Task
-from qclient.topology import Declarable, Exchange, ExchangeHandle, Kind, declarations
+from qclient.topology import (
+    Declarable,
+    Exchange,
+    ExchangeHandle,
+    Kind,
+    Queue,
+    QueueHandle,
+    QueueOptions,
+    declarations,
+)
 from qprotocol import __version__
 from qprotocol.conversation import PROTOCOL_VERSION
 from qprotocol.frames import Frame, Hello, Ok, Publish, Published
@@ -248,6 +257,10 @@ class App:
     ) -> ExchangeHandle:
         """The exchange of that name, to be declared, bound or deleted. Does no I/O."""
         return ExchangeHandle(self, Exchange(name, type, **options))
+
+    def queue(self, name: str, **options: Unpack[QueueOptions]) -> QueueHandle:
+        """The queue of that name, to be declared, changed, purged or deleted. Does no I/O."""
+        return QueueHandle(self, Queue(name, options=options))
 
     def declare(self, *things: Declarable) -> None:
         """These exchanges and queues exist, bound as they say; without any, ``conf.task_queues``.

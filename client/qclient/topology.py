@@ -13,12 +13,23 @@ task; what is there already and the same is no news.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from qprotocol.exchanges import Binding as CheckedBinding
 from qprotocol.exchanges import Destination, ExchangeOptions
-from qprotocol.frames import Bind, DeclareExchange, DeleteExchange, Frame, Unbind
+from qprotocol.frames import (
+    Bind,
+    ChangeQueue,
+    Declare,
+    DeclareExchange,
+    DeleteExchange,
+    DeleteQueue,
+    Frame,
+    Purge,
+    Unbind,
+)
 from qprotocol.names import check_exchange_name, check_queue_name
+from qprotocol.options import QueueOptions as CheckedOptions
 
 if TYPE_CHECKING:
     from qclient.app import App
@@ -57,6 +68,30 @@ class Exchange:
             yield DeclareExchange(exchange=self.name, kind=self.type, options=self.options)
 
 
+class QueueOptions(TypedDict, total=False):
+    """The options of a queue; what is not named is left to policies and defaults."""
+
+    fsync: Literal["always", "interval", "never"]
+    durability: Literal["durable", "transient"]
+    retries_max: int
+    backoff_ms: int
+    backoff_max_ms: int
+    poison_max: int
+    deliveries_max: int
+    max_length: int
+    max_bytes: int
+    overflow: Literal["reject", "dead_letter_oldest"]
+    message_ttl_ms: int
+    expires_ms: int
+    min_priority: int
+    max_priority: int
+    single_active_consumer: bool
+    auto_delete: bool
+    exclusive: bool
+    dead_letter_queue: str
+    history: Literal["all", "failures", "none"]
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """One of several ways by which messages come into a queue."""
@@ -74,7 +109,12 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue, and by which bindings it gets messages; also always by its name."""
+    """A queue, and by which bindings it gets messages; also always by its name.
+
+        Queue("mail", options={"max_length": 10_000, "message_ttl_ms": 3_600_000})
+
+    Declared again, it must agree in each option that is named; see the broker's README for them.
+    """
 
     name: str
     exchange: Exchange | None = None
@@ -83,14 +123,18 @@ class Queue:
     """More of them."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of the first binding, if its exchange is of type headers."""
+    options: QueueOptions = field(default_factory=QueueOptions)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a name or a binding that cannot be."""
+        """Raises ValueError for a name, a binding or an option that cannot be."""
         check_queue_name(self.name)
+        CheckedOptions.check(self.options)
         list(self.frames())
 
     def frames(self) -> Iterator[Frame]:
-        """What declares its exchanges and bindings."""
+        """What declares it, its exchanges and its bindings. Without either there is nothing."""
+        if self.options:
+            yield Declare(queue=self.name, options=dict(self.options))
         if self.exchange is not None:
             first = Binding(self.exchange, self.routing_key or self.name, self.arguments)
             yield from first.frames(self.name)
@@ -190,4 +234,57 @@ class ExchangeHandle:
     async def delete_async(self, *, if_unused: bool = False) -> int:
         """Like ``delete``, from asyncio."""
         frame = DeleteExchange(exchange=self.exchange.name, if_unused=if_unused)
+        return await self.app.order_async(frame)
+
+
+class QueueHandle:
+    """A queue of one App's broker. Made by ``app.queue``; each verb has an asyncio twin."""
+
+    def __init__(self, app: "App", queue: Queue) -> None:
+        self.app = app
+        self.queue = queue
+
+    def __repr__(self) -> str:
+        return f"<queue {self.queue.name} at {self.app.address}>"
+
+    def _declare(self) -> Declare:
+        return Declare(queue=self.queue.name, options=dict(self.queue.options))
+
+    def declare(self) -> bool:
+        """The queue exists; whether it did not before.
+
+        Raises OptionsDiffer if it does with other options: ``details["conflicts"]`` has each.
+        """
+        return bool(self.app.order(self._declare()))
+
+    def change(self, **options: Unpack[QueueOptions]) -> bool:
+        """The queue has these options from now on; whether it had others. Raises NoQueue."""
+        frame = ChangeQueue(queue=self.queue.name, options=dict(options))
+        return bool(self.app.order(frame))
+
+    def purge(self) -> int:
+        """Nothing waits in the queue; how many messages did. Raises NoQueue."""
+        return self.app.order(Purge(queue=self.queue.name))
+
+    def delete(self, *, if_empty: bool = False, if_unused: bool = False) -> int:
+        """The queue is gone; how many messages waited in it. Raises NoQueue, InUse."""
+        frame = DeleteQueue(queue=self.queue.name, if_empty=if_empty, if_unused=if_unused)
+        return self.app.order(frame)
+
+    async def declare_async(self) -> bool:
+        """Like ``declare``, from asyncio."""
+        return bool(await self.app.order_async(self._declare()))
+
+    async def change_async(self, **options: Unpack[QueueOptions]) -> bool:
+        """Like ``change``, from asyncio."""
+        frame = ChangeQueue(queue=self.queue.name, options=dict(options))
+        return bool(await self.app.order_async(frame))
+
+    async def purge_async(self) -> int:
+        """Like ``purge``, from asyncio."""
+        return await self.app.order_async(Purge(queue=self.queue.name))
+
+    async def delete_async(self, *, if_empty: bool = False, if_unused: bool = False) -> int:
+        """Like ``delete``, from asyncio."""
+        frame = DeleteQueue(queue=self.queue.name, if_empty=if_empty, if_unused=if_unused)
         return await self.app.order_async(frame)

@@ -50,7 +50,7 @@ class Asides:
         return replace(found, events=dict(self.events.counts), listeners=self.events.listeners)
 
     def _inspect(self, connection: Connection, frame: f.Inspect) -> list[e.Effect]:
-        answer = inspected(self._engine.statistics(), self._log, frame, self._core.bindings)
+        answer = inspected(self._engine.statistics(), self._log, frame, self._core)
         return [e.Send(connection.number, answer)]
 
     def _search(self, connection: Connection, frame: f.Search) -> list[e.Effect]:

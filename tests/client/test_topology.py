@@ -19,11 +19,11 @@ from qclient import (
     OptionsDiffer,
     Queue,
 )
-from qclient.exceptions import InUse
+from qclient.exceptions import InUse, NoQueue, QueueFull
 from qclient.mint import mint_one
 from qclient.topology import declarations
 from qprotocol import wire
-from qprotocol.frames import Bind, DeclareExchange, Peek, Peeked
+from qprotocol.frames import Bind, Declare, DeclareExchange, Peek, Peeked
 from qprotocol.message import (
     Delivery,
     Message,
@@ -202,3 +202,68 @@ def test_the_same_from_asyncio(live) -> None:
 
     asyncio.run(story())
     assert (count(live, "loop-a"), count(live, "loop-b")) == (1, 1)
+
+
+# Options of queues.
+
+
+def test_a_queue_with_options_is_declared_first() -> None:
+    queue = Queue("mail", EVENTS, "order.#", options={"max_length": 5})
+    first, *rest = declarations([queue])
+    assert first == Declare(queue="mail", options={"max_length": 5})
+    assert [type(frame) for frame in rest] == [DeclareExchange, Bind]
+    assert declarations([Queue("plain")]) == []
+
+
+def test_options_that_no_queue_has_are_refused_in_code() -> None:
+    with pytest.raises(ValueError, match="did you mean 'max_length'"):
+        Queue("mail", options={"max_lenght": 5})
+    with pytest.raises(ValueError, match="overflow is 'explode'"):
+        Queue("mail", options={"overflow": "explode"})
+
+
+@pytest.mark.e2e
+def test_a_queue_is_declared_changed_and_deleted(broker: Daemon) -> None:
+    app = App("options", broker.url, set_as_current=False)
+    with app:
+        mail = app.queue("options.mail", max_length=2)
+        assert mail.declare()
+        assert not mail.declare()
+        assert "options.mail" in repr(mail)
+        with pytest.raises(OptionsDiffer) as caught:
+            app.queue("options.mail", max_length=3, history="none").declare()
+        assert caught.value.details["conflicts"] == [
+            {"option": "max_length", "declared": 3, "existing": 2, "source": "declaration"},
+            {"option": "history", "declared": "none", "existing": "", "source": "default"},
+        ]
+        app.conf.broker_timeout_s = 0.5
+        calls = [app.signature("options.t", queue="options.mail") for _ in range(3)]
+        with pytest.raises(QueueFull) as full:
+            app.send_many(calls, atomic=True)
+        assert full.value.details["limit"] == "max_length"
+        app.conf.broker_timeout_s = 10.0
+        assert mail.change(max_length=3)
+        assert len(app.send_many(calls, atomic=True)) == 3
+        assert mail.purge() == 3
+        with pytest.raises(NoQueue):
+            app.queue("options.nothing").purge()
+        assert mail.delete(if_empty=True, if_unused=True) == 0
+
+
+@pytest.mark.e2e
+def test_queues_are_declared_from_asyncio(broker: Daemon) -> None:
+    app = App("options", broker.url, set_as_current=False)
+
+    async def story() -> None:
+        mail = app.queue("options.async", max_length=2)
+        assert await mail.declare_async()
+        assert await mail.change_async(max_length=0)
+        assert await mail.purge_async() == 0
+        assert await mail.delete_async() == 0
+        app.conf.task_queues = [Queue("options.async", options={"auto_delete": True})]
+        await app.declare_async()
+        with pytest.raises(OptionsDiffer):
+            await app.declare_async(Queue("options.async", options={"auto_delete": False}))
+        await app.close_async()
+
+    asyncio.run(story())

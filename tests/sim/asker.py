@@ -33,6 +33,7 @@ class Asker(Client):
         # A pause is durable, and its end is as the wall clock says, where both can be relied on.
         certain = self.swarm.config["fsync"] == "always" and not self.swarm.fails("wall jump")
         self.ways += [self.pause] * (has("pause") and certain)
+        self.ways += [self.purge] * has("purge") + [self.delete] * has("delete")
 
     def begin(self) -> None:
         self.connect()
@@ -42,6 +43,11 @@ class Asker(Client):
         if not self.declared:
             for name, options in self.swarm.queues.items():
                 self.ask(f.Declare(queue=name, options=options), self.was_declared)
+                alone = {"single_active_consumer": True}
+                if alone.items() <= options.items():
+                    # It may have been made on first use, without its options.
+                    order = f.ChangeQueue(queue=name, options=alone)
+                    self.ask(order, partial(self.was_changed, name))
 
         if self.swarm.has("routing") and not self.maker.routes:
             self.bind()
@@ -73,6 +79,10 @@ class Asker(Client):
     def was_declared(self, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):
             self.declared = True
+
+    def was_changed(self, queue: str, answer: f.Frame | None, mark: Mark | None) -> None:
+        if isinstance(answer, f.Ok):
+            self.oracle.single.add(queue)
 
     def think(self) -> None:
         if self.calm:
@@ -168,10 +178,21 @@ class Asker(Client):
             self.oracle.paused(queue, until_ms, mark)
 
     def purge(self) -> None:
+        """What waits in a queue is over."""
+        queue = self.rng.choice(list(self.swarm.queues))
+        self.empty(queue, f.Purge(queue=queue))
+
+    def delete(self) -> None:
+        """A queue is no more, until somebody makes it anew: one that needs no options then."""
+        plain = [name for name, options in self.swarm.queues.items() if not options]
+        if plain:
+            queue = self.rng.choice(plain)
+            self.empty(queue, f.DeleteQueue(queue=queue))
+
+    def empty(self, queue: str, order: f.Frame) -> None:
         if not self.purges or self.rng.random() < 0.7:
             return
         self.purges -= 1
-        queue = self.rng.choice(list(self.swarm.queues))
         sure = [
             known
             for known in self.oracle.known.values()
@@ -181,8 +202,8 @@ class Asker(Client):
             and not known.leases
         ]
         self.oracle.purging(queue)
-        self.world.note(self.name, "purges %s", queue)
-        self.ask(f.Purge(queue=queue), lambda answer, mark: self.purged(queue, sure, answer, mark))
+        self.world.note(self.name, "%s %s", type(order).__name__, queue)
+        self.ask(order, lambda answer, mark: self.purged(queue, sure, answer, mark))
 
     def purged(
         self, queue: str, sure: list[Known], answer: f.Frame | None, mark: Mark | None

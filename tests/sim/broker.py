@@ -369,6 +369,10 @@ class Process:
         """The broker's books balance."""
         if self.core is not None and self.state == "up":
             check_places(self.core.state)
+            for queue in self.core.state.queues.values():
+                most = queue.options.max_length
+                there = queue.ready + queue.scheduled + queue.leased
+                assert not most or there <= most, f"{there} in {queue.name}, which takes {most}"
 
 
 class SimKeeping(Keeping):

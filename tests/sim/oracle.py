@@ -98,6 +98,8 @@ class Known:
     crashes: list[int] = field(default_factory=lambda: [0, 0])
     may_be_dead: bool = False
     """Something was asked that may have made it a dead letter."""
+    may_overflow: bool = False
+    """Its queue has a limit: it may be a dead letter for that, and before its time."""
     results: list[bytes] = field(default_factory=list)
     """Those that any ack brought."""
     kept: bytes | None = None
@@ -168,6 +170,10 @@ class Oracle:
         self.rotted = False
         """Something on the disk was not what it had been."""
         self.on_answer: Callable[[f.Frame], None] | None = None
+        self.single: set[str] = set()
+        """Queues with one consumer at a time."""
+        self.held_of: dict[str, list[Lease]] = {}
+        """What was handed out of those."""
         self.lost_tick = -1
         """When something that was only written was last lost."""
 
@@ -293,6 +299,7 @@ class Oracle:
             self._check_alive(known, mark)
             if not dead:
                 self._check_paused(known, mark)
+            self._check_alive(known, mark, early=dead and known.may_overflow)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
             if not dead and known.message.queue not in queues:
@@ -310,6 +317,8 @@ class Oracle:
             out.append(lease)
             if counters is None and known.plain_order and not dead:
                 self._check_order(known, position, deliver.grant, mark)
+        if not dead:
+            self._check_alone(holder, out)
         return out
 
     def ghost(self, deliver: f.Deliver, mark: Mark) -> None:
@@ -346,12 +355,24 @@ class Oracle:
             raise Violation(f"{known} comes out of a queue that is paused until {until_ms}")
 
     def _check_alive(self, known: Known, mark: Mark) -> None:
+    def _check_alone(self, holder: Any, leases: list[Lease]) -> None:
+        """Of a queue with one consumer at a time nobody else holds anything."""
+        for queue in {lease.known.message.queue for lease in leases} & self.single:
+            held = self.held_of.setdefault(queue, [])
+            held[:] = [e for e in held if not (e.excused or e.asked or e.done)]
+            for lease in held:
+                ended = self.gone(lease.known, lease.mark) or lease.known.over != NO
+                if lease.holder is not holder and not ended:
+                    raise Violation(f"two consumers of {queue}: the other one has {lease.known}")
+            held += [each for each in leases if each.known.message.queue == queue]
+
+    def _check_alive(self, known: Known, mark: Mark, *, early: bool) -> None:
         if self._is_after(known, mark):
             raise Violation(f"{known} is back: {known.why_over} at tick {known.over_tick}")
         if known.over == YES and known.why_over == "purged":
             known.over = MAYBE  # it was on its way
         message = known.message
-        if message.due_ms and mark.wall_high < message.due_ms - EARLY_MS:
+        if message.due_ms and mark.wall_high < message.due_ms - EARLY_MS and not early:
             raise Violation(f"{known} comes {message.due_ms - mark.wall_high} ms before its time")
 
     def _is_after(self, known: Known, mark: Mark) -> bool:

@@ -49,6 +49,9 @@ FEATURES = (
     "leap",
     "bye",
     "hot queue",
+    "lengths",
+    "single consumer",
+    "delete",
     "checkpoints",
     "archive",
     "routing",
@@ -220,4 +223,9 @@ def queue_options(rng: Random, features: frozenset[str]) -> dict[str, Any]:
         options["fsync"] = rng.choice(("interval", "never"))
     if "retries" in features and rng.random() < 0.5:
         options |= {"retries_max": rng.choice((1, 3)), "backoff_ms": rng.choice((0, 50, 1_000))}
+    if "lengths" in features and rng.random() < 0.6:
+        overflow = rng.choice(("reject", "dead_letter_oldest", "dead_letter_oldest"))
+        options |= {"max_length": rng.choice((21, 30, 60)), "overflow": overflow}
+    if "single consumer" in features and rng.random() < 0.6:
+        options["single_active_consumer"] = True
     return options

@@ -120,6 +120,11 @@ class Taker(Client):
             if not self.todo:
                 self.flush()
             self.proceed()
+        elif isinstance(frame, f.QueueGone):
+            self.world.sometimes["a consumer was told that its queue is gone"] += 1
+            self.subscribed.discard(frame.subscription)
+            frame = f.Unsubscribe(subscription=frame.subscription)
+            self.ask(frame, lambda answer, mark: self.subscribe())
         else:
             super().on_push(frame, mark)
 

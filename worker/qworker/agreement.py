@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qprotocol.codec import encode
 from qworker.options import OptionError, WorkerOptions
 from qworker.pools import Pool
 from qworker.terms import Terms
-from qworker.topology import declared, own_queue
+from qworker.topology import declared, frames, own_queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def agree(options: WorkerOptions, pool: Pool, app: Description) -> Terms:
     )
     session = secrets.token_hex(16)
     wanted = list(dict.fromkeys(options.queues)) or [app.queue]
+    broadcasts = [name for name in app.broadcasts if name in wanted]
     terms = Terms(
         broker=options.broker or app.broker,
         session=session,
@@ -80,6 +82,7 @@ def agree(options: WorkerOptions, pool: Pool, app: Description) -> Terms:
         log_format=options.log_format,
         pool=options.pool,
         max_tasks_per_child=options.max_tasks_per_child,
+        topology=[encode(each).hex() for each in frames(app.declared, broadcasts, session)],
     )
     _ = terms.address  # complains if it is none
     return terms

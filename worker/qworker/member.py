@@ -31,6 +31,7 @@ from qworker.logs import note
 from qworker.settlements import Ended, Settlements
 from qworker.slots import MEAN_US, READY
 from qworker.terms import Terms
+from qworker.topology import unpacked
 
 SUBSCRIPTION = 1
 CONNECT_S = 5.0
@@ -66,6 +67,7 @@ class Member:
             f.Error: self._on_error,
             f.Ok: self._on_ok,
             f.Revoke: self._on_revoke,
+            f.QueueGone: self._on_queue_gone,
         }
 
     @property
@@ -125,20 +127,19 @@ class Member:
         self._poll.register(self.stop_fd, select.POLLIN)
         self._poll.register(link.fileno(), select.POLLIN)
         resent = self.settlements.again()
-        credit = 0 if self.closing else self.credit.wanted()
-        consume = f.Consume(
-            subscription=SUBSCRIPTION,
-            queues=self.terms.queues,
-            credit=credit,
-            correlation=self._next(),
-        )
-        self.credit.granted = credit
         try:
-            link.send(*resent, consume)
+            link.send(*resent, self._consume())
         except (ConnectionLost, ProtocolError):
             self._drop_link()
             raise
         self.words[READY] = 1
+
+    def _consume(self) -> f.Frame:
+        """What listens to the worker's queues."""
+        credit = self.credit.granted = 0 if self.closing else self.credit.wanted()
+        frame = f.Consume(subscription=SUBSCRIPTION, queues=self.terms.queues, credit=credit)
+        frame.correlation = self._next()
+        return frame
 
     def _drop_link(self) -> None:
         if self.link is not None:
@@ -254,6 +255,20 @@ class Member:
 
     def _on_ok(self, frame: f.Frame) -> None:
         self._waiting.discard(frame.correlation)
+
+    def _on_queue_gone(self, frame: f.Frame) -> None:
+        """Somebody deleted a queue of ours: it is made anew, as the application declares it.
+
+        What is refused of that is for the parent to say when it connects: others may have been
+        faster, with a queue without options.
+        """
+        assert isinstance(frame, f.QueueGone)
+        note(logging.WARNING, "queue deleted, and made anew", queue=frame.queue, why=frame.why)
+        if not self.closing:
+            wanted = [*unpacked(self.terms.topology), f.Unsubscribe(subscription=SUBSCRIPTION)]
+            for each in wanted:
+                each.correlation = self._next()
+            self._send([*wanted, self._consume()])
 
     def _on_revoke(self, frame: f.Frame) -> None:
         revoked = set(wire.TOKEN.iter_unpack(frame.raw))

@@ -1,6 +1,6 @@
 """What a member needs to know to do its work: plain values, the same for all of a worker's."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from qclient.link import Address
@@ -26,6 +26,8 @@ class Terms:
     log_format: str
     pool: str
     max_tasks_per_child: int = 0
+    topology: list[str] = field(default_factory=list)
+    """Frames that declare exchanges and queues, packed: for queues that somebody deletes."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``Terms(**…)`` takes them."""

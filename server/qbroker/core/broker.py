@@ -28,6 +28,7 @@ from qbroker.core import (
     binding,
     consuming,
     declaring,
+    definitions,
     deleting,
     endings,
     moving,
@@ -222,6 +223,18 @@ class Broker:
     def had_parts(self, connection: int, correlation: int) -> bool:
         """Whether parts of that frame came, which belong to no frame from now on."""
         return self.state.arrivals.pop((connection, correlation), None) is not None
+
+    def policies(self) -> list[dict[str, Any]]:
+        """A row a policy, as JSON has it."""
+        return list(definitions.policy_rows(self.state))
+
+    def definitions(self) -> dict[str, list[dict[str, Any]]]:
+        """All that people have defined, by table. Costs a step a queue and binding."""
+        return definitions.definitions(self.state)
+
+    def queue_described(self, name: str) -> dict[str, Any] | None:
+        """One queue with its options and where they came from; None if there is none."""
+        return definitions.queue_described(self.state, name)
 
     def _carry_out(
         self,

@@ -41,6 +41,7 @@ OUTCOMES = (
     "purged",
     "moved_out",
     "moved_in",
+    "overflowed",
     "quarantined",
 )
 """What is counted of messages, in the order of their lives."""

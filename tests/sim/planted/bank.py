@@ -242,6 +242,39 @@ BANK = [
         "trees = state.timers.drop(queue.number)",
         "trees = []",
     ),
+    # Options of queues
+    Planted(
+        "length_ignored_for_what_follows",
+        "messages that follow on an outcome make a queue fuller than it may be",
+        "qbroker.core.overflow:note_arrivals",
+        "if lane.queue.options.is_bounded:",
+        "if False:",
+        focus=frozenset(("lengths", "follow-on", "tasks")),
+    ),
+    Planted(
+        "two_consumers_at_a_time",
+        "the next consumer does not wait for what the last one holds",
+        "qbroker.core.alone:active",
+        "if queue.leased and not holds_all(state, queue, first):",
+        "if False:",
+        focus=frozenset(("single consumer", "storm", "reset")),
+    ),
+    Planted(
+        "deleted_queue_in_a_checkpoint",
+        "a checkpoint does not know that a queue was deleted: its messages are there again",
+        "qbroker.core.sections:restore_terms",
+        "own.changed, own.owner, own.deleted = changed, owner, deleted",
+        "own.changed, own.owner = changed, owner",
+        focus=frozenset(("delete", "checkpoints", "kill")),
+    ),
+    Planted(
+        "deleted_queue_comes_back",
+        "what waited in a deleted queue is in the one that is made under its name",
+        "qbroker.core.deleting:apply_queue_deleted",
+        "del state.queues[queue.name]",
+        "pass",
+        focus=frozenset(("delete", "kill")),
+    ),
     # Time
     Planted(
         "delay_ignored",
