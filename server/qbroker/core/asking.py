@@ -18,10 +18,8 @@ from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, id_of, limit, place_of
-from qprotocol.frames import Cancel, Declare, Forget, Move, Ok, Peek, Watch, Why
 from qbroker.core.survey import RefusedError, id_of, place_of
-from qprotocol.frames import Cancel, Forget, Ok, Peek, Watch
+from qprotocol.frames import Cancel, Forget, Move, Ok, Peek, Watch, Why
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
 from qprotocol.states import State
