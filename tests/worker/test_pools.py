@@ -329,3 +329,12 @@ def test_a_task_may_wait_for_another_if_it_says_so(prefork):
     """With a child to spare it works."""
     prefork.worker("-c", "2")
     assert prefork.call("waits_for_another", 1, "wanted") == 2
+
+
+def test_a_queue_that_is_deleted_is_made_anew(shop: Workshop):
+    """Somebody deletes the queue of a worker: it says so, and goes on with a new one."""
+    worker = shop.worker()
+    assert shop.call("add", 2, 3) == 5
+    shop.app.queue(shop.queue).delete()
+    until(lambda: "queue deleted, and made anew" in worker.log, "the worker hears of it")
+    assert shop.call("add", 3, 4) == 7

@@ -67,5 +67,16 @@ def note(state: BrokerState, source: Run, target: Run, positions: range, *, wait
         if known is not before:
             before, after = known, known._replace(run=target, waits=waits)
         attempts[position] = after
+    if state.catalogue.shaped:
+        weigh_again(state, source, target, positions)
     source.lane.queue.counts["moved_out"] += len(positions)
     target.lane.queue.counts["moved_in"] += len(positions)
+
+
+def weigh_again(state: BrokerState, source: Run, target: Run, positions: range) -> None:
+    """Where bytes or messages are limited they count elsewhere; what does not fit goes."""
+    catalogue = state.catalogue
+    for position in positions:
+        size = catalogue.gone(source.lane.queue, position)
+        if target.lane.queue.options.is_bounded:
+            catalogue.arrive(target, position, size)

@@ -16,11 +16,12 @@ from qbroker.core.moment import Now
 from qbroker.core.moving import moved
 from qbroker.core.queues import Queue
 from qbroker.core.results import Found
-from qbroker.core.settings import DEAD_SUFFIX, ORDER_WORK_MAX, ORDERS_MAX
+from qbroker.core.settings import ORDER_WORK_MAX, ORDERS_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, limit
 from qbroker.core.walking import PLACES, READY, SCHEDULED, STARTED, Picked, Spot, walk
 from qprotocol.frames import CancelMany, Move, Ok
+from qprotocol.options import DEAD_SUFFIX
 
 Act = Callable[[BrokerState, Now, list[Spot]], list[r.Record]]
 
@@ -98,7 +99,7 @@ def decide_cancel_many(
     if not (frame.queue or frame.task or frame.key):
         raise RefusedError("BAD_REQUEST", "name a queue, a task or a key: this would be all")
     usual = (READY, SCHEDULED) if frame.purge else PLACES
-    queues = [queue_named(state, frame.queue)] if frame.queue else state.numbered[:]
+    queues = [queue_named(state, frame.queue)] if frame.queue else [*state.queues.values()]
     if not frame.purge:
         queues = [queue for queue in queues if not queue.name.endswith(DEAD_SUFFIX)]
         if not queues and frame.queue:

@@ -162,10 +162,10 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     state.keeper.wake(now)
     lose_sessions(state, now)
     give_back_more(state, now, append)
-    see_to_queues(state, now, append)
     if state.remains:
         sweep(state)
     if state.orders:
         carry_on(state, now, append)
+    see_to_queues(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

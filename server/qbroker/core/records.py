@@ -525,6 +525,7 @@ class Moved(Record):
     """[lane number, priority, lane number it is now, position, due_ms]"""
 
 
+@dataclass(slots=True)
 class QueueChanged(Record):
     """An operator set these options of a queue; what is None is as it was before."""
 

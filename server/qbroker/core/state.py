@@ -277,11 +277,16 @@ class BrokerState:
         return self.waiting_run(run_number, position) is not None
 
     def waiting_run(self, run_number: int, position: int) -> Run | None:
-        """The run in which a message waits to begin, if it does; it was published to that one."""
+        """The run in which a message waits to begin, if it does; it was published to that one.
+
+        Or as a dead letter in the one it was buried in: those may expire there.
+        """
         attempts = self.attempts.get(position)
         if attempts:
             run = attempts.run
-            return run if run and not run.is_purged and not attempts.reason else None
+            if run is None or run.is_purged:
+                return None
+            return run if not attempts.reason or run.number == run_number else None
         run = self.run_numbered(run_number)
         return run if position in run.lane.queue.delayed or position in run else None
 
