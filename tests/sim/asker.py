@@ -34,6 +34,8 @@ class Asker(Client):
         certain = self.swarm.config["fsync"] == "always" and not self.swarm.fails("wall jump")
         self.ways += [self.pause] * (has("pause") and certain)
         self.ways += [self.purge] * has("purge") + [self.delete] * has("delete")
+        # With a queue its bindings go: nobody could say how many copies there are to be.
+        self.ways += [self.delete] * (has("delete") and not has("routing"))
 
     def begin(self) -> None:
         self.connect()

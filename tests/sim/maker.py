@@ -62,12 +62,9 @@ class Maker:
             message.parent = str(like.uid)
         elif message.task or rng.random() < 0.3:
             message.id = self.name(rng)
-        known = self.oracle.add(
+        return self.oracle.add(
             message, self.uids, relaxed=self.relaxed(queue), in_order=not in_parts
         )
-        if "max_length" in self.swarm.queues.get(queue, {}):
-            known.may_overflow = known.may_be_dead = True
-        return known
 
     def make_routed(self, rng: Random, *, in_parts: bool) -> list[Known]:
         """One message for an exchange: the copies that it becomes."""

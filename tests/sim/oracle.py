@@ -172,6 +172,8 @@ class Oracle:
         self.on_answer: Callable[[f.Frame], None] | None = None
         self.single: set[str] = set()
         """Queues with one consumer at a time."""
+        self.limited: set[str] = set()
+        """Queues with a limit, over which messages become dead letters."""
         self.held_of: dict[str, list[Lease]] = {}
         """What was handed out of those."""
         self.lost_tick = -1
@@ -191,6 +193,7 @@ class Oracle:
     def add(self, message: Message, uid: int, *, relaxed: bool, in_order: bool) -> Known:
         """A message that somebody is about to publish."""
         known = Known(uid, message, message.pack(), relaxed, in_order and not message.due_ms)
+        known.may_overflow = known.may_be_dead = message.queue in self.limited
         known.may_rot = self.rots_on
         self.known[uid] = known
         if message.id:

@@ -81,6 +81,7 @@ class Story:
             slack_us=(14 if swarm.fails("freeze") else 1) * S,
         )
         self.data = Path(tempfile.mkdtemp(prefix="qbroker-sim-", dir=IN_MEMORY))
+        self.oracle.limited = {n for n, each in swarm.queues.items() if "max_length" in each}
         self.process = Process(world, self.net, self.disk, swarm, self.data)
         self.operator = Operator(
             world, self.net, self.disk, swarm, oracle=self.oracle, process=self.process
