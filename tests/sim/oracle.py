@@ -357,15 +357,23 @@ class Oracle:
         if mark.wall_high < until_ms and mark.now > since.now + self.slack_us:
             raise Violation(f"{known} comes out of a queue that is paused until {until_ms}")
 
+    def _is_held(self, lease: Lease) -> bool:
+        """Whether nothing has happened for which its holder may have lost it."""
+        over = lease.excused or lease.asked or lease.done or lease.known.over != NO
+        return (
+            not over
+            and lease.mark.life == self.world.life
+            and not lease.holder.excused_since(lease.mark.tick)
+        )
+
     def _check_alive(self, known: Known, mark: Mark) -> None:
     def _check_alone(self, holder: Any, leases: list[Lease]) -> None:
         """Of a queue with one consumer at a time nobody else holds anything."""
         for queue in {lease.known.message.queue for lease in leases} & self.single:
             held = self.held_of.setdefault(queue, [])
-            held[:] = [e for e in held if not (e.excused or e.asked or e.done)]
+            held[:] = [each for each in held if self._is_held(each)]
             for lease in held:
-                ended = self.gone(lease.known, lease.mark) or lease.known.over != NO
-                if lease.holder is not holder and not ended:
+                if lease.holder is not holder:
                     raise Violation(f"two consumers of {queue}: the other one has {lease.known}")
             held += [each for each in leases if each.known.message.queue == queue]
 
