@@ -33,7 +33,6 @@ class Asker(Client):
         # A pause is durable, and its end is as the wall clock says, where both can be relied on.
         certain = self.swarm.config["fsync"] == "always" and not self.swarm.fails("wall jump")
         self.ways += [self.pause] * (has("pause") and certain)
-        self.ways += [self.purge] * has("purge") + [self.delete] * has("delete")
         # With a queue its bindings go: nobody could say how many copies there are to be.
         self.ways += [self.delete] * (has("delete") and not has("routing"))
 
@@ -189,6 +188,7 @@ class Asker(Client):
         plain = [name for name, options in self.swarm.queues.items() if not options]
         if plain:
             queue = self.rng.choice(plain)
+            self.oracle.pausing(queue)  # a pause goes with its queue
             self.empty(queue, f.DeleteQueue(queue=queue))
 
     def empty(self, queue: str, order: f.Frame) -> None:

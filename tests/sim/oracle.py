@@ -299,10 +299,9 @@ class Oracle:
             if not self.gone(known, mark):
                 self.reveal(known)
                 self._placed(known, position)
-            self._check_alive(known, mark)
+            self._check_alive(known, mark, early=dead and known.may_overflow)
             if not dead:
                 self._check_paused(known, mark)
-            self._check_alive(known, mark, early=dead and known.may_overflow)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
             if not dead and known.message.queue not in queues:
@@ -366,7 +365,6 @@ class Oracle:
             and not lease.holder.excused_since(lease.mark.tick)
         )
 
-    def _check_alive(self, known: Known, mark: Mark) -> None:
     def _check_alone(self, holder: Any, leases: list[Lease]) -> None:
         """Of a queue with one consumer at a time nobody else holds anything."""
         for queue in {lease.known.message.queue for lease in leases} & self.single:

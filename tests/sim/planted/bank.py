@@ -257,7 +257,7 @@ BANK = [
         "qbroker.core.alone:active",
         "if queue.leased and not holds_all(state, queue, first):",
         "if False:",
-        focus=frozenset(("single consumer", "storm", "reset")),
+        focus=frozenset(("single consumer", "unsubscribe", "consumers")),
     ),
     Planted(
         "deleted_queue_in_a_checkpoint",
