@@ -16,8 +16,7 @@ from qprotocol.options import RetryPolicy
 TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
 TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
-DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke"}
-DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "inspect"}
+DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke", "inspect"}
 
 MESSAGES: dict[str, Message] = {
     "plain": Message("emails", b"hello"),
