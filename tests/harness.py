@@ -26,6 +26,7 @@ from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.lanekeys import KEY_OPTIONS, LaneKeys
 from qprotocol.message import Message, Outcome, unpack_message, walk
+from qprotocol.names import pack_task_names
 from qprotocol.options import RetryPolicy
 from transcript import (
     peeked,
@@ -312,6 +313,9 @@ class Harness:
         rows = [
             f"{q.name}: ready={q.ready} scheduled={q.scheduled} leased={q.leased}"
             + (f" quarantined={q.quarantined}" if q.quarantined else "")
+            + "".join(
+                f" {why}={count}" for why, count in sorted(q.waits.items()) if why != "no_consumer"
+            )
             + (f" paused={','.join(q.paused)}" if q.paused else "")
             for q in found.queues
         ]
@@ -370,6 +374,8 @@ class Harness:
         frame = f.Consume(
             subscription=words.number("s", 1), queues=queues, credit=words.number("credit", 10)
         )
+        known = words.text("knows").split(",") if "knows" in words.options else []
+        frame.raw = bytes.fromhex(words.text("raw")) or pack_task_names(known)
         self.ask(words, frame)
 
     def credit(self, words: Words) -> None:

@@ -226,7 +226,12 @@ class Published(Frame):
 
 @frame(0x20, CLIENT)
 class Consume(Frame):
-    """Hand me messages of these queues, up to ``credit`` unsettled ones. Answered by Ok."""
+    """Hand me messages of these queues, up to ``credit`` unsettled ones. Answered by Ok.
+
+    Raw: u8-counted names of the tasks that the consumer knows. It gets messages of these and no
+    others; what nobody knows waits. Without names it knows all, and plain messages; the empty
+    name stands for those.
+    """
 
     subscription: "int"
     queues: "list[str]"

@@ -36,6 +36,10 @@ PATTERN_WORDS_MAX = 32
 """Words of a pattern: how many steps a match may have to try for each."""
 TASK_BYTES_MAX = 255
 """A task's name, UTF-8. Its length is one byte."""
+TASKS_KNOWN_MAX = 5_000
+"""Names of tasks in one Consume: a few milliseconds of the broker's time."""
+TASK_NAMES_BYTES_MAX = 96 * 1024
+"""Bytes of these names: with them, a Consume fits a frame."""
 ID_BYTES_MAX = 255
 """A task's id, UTF-8. Its length is one byte."""
 PRIORITY_MIN = -100

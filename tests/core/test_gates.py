@@ -440,7 +440,7 @@ steps = st.one_of(
         st.integers(1, 2),
     ),
     st.tuples(st.sampled_from(["ack", "release", "fail", "later", "cancel"]), bodies),
-    st.tuples(st.just("credit"), st.integers(1, 2), st.integers(0, 9)),
+    st.tuples(st.just("credit"), st.integers(1, 3), st.integers(0, 9)),
     st.tuples(st.just("purge"), st.sampled_from(["q", "p"])),
     st.tuples(st.just("crash")),
     st.tuples(st.just("wait"), st.integers(1, 1_500)),
@@ -464,8 +464,12 @@ class Tale:
 
     def listen(self) -> None:
         self.harness.run("hello session=w role=worker")
-        self.harness.run("consume q=q,p s=1 credit=4")
+        self.subscribe()
+
+    def subscribe(self) -> None:
+        self.harness.run("consume q=q,p s=1 credit=4 knows=x,")
         self.harness.run("consume q=p s=2 credit=3")
+        self.harness.run("consume q=q s=3 credit=1 knows=y,z")
 
     def publish(self, count: int, *said: Any) -> None:
         names = ("q", "task", "limit_key", "ordering_key", "priority", "weight")
@@ -491,8 +495,7 @@ class Tale:
         self.harness.run("crash kill")
         assert exact(self.harness.machine.core.state)["leases"] == before
         self.harness.run(f"hello session=w role=worker of=A {' '.join(held)}")
-        self.harness.run("consume q=q,p s=1 credit=4")
-        self.harness.run("consume q=p s=2 credit=3")
+        self.subscribe()
         assert peak <= 3
 
     def check(self) -> None:
@@ -514,10 +517,11 @@ class Tale:
     def eligible(self, state: BrokerState, now: Now) -> Iterator[str]:
         """Lanes with messages that have room everywhere, and somebody who would take them."""
         for queue in state.numbered:
-            if any(each.room > 0 for each in state.listening[queue.number]):
-                for lane in queue.lanes:
-                    if lane.waiting and all(gate.room(lane, now) > 0 for gate in around(lane)):
-                        yield f"lane {lane.number} of {queue.name}"
+            hungry = [each for each in state.listening[queue.number] if each.room > 0]
+            for lane in queue.lanes:
+                goes = lane.waiting and all(gate.room(lane, now) > 0 for gate in around(lane))
+                if goes and any(each.known is None or lane.task in each.known for each in hungry):
+                    yield f"lane {lane.number} of {queue.name}"
 
 
 @given(st.lists(steps, max_size=40))

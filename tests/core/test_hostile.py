@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 
 from digest import check_places
 from machine import Machine, Peer
-from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
+from qbroker.core.settings import (
+    ACK_MESSAGES_MAX,
+    DELIVER_MESSAGES_MAX,
+    SELECTIONS_MAX,
+    Settings,
+)
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX, PARTED_MAX
 from qprotocol.message import Message, Outcome
+from qprotocol.names import pack_task_names
 
 SIZE = wire.MESSAGE.size
 UUID7 = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -227,6 +233,20 @@ def test_a_subscription_to_nothing_is_refused(machine: Machine) -> None:
     peer = greeted(machine)
     answer = ask(machine, peer, f.Consume(correlation=2, subscription=1, queues=[], credit=1))
     assert "at least one queue" in answer.message
+
+
+def test_a_queue_has_so_many_different_sets_of_known_tasks(machine: Machine) -> None:
+    peer = greeted(machine)
+    for number in range(SELECTIONS_MAX + 1):
+        frame = f.Consume(correlation=2, subscription=number % 64, queues=["q"], credit=1)
+        frame.raw = pack_task_names([f"task{number}", "common"])
+        if number == SELECTIONS_MAX:
+            peer = greeted(machine)
+        answer = ask(machine, peer, frame)
+        assert isinstance(answer, f.Ok) is (number < SELECTIONS_MAX)
+    assert "know 64 different sets of tasks" in answer.message
+    frame.raw = pack_task_names(["common", "task7"])
+    assert isinstance(ask(machine, peer, frame), f.Ok)
 
 
 def test_odd_queue_options_are_refused_by_name(machine: Machine) -> None:

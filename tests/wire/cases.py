@@ -281,6 +281,9 @@ FRAMES: dict[str, f.Frame] = {
     ),
     "drop_policy": f.SetPolicy(name="short", options={}, drop=True, correlation=44),
     "queue_gone": f.QueueGone(subscription=1, queue="emails", why="deleted by an operator"),
+    "consume_names": f.Consume(
+        subscription=1, queues=["q"], credit=1, correlation=5, raw=b"\x09shop.mail\x00"
+    ),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -30,7 +30,12 @@ from qprotocol.message import (
     unpack_route,
     walk,
 )
-from qprotocol.names import check_exchange_name, check_queue_name
+from qprotocol.names import (
+    check_exchange_name,
+    check_queue_name,
+    pack_task_names,
+    unpack_task_names,
+)
 from qprotocol.options import OPTIONS, RETRIES_FOREVER, QueueOptions, RetryPolicy, dead_queue
 from qprotocol.states import State
 from wire.cases import MESSAGES, MINTED, OUTCOMES, PLAIN, TASK
@@ -610,3 +615,27 @@ def test_a_map_comes_back_as_it_was():
 def test_what_is_no_map_is_refused(raw, words):
     """Whoever routes by headers gets one kind of exception for it."""
     assert words in fault(decode_map, raw)
+
+
+# Names of tasks.
+
+
+@given(st.lists(SHORT, max_size=9))
+def test_names_of_tasks_come_back_as_they_were(names):
+    assert unpack_task_names(pack_task_names(names)) == names
+
+
+@pytest.mark.parametrize(
+    ("call", "given_", "words"),
+    [
+        (pack_task_names, ["x" * 256], "has 256 bytes: at most 255"),
+        (pack_task_names, ["x"] * 5_001, "5001 names of tasks with 10002 bytes: at most 5000"),
+        (pack_task_names, ["x" * 200] * 500, "500 names of tasks with 100500 bytes"),
+        (unpack_task_names, b"\x01x" * 5_001, "5001 names of tasks"),
+        (unpack_task_names, b"\x00" * 98_305, "names of tasks with 98305 bytes: at most 5000"),
+        (unpack_task_names, b"\x01x\x02x", "end inside one, behind 1"),
+        (unpack_task_names, b"\x01\xff", "the name of task 0 is no UTF-8"),
+    ],
+)
+def test_names_of_tasks_out_of_bounds_are_refused(call, given_, words):
+    assert words in fault(call, given_)

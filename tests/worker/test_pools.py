@@ -13,7 +13,7 @@ from qclient import TaskFailure
 from qclient.link import Link
 from qprotocol.frames import Publish, Published
 from qprotocol.message import Message
-from worker.workshop import Workshop, alive, until
+from worker.workshop import PATIENCE_S, Workshop, alive, until
 
 
 def test_a_result_comes_back(shop: Workshop):
@@ -79,12 +79,27 @@ def test_ignored_rejected_and_given_back(shop: Workshop):
     assert shop.marks("try") == [["1"], ["2"], ["3"]]
 
 
-def test_an_unknown_task_fails_with_a_reason(shop: Workshop):
-    """A name that nobody registered is a final failure that says what to do."""
+def test_an_unknown_task_waits_for_a_worker_that_knows_it(shop: Workshop):
+    """A rolling deploy: tasks of the new code wait for it, and keep nobody behind them waiting."""
     shop.worker()
-    with pytest.raises(TaskFailure, match="no task is registered as 'shop.nothing'") as caught:
-        shop.call("nothing")
-    assert caught.value.kind == "NotRegistered"
+    waits = shop.send("later", 4)
+    assert shop.call("add", 1, 2) == 3
+    assert waits.state == "QUEUED"
+    assert shop.waits() == {"no_worker_knows": 1}
+    shop.worker(app="newer")
+    assert waits.get(timeout=PATIENCE_S) == 5
+    assert shop.waits() == {}
+
+
+def test_two_workers_that_know_different_tasks_share_a_queue(prefork: Workshop):
+    """Nobody gets what it does not know, whoever comes first in the queue."""
+    prefork.worker()
+    prefork.worker(app="newer")
+    handles = []
+    for number in range(20):
+        handles += [prefork.send("later", number), prefork.send("add", number, 1)]
+    assert [each.get(timeout=PATIENCE_S) for each in handles[::2]] == list(range(1, 21))
+    assert [each.get(timeout=PATIENCE_S) for each in handles[1::2]] == list(range(1, 21))
 
 
 def test_a_body_that_cannot_be_decoded_fails_its_task_alone(shop: Workshop):

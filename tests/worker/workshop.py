@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -129,6 +130,13 @@ class Workshop:
     def call(self, name: str, *args: Any, **options: Any) -> Any:
         """The result of a task of the shop."""
         return self.send(name, *args, **options).get(timeout=PATIENCE_S)
+
+    def waits(self) -> dict[str, int]:
+        """Why messages of the queue are not handed out, by reason."""
+        command = [str(Path(sys.executable).parent / "qbroker"), "queues", "--json"]
+        said = subprocess.check_output([*command, "--broker", self.broker.url])
+        (found,) = [each for each in json.loads(said) if each["name"] == self.queue]
+        return dict(found["waits"])
 
     def marks(self, first: str = "") -> list[list[str]]:
         """What tasks left, in order: those lines that begin with ``first``."""

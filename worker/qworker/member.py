@@ -42,8 +42,12 @@ LEAVE_S = 5.0
 class Member:
     """One member of the worker's session."""
 
-    def __init__(self, terms: Terms, number: int, hand: Hand, stop_fd: int) -> None:
+    def __init__(
+        self, terms: Terms, number: int, hand: Hand, stop_fd: int, *, known: bytes = b""
+    ) -> None:
         self.terms, self.number, self.hand = terms, number, hand
+        self.known = known
+        """The tasks that it runs, as a Consume lists them; none are all."""
         self.words = hand.slot.words
         self.stop_fd = stop_fd
         """Becomes readable when the process is to stop; ends every wait."""
@@ -138,7 +142,7 @@ class Member:
         """What listens to the worker's queues."""
         credit = self.credit.granted = 0 if self.closing else self.credit.wanted()
         frame = f.Consume(subscription=SUBSCRIPTION, queues=self.terms.queues, credit=credit)
-        frame.correlation = self._next()
+        frame.correlation, frame.raw = self._next(), self.known
         return frame
 
     def _drop_link(self) -> None:

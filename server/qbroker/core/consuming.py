@@ -15,13 +15,13 @@ from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
 from qbroker.core.queues import Queue
 from qbroker.core.sessions import drop_consumer
-from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX
+from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX, SELECTIONS_MAX
 from qbroker.core.shelves import Entry
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError, Survey, limit
 from qprotocol import wire
 from qprotocol.frames import Consume, Credit, Ok, Unsubscribe
-from qprotocol.names import check_queue_name
+from qprotocol.names import check_queue_name, unpack_task_names
 
 Append = Callable[[r.Record], int]
 
@@ -37,6 +37,7 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
     own = sum(each[0] == connection for each in state.consumers)
     if own >= state.settings.subscriptions_max:
         raise limit("subscriptions_max", state.settings.subscriptions_max)
+    known = tasks_known(frame)
     survey = Survey(state, now)
     numbers = []
     for name in dict.fromkeys(frame.queues):
@@ -48,10 +49,26 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
         if queue:
             check_owner(state, connection, queue)
         numbers.append(queue.number if queue else survey.queue(name))
+        if queue and known not in queue.selections and len(queue.selections) >= SELECTIONS_MAX:
+            raise RefusedError(
+                "LIMIT_REACHED",
+                f"consumers of {name!r} know {SELECTIONS_MAX} different sets of tasks: a queue "
+                "has no more; let some of them name the same tasks, or use another queue",
+            )
     if not numbers:
         raise RefusedError("BAD_REQUEST", "a subscription needs at least one queue")
-    consumer = Consumer(connection, frame.subscription, member, numbers, frame.credit)
+    consumer = Consumer(connection, frame.subscription, member, numbers, frame.credit, known=known)
     return Decision(survey.opened, Ok(), listen=consumer)
+
+
+def tasks_known(frame: Consume) -> frozenset[str] | None:
+    """The tasks that the consumer names; None if it knows all. Raises RefusedError."""
+    if not frame.raw:
+        return None
+    try:
+        return frozenset(unpack_task_names(frame.raw))
+    except ValueError as error:
+        raise RefusedError("BAD_REQUEST", str(error)) from error
 
 
 def listen(state: BrokerState, consumer: Consumer) -> None:
@@ -59,7 +76,7 @@ def listen(state: BrokerState, consumer: Consumer) -> None:
     state.consumers[consumer.connection, consumer.number] = consumer
     for number in consumer.queues:
         state.listening[number].append(consumer)
-        state.numbered[number].select(consumer.known)
+        consumer.known = state.numbered[number].select(consumer.known)
     for grant in consumer.member.grants.values():
         if grant.consumer is None:
             grant.consumer = consumer
@@ -140,10 +157,12 @@ class Handout:
     def serve(self, queue: Queue) -> None:
         """Hand out what a queue has for those who listen."""
         listeners, keeper = self.state.listening[queue.number], self.keeper
+        if queue.held:
+            return
         if queue.number in self.state.catalogue.single:
             listeners = active(self.state, queue)
         goes_on = True
-        while goes_on and not queue.held and queue.parked is None and not self.is_over:
+        while goes_on and queue.ready and queue.parked is None and not self.is_over:
             goes_on = False
             hungry = [each for each in listeners if each.room > 0]
             for served, consumer in enumerate(hungry):
@@ -152,7 +171,7 @@ class Handout:
                     keeper.admit(selection, self.now)
                 share = -(-selection.open // (len(hungry) - served))
                 wanted = min(consumer.room, share, self.budget, DELIVER_MESSAGES_MAX)
-                entries = selection.take(wanted, keeper, self.now)
+                entries = selection.take(wanted, keeper, self.now) if wanted else ()
                 if entries:
                     # Who was served is the last to be served again.
                     listeners.remove(consumer)

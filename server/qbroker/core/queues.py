@@ -136,12 +136,12 @@ class Queue:
         if shelf.life != self.life:
             shelf.renew()
         shelf.open += count
-        level = shelf.level(run.priority)
+        level = shelf.levels.get(run.priority) or shelf.level(run.priority)
         head = level.offer(run)
         if shelf.parked:
             return
-        for selection in self.selections.values():
-            if selection.knows(shelf.task):
+        for known, selection in self.selections.items():
+            if known is None or shelf.task in known:
                 selection.open += count
                 if head >= 0:
                     selection.enlist(level, head)
@@ -152,9 +152,12 @@ class Queue:
         if lane.parked:
             self.behind[lane.parked.reason] -= count
             return
-        lane.shelf.open -= count
-        if not lane.shelf.parked:
-            self.count(lane.shelf, -count)
+        shelf = lane.shelf
+        shelf.open -= count
+        if not shelf.parked:
+            for known, selection in self.selections.items():
+                if known is None or shelf.task in known:
+                    selection.open -= count
 
     def count(self, shelf: Shelf, more: int) -> None:
         """So many more messages on the shelf are open to those who know its task."""
@@ -189,17 +192,24 @@ class Queue:
 
     # Who listens.
 
-    def select(self, known: frozenset[str] | None) -> None:
-        """One more consumer listens that knows these tasks."""
+    def select(self, known: frozenset[str] | None) -> frozenset[str] | None:
+        """One more consumer listens that knows these tasks; the set that it shares with others.
+
+        Costs a step for each task that is known here.
+        """
         selection = self.selections.get(known)
         if selection is None:
             selection = self.selections[known] = Selection(self, known)
-            for shelf in self.shelves.values():
+            shelves = self.shelves
+            names = shelves if known is None or len(shelves) < len(known) else known
+            for name in [name for name in names if name in shelves and selection.knows(name)]:
+                shelf = shelves[name]
                 shelf.renew()
-                if not shelf.parked and selection.knows(shelf.task):
+                if not shelf.parked:
                     selection.open += shelf.open
                     selection.add(shelf)
         selection.consumers += 1
+        return selection.known
 
     def deselect(self, known: frozenset[str] | None) -> None:
         """One of them listens no more."""

@@ -41,6 +41,9 @@ DISPATCH_MESSAGES_MAX = 4_000
 """Messages handed out in one turn; more wait for the next."""
 PARK_LANES_MAX = 500
 """Lanes parked at gates, or taken back, in one turn; more wait for the next."""
+SELECTIONS_MAX = 64
+"""Different sets of tasks that the consumers of one queue know: each costs a step for each
+chunk that comes in."""
 DUE_MESSAGES_MAX = 1_500
 """Delayed messages made ready in one turn."""
 EXPIRE_MESSAGES_MAX = 500

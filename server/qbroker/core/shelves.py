@@ -10,6 +10,7 @@ All of it is volatile or follows from the runs; it is made again at a start.
 """
 
 from bisect import insort
+from collections.abc import Sequence
 from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,18 @@ class Shelf:
             self.queue.stir()
 
 
+def second(heap: Sequence[tuple[int, object]], least: int) -> int:
+    """The key behind the first of a heap, or ``least`` if that is lower."""
+    size = len(heap)
+    if size > 1:
+        key = heap[1][0]
+        if size > 2 and heap[2][0] < key:
+            key = heap[2][0]
+        if key < least:
+            return key
+    return least
+
+
 class Selection:
     """What consumers that know the same tasks may be handed out of one queue."""
 
@@ -194,7 +207,7 @@ class Selection:
         """
         out: list[Entry] = []
         queue = self.queue
-        while limit > 0 and self.priorities and queue.parked is None and keeper.parks > 0:
+        while limit and self.open and queue.parked is None and keeper.parks > 0:
             heap = self.levels[self.priorities[-1]]
             run = self._leading(heap)
             if run is None:
@@ -203,9 +216,8 @@ class Selection:
             room = keeper.room(run.lane, limit, now) if queue.gated else limit
             if not room:
                 continue
-            before = min((entry[0] for entry in (*heap[1:3], *heap[0][1].heap[1:3])), default=END)
             taken = 0
-            for first, count in run.take(room, before):
+            for first, count in run.take(room, second(heap, second(heap[0][1].heap, END))):
                 if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
                     out[-1] = run, out[-1][1], out[-1][2] + count
                 else:

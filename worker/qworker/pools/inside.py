@@ -19,6 +19,7 @@ from collections.abc import Callable
 from traceback import format_exc
 from typing import Any
 
+from qprotocol.names import pack_task_names
 from qworker import logs
 from qworker.execute import Executor
 from qworker.hand import Hand
@@ -36,6 +37,18 @@ RUN: dict[str, Callable[[list[Runner]], None]] = {
     "threads": threads.run,
     "solo": solo.run,
 }
+
+
+def known_tasks(app: Any) -> bytes:
+    """The names of the application's tasks, for the broker: it sends no others.
+
+    None, and so everything, if they are more than a Consume can list.
+    """
+    try:
+        return pack_task_names(app.tasks)
+    except ValueError as error:
+        note(logging.WARNING, "the broker does not hear which tasks are known", reason=error)
+        return b""
 
 
 class Inside:
@@ -58,7 +71,10 @@ class Inside:
         faulthandler.enable()
         self._log = log = TaskLog(terms.log_format, process)
         stop_fd, self._stop_rope = os.pipe()
-        members = [Member(terms, slot + 1, Hand(self.slots[slot]), stop_fd) for slot in slots]
+        known = known_tasks(self.app)
+        members = [
+            Member(terms, slot + 1, Hand(self.slots[slot]), stop_fd, known=known) for slot in slots
+        ]
         watchman = Watchman(members, stop_fd)
         for member in members:
             executor = Executor(self.app, terms.name, log, member)
