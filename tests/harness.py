@@ -45,7 +45,7 @@ from transcript import (
 MESSAGE_FLAGS = {"early": wire.ACK_EARLY, "ignored": wire.IGNORE_RESULT, "maydrop": wire.MAY_DROP}
 
 
-OBVIOUS = ("no_consumer", "paused")
+OBVIOUS = ("no_consumer", "paused", "due", "consumers_full")
 """Why messages wait: left out of the figures, since it is in the scenario."""
 
 
@@ -318,7 +318,7 @@ class Harness:
             f"{q.name}: ready={q.ready} scheduled={q.scheduled} leased={q.leased}"
             + (f" quarantined={q.quarantined}" if q.quarantined else "")
             + "".join(
-                f" {why}={count}" for why, count in sorted(q.waits.items()) if why not in OBVIOUS
+                f" {why}={count}" for why, count in sorted(q.waiting.items()) if why not in OBVIOUS
             )
             + (f" paused={','.join(q.paused)}" if q.paused else "")
             for q in found.queues

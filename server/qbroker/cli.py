@@ -214,7 +214,6 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
         "quarantined",
         *counted,
         "paused",
-        "wait",
     )
     rows = [
         (
@@ -223,7 +222,6 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
             queue["quarantined"],
             *(queue["counts"].get(outcome, 0) for outcome in counted),
             "; ".join(pause_told(*each) for each in queue["paused"].items()),
-            ", ".join(f"{n}: {why.replace('_', ' ')}" for why, n in queue["waits"].items()),
         )
         for queue in sorted(({**each, "queue": each["name"]} for each in found), key=by_name)
     ]

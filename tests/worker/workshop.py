@@ -136,7 +136,7 @@ class Workshop:
         command = [str(Path(sys.executable).parent / "qbroker"), "queues", "--json"]
         said = subprocess.check_output([*command, "--broker", self.broker.url])
         (found,) = [each for each in json.loads(said) if each["name"] == self.queue]
-        return dict(found["waits"])
+        return dict(found["waiting"])
 
     def marks(self, first: str = "") -> list[list[str]]:
         """What tasks left, in order: those lines that begin with ``first``."""

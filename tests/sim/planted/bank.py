@@ -231,8 +231,8 @@ BANK = [
         "pause_ignored",
         "a queue that is paused hands out",
         "qbroker.core.consuming:Handout.serve",
-        "not queue.held and",
-        "True and",
+        "if queue.held:",
+        "if False:",
         focus=frozenset(("tasks", "pause")),
     ),
     Planted(

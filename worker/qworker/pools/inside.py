@@ -42,10 +42,11 @@ RUN: dict[str, Callable[[list[Runner]], None]] = {
 def known_tasks(app: Any) -> bytes:
     """The names of the application's tasks, for the broker: it sends no others.
 
-    None, and so everything, if they are more than a Consume can list.
+    And plain messages, which no task will ever take: they are set aside with a reason. None,
+    and so everything, if they are more than a Consume can list.
     """
     try:
-        return pack_task_names(app.tasks)
+        return pack_task_names(["", *app.tasks])
     except ValueError as error:
         note(logging.WARNING, "the broker does not hear which tasks are known", reason=error)
         return b""
