@@ -29,7 +29,7 @@ from qbroker.core.state import BrokerState
 from qbroker.core.weights import Weights
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
-from qprotocol.frames import DeleteQueue, SetPolicy
+from qprotocol.frames import Bind, DeclareExchange, DeleteQueue, SetPolicy
 from qprotocol.message import unpack_message
 from qprotocol.options import OPTIONS, QueueOptions
 
@@ -206,6 +206,75 @@ def test_a_snapshot_of_before_has_neither_policies_nor_terms() -> None:
     (_, *values) = unpack_columns(sections["broker"])[0]
     sections["broker"] = pack_columns([3, *values])
     assert decode(Settings(), sections).catalogue.policies == {}
+
+
+# --- What people see
+
+
+def test_definitions_are_what_makes_it_all_again() -> None:
+    harness = Harness()
+    for line in (
+        "declare q=mail max_length=3",
+        "set q=mail max_bytes=100",
+        "policy name=p for=* history=failures",
+        "policy name=o for=* operator message_ttl_ms=9",
+        "declare q=mine exclusive=true",
+    ):
+        assert "Error" not in harness.run(line)[-1]
+    harness.machine.submit(
+        harness.named["A"], DeclareExchange(exchange="h", kind="headers", correlation=90)
+    )
+    arguments = {"raw": b"\xff", "kind": "paid"}
+    bind = Bind(exchange="h", key="", destination="mail", arguments=arguments, correlation=91)
+    harness.machine.submit(harness.named["A"], bind)
+    harness.machine.settle()
+    core = harness.machine.core
+    assert core.definitions() == {
+        "policies": core.policies(),
+        "queues": [{"name": "mail", "options": {"max_length": 3}, "set": {"max_bytes": 100}}],
+        "exchanges": [
+            {"name": "h", "kind": "headers", "options": {"alternate": "", "unroutable": "refuse"}}
+        ],
+        "bindings": [
+            {
+                "exchange": "h",
+                "key": "",
+                "destination": "mail",
+                "to_exchange": False,
+                "arguments": {"kind": "paid", "raw": {"hex": "ff"}},
+            }
+        ],
+    }
+    assert [row["name"] for row in core.policies()] == ["p", "o"]
+    found = core.queue_described("mail")
+    assert found is not None
+    assert (found["bytes"], found["exclusive"], found["consumers"]) == (0, False, 0)
+    assert found["options"]["history"] == {"value": "failures", "source": "policy p"}
+    assert core.queue_described("nothing") is None
+
+
+def test_a_start_takes_what_was_handed_out_of_transient_queues_alone() -> None:
+    harness = Harness()
+    for line in (
+        "declare q=t durability=transient",
+        "publish q=t a",
+        "publish q=d b",
+        "hello c=W session=w",
+        "consume c=W q=t,d",
+        "wait 1s",
+    ):
+        harness.run(line)
+    (line,) = harness.run("crash kill")
+    assert line.endswith("t: ready=0 scheduled=0 leased=0, d: ready=0 scheduled=0 leased=1")
+
+
+def test_what_is_moved_out_of_a_queue_with_limits_counts_there_no_more() -> None:
+    harness = Harness()
+    for line in ("declare q=q max_bytes=100", "declare q=to", "publish a b"):
+        harness.run(line)
+    assert harness.machine.core.state.catalogue.weights[0].bytes
+    harness.run("move q=q to=to")
+    assert not harness.machine.core.state.catalogue.weights[0].bytes
 
 
 # --- Any story
