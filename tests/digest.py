@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from qbroker.core.leases import Grant
+from qbroker.core.limits import Limit
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
 from qbroker.core.settings import PRODUCER_IDLE_MS
@@ -65,6 +66,15 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "exchanges": state.exchanges.saved(),
         "leading": {to: set(found) for to, found in state.exchanges.into.items()},
         "bindings": state.exchanges.count,
+        "limits": {
+            name: (x.operator, x.code, {k: b for k, b in buckets(x, now) if b})
+            for name, x in state.limits.by_name.items()
+        },
+        "orders": {
+            key: (x.position, x.run and x.run.number, x.is_ready)
+            for key, x in sorted(state.orderings.items())
+            if not x.is_free
+        },
         "granted": {epoch: count for epoch, count in state.granted.items() if count},
     }
 
@@ -73,6 +83,19 @@ def told(queue: Queue) -> tuple[Any, ...]:
     """What was said of the queue."""
     terms = queue.terms
     return dict(terms.declared), dict(terms.changed), terms.owner
+
+
+def buckets(limit: Limit, now: Now) -> list[tuple[str, tuple[int, ...]]]:
+    """By key: slots taken, and what is missing of tokens; nothing of one that is as good as new."""
+    return [
+        (
+            key,
+            ()
+            if b.is_idle(limit.rule, now.wall_ms)
+            else (b.used, b.missing, b.missing and b.at_ms),
+        )
+        for key, b in ((key, limit.gates[key].bucket) for key in sorted(limit.gates))
+    ]
 
 
 def exact(state: BrokerState) -> dict[str, Any]:

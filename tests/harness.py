@@ -20,11 +20,13 @@ import msgpack
 
 from machine import Machine, Peer
 from qbroker.core.declaring import described
+from qbroker.core.limiting import limit_table
 from qbroker.core.settings import Settings
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.lanekeys import KEY_OPTIONS, LaneKeys
+from qprotocol.limitrules import parse_rate, show_rate
 from qprotocol.message import Message, Outcome, unpack_message, walk
 from qprotocol.names import pack_task_names
 from qprotocol.options import RetryPolicy
@@ -276,6 +278,10 @@ class Harness:
             self.machine.wait(step)
             left -= step
 
+    def clock(self, words: Words) -> None:
+        """The wall clock is set forward, or back; time itself goes on as ever."""
+        self.machine.wall_ms += duration_ms(words.plain[0])
+
     def crash(self, words: Words) -> list[str]:
         """Power is cut, unsynced sectors are lost; or with `kill` the process dies."""
         self.machine.kill() if "kill" in words.plain else self.machine.crash()
@@ -448,6 +454,36 @@ class Harness:
     def heartbeat(self, words: Words) -> None:
         self.ask(words, f.Heartbeat(raw=self.tokens(words, words.plain)))
 
+    # Verbs: limits.
+
+    def limit(self, words: Words) -> None:
+        """A rule: `limit NAME q=q task=t rate=10/s burst=2 concurrency=3 per_key origin=code`."""
+        rule: dict[str, Any] = {
+            "queue": words.text("q"),
+            "task": words.text("task"),
+            "per_key": "per_key" in words.plain,
+        }
+        for name in ("concurrency", "burst"):
+            if name in words.options:
+                rule[name] = words.number(name)
+        if "rate" in words.options:
+            rule["rate"], rule["window_ms"] = parse_rate(words.text("rate"))
+        origin = words.text("origin", "operator")
+        self.ask(words, f.SetLimit(name=words.plain[0], rule=rule, origin=origin))
+
+    def unlimit(self, words: Words) -> None:
+        self.ask(words, f.DropLimit(name=words.plain[0], origin=words.text("origin")))
+
+    def limits(self, words: Words) -> list[str]:
+        """What the table of limits says."""
+        left_out = ("declared", "window_ms", "rate", "burst")
+        rows = limit_table(self.machine.core.state, self.machine.now)
+        return [
+            f"limit {shown_fields(row, left_out)}"
+            + (f" rate={show_rate(row.rate, row.window_ms)} burst={row.burst}" if row.rate else "")
+            for row in rows
+        ]
+
     # Verbs: asking.
 
     def watch(self, words: Words) -> None:
@@ -594,6 +630,7 @@ OUTCOMES = {
 VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "broker": Harness.broker,
     "wait": Harness.wait,
+    "clock": Harness.clock,
     "crash": Harness.crash,
     "archive": Harness.archive,
     "closed": Harness.closed,
@@ -613,6 +650,9 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "settle": Harness.settle,
     "running": Harness.running,
     "heartbeat": Harness.heartbeat,
+    "limit": Harness.limit,
+    "unlimit": Harness.unlimit,
+    "limits": Harness.limits,
     "watch": Harness.watch,
     "cancel": Harness.cancel,
     "forget": Harness.forget,

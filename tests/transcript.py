@@ -13,6 +13,7 @@ from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.lanekeys import KEY_OPTIONS, NO_KEYS, LaneKeys
+from qprotocol.limitrules import LimitRule
 from qprotocol.message import unpack_message
 from qprotocol.states import State
 
@@ -123,6 +124,10 @@ def shown_record(record: r.Record) -> str:
             for lane, priority, first, count in record.entries
         ]
         return f"{kind} {shown_fields(record, ('entries', 'wall_ms'))} {' '.join(runs)}"
+    if isinstance(record, r.LimitSet):
+        plain = LimitRule(concurrency=1).as_dict() | {"concurrency": 0}
+        said = [f"{k}={v}" for k, v in record.rule.items() if v != plain[k]]
+        return f"{kind} {record.name} {record.origin} {' '.join(said)}"
     if isinstance(record, r.Acked):
         runs = [f"{shown_token(first, grant)}×{count}" for grant, first, count in record.runs]
         return f"{kind} {' '.join(runs)}"

@@ -157,6 +157,14 @@ class QueueFull(RefusedError, NotDone):
     """A queue has no room for what was published; ``details`` name it and its limit."""
 
 
+class NoLimit(RefusedError, NotDone):
+    """There is no limit rule of that name."""
+
+
+class NeverAdmitted(RefusedError, NotDone):
+    """The message weighs more than a limit rule has room for: it would wait for ever."""
+
+
 class LimitReached(RefusedError, NotDone):
     """A limit of the broker is reached."""
 
@@ -216,6 +224,8 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "NO_POLICY": NoPolicy,
     "QUEUE_LOCKED": QueueLocked,
     "QUEUE_FULL": QueueFull,
+    "NO_LIMIT": NoLimit,
+    "NEVER_ADMITTED": NeverAdmitted,
     "LIMIT_REACHED": LimitReached,
     "RESOURCE_EXHAUSTED": ResourceExhausted,
     "QUEUE_PAUSED": QueuePaused,

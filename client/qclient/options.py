@@ -15,6 +15,7 @@ from qclient.preview import PreviewRepr
 from qclient.serialization import CONTENTS
 from qprotocol.ids import pack_id
 from qprotocol.lanekeys import LANE_KEY_BYTES_MAX, WEIGHT_MAX
+from qprotocol.limitrules import AMOUNT_MAX, LimitRule, parse_rate
 from qprotocol.limits import (
     NAME_BYTES_MAX,
     PRIORITY_MAX,
@@ -70,6 +71,8 @@ class TaskOptions(SendOptions, total=False):
     """What ``@app.task`` takes, besides ``bind``."""
 
     name: str
+    rate_limit: str | float | None
+    concurrency_limit: int | None
     autoretry_for: Exceptions
     dont_autoretry_for: Exceptions
     preview_repr: PreviewRepr | None
@@ -128,6 +131,16 @@ def is_task_id(value: Any) -> bool:
     try:
         pack_id(value)
     except (ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def is_rate(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return False
+    try:
+        parse_rate(str(value))
+    except ValueError:
         return False
     return True
 
@@ -209,6 +222,14 @@ TASK: dict[str, Option] = SEND | {
         f"a string of up to {TASK_BYTES_MAX} bytes",
         lambda v: isinstance(v, str) and 1 <= len(v.encode()) <= TASK_BYTES_MAX,
     ),
+    "rate_limit": Option(
+        'how many begin in a time, over all workers: "10/s", "100/m", "1000/h", "100/5m", or None',
+        lambda v: v is None or is_rate(v),
+    ),
+    "concurrency_limit": Option(
+        f"how many run at once, over all workers: 1 to {AMOUNT_MAX}, or None",
+        lambda v: v is None or (type(v) is int and 1 <= v <= AMOUNT_MAX),
+    ),
     "autoretry_for": Option("an exception class or a tuple of them", is_exceptions),
     "dont_autoretry_for": Option("an exception class or a tuple of them", is_exceptions),
     "preview_repr": REPR,
@@ -273,6 +294,15 @@ def retry_policy(options: Mapping[str, Any]) -> RetryPolicy:
         factor=2.0 if doubling else 1.0,
         jitter=doubling and options.get("retry_jitter", True),
     )
+
+
+def limit_rule(name: str, options: Mapping[str, Any]) -> LimitRule | None:
+    """The limit that task ``name`` declares for itself; None if it declares none."""
+    rate, concurrency = options.get("rate_limit"), options.get("concurrency_limit")
+    if rate is None and concurrency is None:
+        return None
+    tokens, window_ms = (0, 1_000) if rate is None else parse_rate(str(rate))
+    return LimitRule(task=name, concurrency=concurrency or 0, rate=tokens, window_ms=window_ms)
 
 
 def milliseconds(delay: float | timedelta) -> int:

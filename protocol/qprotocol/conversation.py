@@ -95,6 +95,8 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.ChangeQueue: (f.Ok,),
     f.DeleteQueue: (f.Ok,),
     f.SetPolicy: (f.Ok,),
+    f.SetLimit: (f.Ok,),
+    f.DropLimit: (f.Ok,),
     f.Bye: (f.Ok,),
     f.DeclareExchange: (f.Ok,),
     f.DeleteExchange: (f.Ok,),

@@ -66,6 +66,11 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("DUPLICATE_ID", "A message with that chosen id is still alive."),
         ErrorRow("NO_EXCHANGE", "The exchange does not exist; the empty one routes by queue name."),
         ErrorRow("NO_QUEUE", "The queue does not exist."),
+        ErrorRow("NO_LIMIT", "There is no limit rule of that name."),
+        ErrorRow(
+            "NEVER_ADMITTED",
+            "A limit rule has less room than the weight of one message: it would wait for ever.",
+        ),
         ErrorRow(
             "NO_ROUTE", "The exchange has no queue for the message; details name it and the key."
         ),

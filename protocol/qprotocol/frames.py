@@ -480,7 +480,8 @@ class Peeked(Frame):
 
 @frame(0x54, CLIENT)
 class Inspect(Frame):
-    """Ask for a table: queues, exchanges, bindings, policies, definitions, stats or quarantine.
+    """Ask for a table: queues, exchanges, bindings, policies, limits, definitions,
+    stats or quarantine.
 
     ``what`` may also be "queue": then ``name`` is which. Answered by Report.
     """
@@ -650,6 +651,30 @@ class QueueGone(Frame):
     subscription: "int"
     queue: "str"
     why: "str"
+
+
+@frame(0x59, CLIENT)
+class SetLimit(Frame):
+    """Put a limit rule in force under its name, or change it. ``rule``: limitrules.LimitRule.
+
+    ``origin`` is "operator" or "code"; while there is an operator's rule of the name, the one
+    declared in code is kept and not in force. Answered by Ok; count is 1 if anything changed.
+    """
+
+    name: "str"
+    rule: "dict[str, Any]"
+    origin: "str" = "operator"
+
+
+@frame(0x5A, CLIENT)
+class DropLimit(Frame):
+    """Drop a limit rule: the operator's if there is one, else the one declared in code.
+
+    ``origin`` says which of them, if only that one is meant. Answered by Ok; count is 1.
+    """
+
+    name: "str"
+    origin: "str" = ""
 
 
 # Pushes, and the end.

@@ -40,6 +40,8 @@ TASKS_KNOWN_MAX = 5_000
 """Names of tasks in one Consume: a few milliseconds of the broker's time."""
 TASK_NAMES_BYTES_MAX = 96 * 1024
 """Bytes of these names: with them, a Consume fits a frame."""
+LIMIT_NAME_BYTES_MAX = 255
+"""A limit rule's name, UTF-8, printable: those declared in code bear their task's."""
 ID_BYTES_MAX = 255
 """A task's id, UTF-8. Its length is one byte."""
 PRIORITY_MIN = -100

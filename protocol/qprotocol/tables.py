@@ -20,6 +20,7 @@ from qprotocol.conversation import ANSWERS, TRANSITIONS
 from qprotocol.errors import ERRORS
 from qprotocol.exchanges import ExchangeOptions
 from qprotocol.frames import BOTH, FRAMES, Frame
+from qprotocol.limitrules import LimitRule
 from qprotocol.options import OPTIONS, RetryPolicy
 
 HERE = Path(__file__).parent
@@ -167,10 +168,18 @@ def limit_table() -> str:
     )
 
 
+OWNERS: dict[type[Any], str] = {
+    RetryPolicy: "options.py",
+    ExchangeOptions: "exchanges.py",
+    LimitRule: "limitrules.py",
+}
+"""Options that are no queue's: of retries, exchanges and limits; the module that says each."""
+
+
 def policy_table() -> str:
-    """Options that are no queue's: of retries, and of exchanges."""
+    """What is set by name, and is no option of a queue."""
     rows = []
-    for owner, source in ((RetryPolicy, "options.py"), (ExchangeOptions, "exchanges.py")):
+    for owner, source in OWNERS.items():
         texts = documented(source, owner.__name__)
         defaults: list[tuple[str, Any]] = [(f.name, f.default) for f in fields(owner)]
         rows += [(owner.__name__, name, repr(value), texts[name]) for name, value in defaults]

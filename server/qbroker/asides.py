@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from qbroker.core import effects as e
 from qbroker.core.broker import Broker
+from qbroker.core.moment import Now
 from qbroker.core.statistics import Statistics
 from qbroker.events import Connection, Events
 from qbroker.inspecting import inspected
@@ -24,6 +25,7 @@ class Engine(Protocol):
     """What is needed of the engine."""
 
     def statistics(self) -> Statistics: ...
+    def now(self) -> Now: ...
     def answer(self, connection: int, answer: f.Frame) -> None: ...
 
 
@@ -50,7 +52,9 @@ class Asides:
         return replace(found, events=dict(self.events.counts), listeners=self.events.listeners)
 
     def _inspect(self, connection: Connection, frame: f.Inspect) -> list[e.Effect]:
-        answer = inspected(self._engine.statistics(), self._log, frame, self._core)
+        answer = inspected(
+            self._engine.statistics(), self._log, frame, self._core, self._engine.now()
+        )
         return [e.Send(connection.number, answer)]
 
     def _search(self, connection: Connection, frame: f.Search) -> list[e.Effect]:

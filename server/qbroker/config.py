@@ -202,6 +202,8 @@ class Config:
         "Queues that one message may be copied into by an exchange.")
     events_buffer_bytes: int = setting(MIB, SIZE, (1 * KIB, GIB),
         "Events that wait for one slow listener: beyond it the oldest are dropped.")
+    limits_max: int = setting(1_000, COUNT, (1, 100_000),
+        "Limit rules: each costs a look when a lane is opened.")
     inbox_bytes_max: int = setting(64 * MIB, SIZE, (MIB, 64 * GIB),
         "Frames waiting for a turn: beyond it sockets are not read and senders wait.")
     output_bytes_max: int = setting(8 * MIB, SIZE, (256 * KIB, 4 * GIB),

@@ -115,7 +115,7 @@ class Engine:
 
     def boot(self, version: str, node: str, skipped: int = 0) -> None:
         """A new epoch is durable: connections may come. Raises LogFailed."""
-        self._core.boot(self._now(), version, self._group.append, skipped)
+        self._core.boot(self.now(), version, self._group.append, skipped)
         self._write(self._group.take(sync=True), sync=True)
         epoch = self._core.state.epoch
         self.identity = Identity(self._log.log_id.hex(), node, epoch)
@@ -206,7 +206,8 @@ class Engine:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
-    def _now(self) -> Now:
+    def now(self) -> Now:
+        """What the clocks say."""
         return Now(self._clock.wall_ms(), self._clock.mono_ms())
 
     def _turn(self) -> None:
@@ -214,7 +215,7 @@ class Engine:
         if self.failure is not None or self._closed:
             return
         began = self._clock.seconds()
-        now = self._now()
+        now = self.now()
         self._core.stalled(self._stalls.missed_ms(now.mono_ms))
         self._group.hold(self._drain(now, began))
         # While the disk works on that, the rest: grants need not be in the same batch.

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qbroker.core.broker import Broker
+from qbroker.core.moment import Now
 from qbroker.core.statistics import Statistics
 from qbroker.log.log import Log
 from qbroker.outgoing import report
@@ -16,11 +17,13 @@ TABLES: dict[str, Callable[[Broker], Any]] = {
     "definitions": Broker.definitions,
 }
 """What only the core can tell."""
-NAMES = "queues, queue, exchanges, bindings, policies, definitions, stats or quarantine"
+NAMES = "queues, queue, exchanges, bindings, policies, limits, definitions, stats or quarantine"
 
 
-def inspected(statistics: Statistics, log: Log, frame: Inspect, core: Broker) -> Frame:
+def inspected(statistics: Statistics, log: Log, frame: Inspect, core: Broker, now: Now) -> Frame:
     """The Report, or an Error for a table that does not exist."""
+    if frame.what == "limits":
+        return report(core.limits(now), frame.correlation)
     if frame.what == "queues":
         return report([asdict(queue) for queue in statistics.queues], frame.correlation)
     if frame.what == "stats":

@@ -204,6 +204,7 @@ class Server:
             | {name: getattr(config, name) for name in TOLD},
             mechanisms=("none",),  # config.check_together has refused other networks
             wall_ms=wall_ms,
+            features=("limits",),
         )
 
     def _judge_publishes(self, _: object = None) -> None:

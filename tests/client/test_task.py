@@ -84,6 +84,11 @@ def test_a_bound_task_needs_a_parameter_for_itself(shop: App) -> None:
         ({"serializer": "pickle"}, "'msgpack' or 'json'"),
         ({"time_limit": 0}, "seconds above 0, or None"),
         ({"bind": 1}, "True or False"),
+        ({"rate_limit": "ten a second"}, '"10/s", "100/m", "1000/h"'),
+        ({"rate_limit": 0}, '"10/s", "100/m", "1000/h"'),
+        ({"rate_limit": True}, '"10/s", "100/m", "1000/h"'),
+        ({"rate_limit": [10]}, '"10/s", "100/m", "1000/h"'),
+        ({"concurrency_limit": 0}, "how many run at once"),
         ({"countdown": 1}, "a task has no option 'countdown'"),
     ],
 )

@@ -11,19 +11,22 @@ from digest import exact
 from harness import Harness
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
+from qbroker.core.buckets import Bucket
 from qbroker.core.catalogue import Catalogue
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
+from qbroker.core.limits import Limit, Limits
 from qbroker.core.pauses import Pause
 from qbroker.core.policies import Policy, Terms
+from qbroker.core.producers import Producer
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
 from qbroker.core.shelves import Shelf
 from qbroker.core.snapshot import SECTIONS, VOLATILE, SnapshotError, decode, encode, tidy
-from qbroker.core.state import BrokerState, Producer
+from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
 from qbroker.core.uploads import Upload
 from qbroker.core.weights import Weights
@@ -61,13 +64,16 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Lane: (
         {"queue", "shelf", "keys", "_runs", "leased"},
-        {"number", "place", "life", "gates", "parked"},
+        {"number", "place", "life", "gates", "order", "parked", "wants"},
     ),
     Shelf: ({"task", "leased"}, {"queue", "levels", "life", "open", "gates", "parked"}),
     Run: (
         {"number", "chunks", "head", "given", "skipped"},
         {"lane", "life", "priority", "size", "key"},
     ),
+    Limit: ({"name", "operator", "code", "gates"}, set()),
+    Limits: ({"by_name"}, {"clock", "_by_scope", "_fading"}),
+    Bucket: ({"missing", "at_ms"}, {"used"}),
     Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
     Member: ({"session", "number", "grants"}, {"connection"}),
     Session: ({"id", "members"}, {"alive_until_ms", "over"}),

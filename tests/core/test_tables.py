@@ -127,6 +127,13 @@ EXAMPLES: dict[str, r.Record] = {
         1_700_086_400_000,
     ),
     "policy_set": r.PolicySet("short", "mail*", 5, True, {"max_length": 5}),
+    "limit_set": r.LimitSet(
+        "shop.mail",
+        "operator",
+        {"queue": "", "task": "shop.mail", "rate": 10, "window_ms": 1_000},
+        1_700_000_000_000,
+    ),
+    "limit_dropped": r.LimitDropped("shop.mail", "code", 1_700_000_000_000),
     "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 

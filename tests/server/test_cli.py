@@ -59,7 +59,7 @@ def test_the_version_is_the_distributions(command: Command) -> None:
         (
             ["xyzzy"],
             'no command "xyzzy": there are backup, bind, bindings, cancel, config, exchange, '
-            "export, import, log, peek, policy, publish, purge, quarantine, queue, queues, "
+            "export, import, limit, log, peek, policy, publish, purge, quarantine, queue, queues, "
             "restore, serve, stats",
         ),
         (["log", "dmup"], 'no command "dmup": did you mean "dump"?'),

@@ -284,6 +284,13 @@ FRAMES: dict[str, f.Frame] = {
     "consume_names": f.Consume(
         subscription=1, queues=["q"], credit=1, correlation=5, raw=b"\x09shop.mail\x00"
     ),
+    "set_limit": f.SetLimit(
+        name="shop.mail",
+        rule={"queue": "emails", "per_key": True, "rate": 10, "window_ms": 60_000},
+        origin="code",
+        correlation=19,
+    ),
+    "drop_limit": f.DropLimit(name="shop.mail", origin="operator", correlation=20),
 }
 
 CASES: dict[str, dict[str, Any]] = {

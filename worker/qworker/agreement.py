@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qclient.options import limit_rule
 from qprotocol.codec import encode
 from qworker.options import OptionError, WorkerOptions
 from qworker.pools import Pool
@@ -34,12 +35,17 @@ class Description:
     """Frames that declare its exchanges and queues; see topology.py."""
     broadcasts: list[str]
     """Names of its Broadcasts: each worker that consumes one has a queue of its own."""
+    rules: Mapping[str, dict[str, Any]]
+    """Limit rules of those tasks that declare a rate or a concurrency."""
 
 
 def describe(app: Any) -> dict[str, Any]:
     """The application's description, as JSON takes it. Called in the import process."""
-    conf, limited = app.conf, {}
+    conf, limited, rules = app.conf, {}, {}
     for name, task in app.tasks.items():
+        rule = limit_rule(name, task.options)
+        if rule is not None:
+            rules[name] = rule.as_dict()
         limits = [task.options.get(key) or 0.0 for key in ("time_limit", "soft_time_limit")]
         if any(limits):
             limited[name] = limits
@@ -52,6 +58,7 @@ def describe(app: Any) -> dict[str, Any]:
         "soft_time_limit_s": conf.task_soft_time_limit or 0.0,
         "limited": limited,
         **declared(app),
+        "rules": rules,
     }
 
 

@@ -29,10 +29,12 @@ from qprotocol.errors import ProtocolError
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
 from qworker.backoff import Backoff
+from qworker.declaring import Declared
+from qworker.declaring import declare as declare_limits
 from qworker.logs import note
 from qworker.slots import Token
 from qworker.terms import Terms
-from qworker.topology import declare
+from qworker.topology import declare as declare_topology
 
 CONNECT_S = 10.0
 GOODBYE_S = 5.0
@@ -58,10 +60,13 @@ class Session:
         running: Callable[[], list[Token]],
         tell: Callable[[Event], None],
         topology: Collection[f.Frame] = (),
+        limits: Declared | None = None,
     ) -> None:
         self.terms = terms
         self._topology = topology
         """Exchanges and queues that are declared before anything is consumed."""
+        self._limits = limits
+        """Limits to be declared before anything is consumed; None once that is done."""
         self._running = running
         """The tokens that run now; called in this thread."""
         self._tell = tell
@@ -151,7 +156,10 @@ class Session:
         hello = self.terms.hello("worker", 0, os.getpid(), raw)
         link = self._link = Link.open(self.terms.address, hello, timeout_s=CONNECT_S)
         welcome = link.welcome
-        declare(link, self._topology)
+        declare_topology(link, self._topology)
+        if self._limits is not None:
+            declare_limits(link, self._limits)
+            self._limits = None
         self._heartbeat_s = max(0.2, welcome.heartbeat_ms / 1000)
         if welcome.raw:
             lost = len(welcome.raw) // wire.TOKEN.size

@@ -31,6 +31,7 @@ from qworker.children import (
     autopsy,
     what_ended,
 )
+from qworker.declaring import Declared
 from qworker.importing import ImportProcess
 from qworker.logs import note
 from qworker.options import OptionError, WorkerOptions
@@ -151,7 +152,8 @@ class Worker:
         wanted = options.queues or [app.queue]
         broadcasts = [name for name in app.broadcasts if name in wanted]
         topology = frames(app.declared, broadcasts, terms.session)
-        self.session = Session(terms, self.running_tokens, self.tell, topology)
+        limits = Declared(app.tasks, app.rules)
+        self.session = Session(terms, self.running_tokens, self.tell, topology, limits)
         self.watch = Watch(
             self.pool,
             self.session,

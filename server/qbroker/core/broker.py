@@ -31,6 +31,7 @@ from qbroker.core import (
     definitions,
     deleting,
     endings,
+    limiting,
     moving,
     orders,
     overflow,
@@ -220,6 +221,10 @@ class Broker:
         """A row a binding, as JSON has it; BINDING_ROWS_MAX at most."""
         return binding.binding_rows(self.state)
 
+    def limits(self, now: Now) -> list[dict[str, Any]]:
+        """A row a limit rule, by name, as JSON has it. Costs a step for each key."""
+        return limiting.limit_rows(self.state, now)
+
     def had_parts(self, connection: int, correlation: int) -> bool:
         """Whether parts of that frame came, which belong to no frame from now on."""
         return self.state.arrivals.pop((connection, correlation), None) is not None
@@ -336,6 +341,8 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.DeleteExchange: binding.decide_delete_exchange,
     f.Bind: binding.decide_bind,
     f.Unbind: binding.decide_unbind,
+    f.SetLimit: limiting.decide_set_limit,
+    f.DropLimit: limiting.decide_drop_limit,
     f.Bye: sessions.decide_bye,
 }
 ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], Decision]] = {
@@ -372,6 +379,8 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Purged: purging.apply_purged,
     r.CameDue: passing.apply_came_due,
     r.Forgotten: asking.apply_forgotten,
+    r.LimitSet: limiting.apply_limit_set,
+    r.LimitDropped: limiting.apply_limit_dropped,
     r.Quarantined: quarantine.apply_quarantined,
     r.Archived: asking.apply_archived,
     r.Moved: moving.apply_moved,

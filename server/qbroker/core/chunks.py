@@ -1,7 +1,8 @@
 """What each producer has sent: chunks are known again by their sequence."""
 
+from qbroker.core.producers import Producer
 from qbroker.core.refusals import RefusedError
-from qbroker.core.state import BrokerState, Producer
+from qbroker.core.state import BrokerState
 from qprotocol.limits import PRODUCER_WINDOW
 
 

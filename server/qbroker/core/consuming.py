@@ -126,7 +126,7 @@ def dispatch(state: BrokerState, now: Now, append: Append) -> list[Effect]:
 
     At most DISPATCH_MESSAGES_MAX a call; queues with more stay dirty.
     """
-    turn = Handout(state, now, append)
+    turn = Handout(state, state.limits.now(now), append)
     state.keeper.begin()
     for queue in list(state.dirty.values()):
         turn.serve(queue)
@@ -233,6 +233,8 @@ def lease(
     before, after = UNTOUCHED, UNTOUCHED
     for run, first, count in entries:
         grant.add(run, first, count)
+        if run.lane.order:
+            run.lane.order.goes_out(first)
         positions = range(first, first + count)
         leases.update(dict.fromkeys(positions, grant))
         lane = run.lane

@@ -47,9 +47,13 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
         apply_messages(state, position + 1, record.follow_on)
         if record.replaced:
             lane, priority = record.follow_on.runs[0][:2]
+            after = state.lanes[lane].run(priority)
             state.attempts[position + 1] = state.attempts[position + 1]._replace(
-                run=state.lanes[lane].run(priority), waits=bool(record.due_ms)
+                run=after, waits=bool(record.due_ms)
             )
+            order = run.lane.order
+            if order and after.lane.order is order:
+                order.waits(after, position + 1, is_ready=not record.due_ms)
 
 
 def succeed(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:

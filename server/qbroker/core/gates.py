@@ -112,6 +112,10 @@ class Gate(ABC):
         in_ms = max(0, opens_ms - now.mono_ms) if opens_ms else None
         return {"reason": self.reason, "opens_in_ms": in_ms, "leased": lane.leased}
 
+    def rank(self, lane: Lane) -> tuple[int, int]:
+        """Which of the lanes that wait here goes first: the lowest."""
+        return lane.rank()
+
     # The same for all kinds.
 
     def open(self) -> None:
@@ -128,7 +132,7 @@ class Gate(ABC):
         """The place waits here; a lane that does already may have got a better rank."""
         if isinstance(place, Lane):
             heap = self._lanes.setdefault(place.shelf, {}).setdefault(self.heft(place), [])
-            heappush(heap, (*place.rank(), place.number, place))
+            heappush(heap, (*self.rank(place), place.number, place))
         else:
             self._whole[place] = None
 
@@ -245,6 +249,14 @@ class Gatekeeper:
         alarms = self._alarms
         while alarms and alarms[0][0] <= now.mono_ms:
             at, _, gate = heappop(alarms)
+            if at == gate.alarm_ms:
+                gate.alarm_ms = 0
+                gate.open()
+
+    def wake_all(self) -> None:
+        """The wall clock was set forward: no gate's time is what it was."""
+        alarms, self._alarms = self._alarms, []
+        for at, _, gate in alarms:
             if at == gate.alarm_ms:
                 gate.alarm_ms = 0
                 gate.open()

@@ -4,15 +4,25 @@ from typing import TYPE_CHECKING
 
 from qbroker.core.runs import Run
 from qprotocol import wire
+from qprotocol.lanekeys import NO_KEYS, LaneKeys
 
 if TYPE_CHECKING:
     from qbroker.core.gates import Gate
+    from qbroker.core.ordering import Ordering
     from qbroker.core.queues import Queue
 
 
 def kind_of(task: str) -> int:
     """A message is a task's call, or plain."""
     return wire.KIND_TASK if task else wire.KIND_PLAIN
+
+
+def read_keys(keys: bytes) -> LaneKeys:
+    """The keys of a lane. Logs from before they had a form hold others, which say nothing."""
+    try:
+        return LaneKeys.unpack(keys) if keys else NO_KEYS
+    except ValueError:
+        return NO_KEYS
 
 
 class Lane:
@@ -25,10 +35,12 @@ class Lane:
         "leased",
         "life",
         "number",
+        "order",
         "parked",
         "place",
         "queue",
         "shelf",
+        "wants",
     )
 
     def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
@@ -39,6 +51,8 @@ class Lane:
         """What waits of its task in its queue."""
         self.keys = keys
         """Packed: see qprotocol/lanekeys.py."""
+        self.wants = read_keys(keys)
+        """What its messages are limited, ordered and shared out by."""
         self.place = number, kind_of(task)
         """The lane's number, and the kind that its messages are of."""
         self._runs: dict[int, Run] = {}
@@ -46,6 +60,8 @@ class Lane:
         """The life of its queue that the runs belong to."""
         self.leased = 0
         # Follows from the rules, and from what is leased.
+        self.order: Ordering | None = None
+        """Of its ordering key, one of its gates."""
         self.gates: tuple[Gate, ...] = ()
         """Its own; those of its shelf and its queue count, too. Set by gates.attach alone."""
         # Volatile.

@@ -19,6 +19,7 @@ from qbroker.core.settings import (
     ARCHIVED_MAX,
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
+    FORGET_KEYS_MAX,
     LOST_MEMBERS_MAX,
     PAUSES_MAX,
     PRODUCER_IDLE_MS,
@@ -112,6 +113,7 @@ def drop_old(state: BrokerState, now: Now) -> None:
     """Forget results, producers and expiries whose time is over; nobody is told."""
     for position in state.results.prune(now.wall_ms, PRUNE_MAX):
         state.drop_move(position)
+    state.limits.forget(now.wall_ms, FORGET_KEYS_MAX)
     if now.mono_ms >= state.next_sweep_ms:
         state.next_sweep_ms = now.mono_ms + PRODUCER_IDLE_MS // 60
         old = now.wall_ms - PRODUCER_IDLE_MS
@@ -159,6 +161,9 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     """Do all that is due: the records are appended, the effects are in the state."""
     for record in records_due(state, now):
         append(record)
+    state.limits.now(now)
+    if state.limits.clock.was_set():
+        state.keeper.wake_all()
     state.keeper.wake(now)
     lose_sessions(state, now)
     give_back_more(state, now, append)

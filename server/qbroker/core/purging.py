@@ -15,6 +15,7 @@ from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
 from qbroker.core.queues import Queue
+from qbroker.core.remains import Remains
 from qbroker.core.results import Finished
 from qbroker.core.settings import (
     SWEEP_FORGOTTEN_WEIGHT,
@@ -22,7 +23,7 @@ from qbroker.core.settings import (
     SWEEP_MESSAGES_MAX,
     SWEEP_STEP,
 )
-from qbroker.core.state import BrokerState, Remains
+from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError
 from qbroker.core.weights import Weights
 from qprotocol.frames import Ok, Purge

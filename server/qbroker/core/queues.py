@@ -122,6 +122,11 @@ class Queue:
         """There may be something to hand out: dispatch looks at the queue."""
         self._dirty[self.number] = self
 
+    def stir_last(self) -> None:
+        """As ``stir``, and behind all others."""
+        self._dirty.pop(self.number, None)
+        self._dirty[self.number] = self
+
     # What waits.
 
     def offer(self, run: Run, count: int) -> None:

@@ -569,6 +569,28 @@ class PolicySet(Record):
 
 
 @dataclass(slots=True)
+class LimitSet(Record):
+    """A limit rule is in force under its name, or kept behind an operator's."""
+
+    TYPE: ClassVar[int] = 25
+    name: str
+    origin: str
+    rule: dict[str, Any]
+    wall_ms: int
+    """The time of limits (buckets.LimitClock), as in all records about them."""
+
+
+@dataclass(slots=True)
+class LimitDropped(Record):
+    """The rule of that name and origin is gone."""
+
+    TYPE: ClassVar[int] = 26
+    name: str
+    origin: str
+    wall_ms: int
+
+
+@dataclass(slots=True)
 class Kept(Record):
     """What cleaning has left of a record with messages or a result: bytes, no history.
 

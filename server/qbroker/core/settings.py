@@ -27,6 +27,7 @@ class Settings:
     exchanges_max: int = 1_000
     bindings_max: int = 100_000
     copies_max: int = 1_000
+    limits_max: int = 1_000
     retry_max_ms: int = 86_400_000
     delay_max_ms: int = 365 * 86_400_000
 
@@ -80,6 +81,8 @@ ORDERS_MAX = 100
 """Large orders under way at once."""
 WHY_LEAVES_MAX = 1_000
 """Leaves of timers, of 512 messages at most, that one Why looks through for a due time."""
+FORGET_KEYS_MAX = 1_000
+"""Keys of limits looked at in one turn because nobody uses them any more."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
 RETRY_AFTER_MS = 1_000

@@ -207,7 +207,8 @@ class Selection:
         """
         out: list[Entry] = []
         queue = self.queue
-        while limit and self.open and queue.parked is None and keeper.parks > 0:
+        # Open, and yet in no list, is what an order hides until its turn comes.
+        while limit and self.open and self.priorities and queue.parked is None and keeper.parks > 0:
             heap = self.levels[self.priorities[-1]]
             run = self._leading(heap)
             if run is None:
@@ -216,8 +217,13 @@ class Selection:
             room = keeper.room(run.lane, limit, now) if queue.gated else limit
             if not room:
                 continue
+            order = run.lane.order
+            if order and order.next_run() is not run:
+                order.hide(heappop(heap[0][1].heap)[1])
+                continue
+            before = second(heap, second(heap[0][1].heap, END))
             taken = 0
-            for first, count in run.take(room, second(heap, second(heap[0][1].heap, END))):
+            for first, count in order.take(run) if order else run.take(room, before):
                 if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
                     out[-1] = run, out[-1][1], out[-1][2] + count
                 else:

@@ -84,3 +84,4 @@ def tidy(state: BrokerState, wall_ms: int) -> None:
         if position in state.leases or state.waits_in(number, position):
             group = state.run_numbered(number).lane.queue.number
             state.expiries.push(group, due_ms, position, number)
+    state.limits.forget(wall_ms, len(state.lanes))

@@ -15,37 +15,20 @@ from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper, credit
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
+from qbroker.core.limits import Limits
+from qbroker.core.ordering import Ordering
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import options_of
+from qbroker.core.producers import Producer
 from qbroker.core.queues import Queue
+from qbroker.core.remains import Remains
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
 from qbroker.core.settings import Settings
-from qbroker.core.timers import Timers, Tree
+from qbroker.core.timers import Timers
 from qbroker.core.uploads import Arrival, Upload
 from qprotocol.options import FSYNC_MODES, TRANSIENT, QueueOptions
 from qprotocol.states import State
-
-
-@dataclass(slots=True)
-class Producer:
-    """Which chunks of a producer are in the log: the highest, and a window below it."""
-
-    highest: int = 0
-    window: int = 0
-    """Bit i: chunk ``highest - i`` is in."""
-    seen_ms: int = 0
-
-
-@dataclass(slots=True)
-class Remains:
-    """What a purge has left to be swept. All volatile."""
-
-    queue: Queue
-    trees: list[Tree]
-    delayed: set[int]
-    lane: int = 0
-    """Lanes before this one have been walked."""
 
 
 @dataclass(slots=True)
@@ -93,6 +76,9 @@ class BrokerState:
     """The policies; and, made of them and the queues' terms, what is to be looked after."""
     pauses: Pauses = field(default_factory=Pauses)
     exchanges: Exchanges = field(default_factory=Exchanges)
+    limits: Limits = field(default_factory=Limits)
+    orderings: dict[tuple[int, str], Ordering] = field(default_factory=dict)
+    """(queue number, ordering key) to who holds it."""
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.
     uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)
@@ -141,6 +127,7 @@ class BrokerState:
         self.queues[name] = queue
         self.numbered.append(queue)
         self.listening[number] = []
+        self.limits.fit_queue(queue)
         return queue
 
     def synced_by(self, options: QueueOptions) -> bool:
@@ -165,10 +152,16 @@ class BrokerState:
     def open_lane(self, number: int, queue: Queue, task: str, keys: bytes) -> Lane:
         """Make the lane true."""
         assert number == len(self.lanes), (number, queue.name)
+        is_new = task not in queue.shelves
         lane = Lane(number, queue, task, keys)
         self.lanes.append(lane)
         queue.lanes.append(lane)
         self.lane_of[queue.number, task, keys] = lane
+        if is_new:
+            self.limits.fit_shelf(lane.shelf)
+        self.limits.fit_lane(lane)
+        if lane.wants.ordering:
+            self.orderings.setdefault((queue.number, lane.wants.ordering), Ordering()).join(lane)
         return lane
 
     def run_numbered(self, number: int) -> Run:
@@ -186,6 +179,8 @@ class BrokerState:
         """Neighbours that were handed out, or delayed, wait in front."""
         run.give_back(first, count)
         self.offered(run, count)
+        if run.lane.order:
+            run.lane.order.waits(run, first, is_ready=True)
 
     def offered(self, run: Run, count: int) -> None:
         """``run`` has ``count`` more messages to hand out."""
@@ -205,6 +200,8 @@ class BrokerState:
         queue = run.lane.queue
         self.timers.push(queue.number, due_ms, position, run.number)
         queue.scheduled += 1
+        if run.lane.order:
+            run.lane.order.waits(run, position, is_ready=False)
 
     def unlease(self, position: int) -> Run:
         """The message is not leased any more; it is in no place now. Where it came from."""
@@ -264,6 +261,8 @@ class BrokerState:
         else:
             run.remove(position, 1)
             run.lane.queue.less(run.lane, 1)
+        if run.lane.order:
+            run.lane.order.is_left(position)
 
     def is_waiting(self, run: Run, position: int, due_ms: int) -> bool:
         """Whether a message that was never handed out waits in ``run``, or for its time."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from qbroker.core.pauses import Pause
 
@@ -50,6 +51,33 @@ class ExchangeStatistics:
     unroutable: str
     bindings: int
     counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatistics:
+    """One limit rule, now: what it says, and what is taken of it."""
+
+    name: str
+    origin: str
+    declared: Mapping[str, Any] | None
+    """The rule that a worker declared under that name, in force or not."""
+    queue: str
+    task: str
+    per_key: bool
+    concurrency: int
+    rate: int
+    window_ms: int
+    burst: int
+    keys: int
+    """Buckets of a rule per key."""
+    used: int
+    """Slots taken, in all buckets."""
+    next_ms: int
+    """Until there is a token in one of them; 0 if there is."""
+    held_back: int
+    """Messages that wait for it now."""
+    stuck: int
+    """Lanes of messages that weigh more than it has in all: they wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)

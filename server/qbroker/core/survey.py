@@ -158,7 +158,7 @@ class Survey:
             exchange, key, task, keys = unpack_route(route)
             if not exchange:
                 check_queue_name(key)
-            LaneKeys.unpack(keys)
+            wants = LaneKeys.unpack(keys)
         except ValueError as error:
             raise bad(index, str(error)) from error
         if exchange:
@@ -167,6 +167,7 @@ class Survey:
             self.routed = True
             place = self.planned[route] = ROUTED, kind_of(task)
             return place
+        self.check_weight(index, key, task, wants)
         lane = self.lane(key, task, keys)
         if isinstance(lane, Lane):
             self.state.routes[route] = lane
@@ -203,6 +204,17 @@ class Survey:
             self.relaxed.add(lane_number)
         self.opened.append(r.LaneOpened(lane_number, number, task, keys))
         return lane_number
+
+    def check_weight(self, index: int, queue_name: str, task: str, wants: LaneKeys) -> None:
+        """Raise RefusedError for a message that a limit could never admit."""
+        why = self.state.limits.refuses(queue_name, task, wants)
+        if why:
+            raise RefusedError(
+                "NEVER_ADMITTED",
+                f"message {index}: {why}; it would wait for ever: send it with a smaller weight, "
+                "or have the limit raised",
+                index=index,
+            )
 
     def queue(self, name: str, *, beyond: bool = False) -> int:
         """The number of a queue that will be opened."""

@@ -99,7 +99,7 @@ class Terms:
     """Ways to say who one is; empty: nobody gets in."""
     wall_ms: Callable[[], int]
     features: tuple[str, ...] = ()
-    """Abilities that came after protocol version 1 began; none yet."""
+    """Abilities that came after protocol version 1 began."""
 
 
 class Session:
