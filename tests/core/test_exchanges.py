@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from digest import check_places, exact
 from machine import Machine, Peer
 from qbroker.core import settings as core_settings
-from qbroker.core.binding import binding_rows
 from qbroker.core.settings import Settings
 from qprotocol import frames as f
 from qprotocol import wire
@@ -353,7 +352,7 @@ def test_tables_of_exchanges_and_bindings(machine: Machine, monkeypatch) -> None
         ("h", "headers", 2),
     ]
     assert statistics.routed == Counter(published=1, routed=2)
-    rows = binding_rows(machine.core.state)
+    rows = machine.core.bindings()
     assert rows[2] == {
         "exchange": "h",
         "key": "",
@@ -364,7 +363,7 @@ def test_tables_of_exchanges_and_bindings(machine: Machine, monkeypatch) -> None
     }
     assert (rows[3]["to"], rows[3]["match"], rows[0]["match"]) == ("exchange", "all", "")
     monkeypatch.setattr("qbroker.core.binding.BINDING_ROWS_MAX", 1)
-    assert binding_rows(machine.core.state) == rows[:1]
+    assert machine.core.bindings() == rows[:1]
 
 
 def test_limits_of_settings_are_those_of_the_log() -> None:

@@ -633,3 +633,23 @@ def test_a_purge_in_the_middle_of_an_order_ends_it_there(
     assert isinstance(first, f.Ok)
     assert purge.received == [f.Ok(count=40 - first.count, correlation=9)]
     assert check_places(machine.core.state) == {}
+
+
+def test_what_was_purged_does_not_expire(sweeping: Machine) -> None:
+    """Its time is over before the purge has come to it: nobody hears of more than the purge."""
+    machine, state = sweeping, sweeping.core.state
+    peer = greeted(machine)
+    fill(machine, 30, expires_ms=machine.wall_ms + 1_000)
+    machine.submit(peer, f.Consume(correlation=3, subscription=1, queues=["q"], credit=30))
+    machine.settle()
+    machine.submit(peer, f.Bye(correlation=4))
+    machine.settle()
+    assert len(state.attempts) == 30
+    machine.submit(greeted(machine), f.Purge(correlation=8, queue="q"))
+    machine.turn()
+    assert state.remains
+    machine.wall_ms += 2_000
+    machine.settle()
+    counts = state.queues["q"].counts
+    assert (counts["purged"], counts["expired"]) == (30, 0)
+    assert check_places(state) == {}

@@ -102,11 +102,9 @@ class Shelf:
             self.life, self.open, self.levels, self.parked = self.queue.life, 0, {}, None
 
     def level(self, priority: int) -> Level:
-        """Made on first use."""
-        found = self.levels.get(priority)
-        if found is None:
-            found = self.levels[priority] = Level(self, priority)
-        return found
+        """A level that is not there yet."""
+        made = self.levels[priority] = Level(self, priority)
+        return made
 
     def park(self, gate: "Gate") -> None:
         """All of it is out of sight. Its levels leave the selections when they come up there."""
