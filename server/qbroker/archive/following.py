@@ -13,18 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from qbroker.archive.columns import failure_of, meta_of, overlaps
 from qbroker.archive.known import Grant, Known, Lane, Queue
 from qbroker.archive.messages import Messages
 from qbroker.core import records as r
 from qbroker.log.format import StoredRecord
 from qprotocol import wire
-from qprotocol.failure import Failure
-from qprotocol.message import unpack_meta, unpack_route
+from qprotocol.message import unpack_route
 from qprotocol.preview import preview_of
 from qprotocol.states import State
 
-MESSAGE_CHARS_MAX = 500
-"""What a row says of an error's message; the whole failure is in the results."""
 ROUTES_MAX = 100_000
 """Packed routes remembered; beyond it they are worked out again."""
 _FIXED = wire.MESSAGE.size
@@ -331,8 +329,27 @@ class Follower:
             )
             self.changes.settled[position] = row
 
+    def overflowed(self, stored: StoredRecord) -> None:
+        """Their queue was over a limit: dead letters, or thrown away."""
+        record = unpacked(stored, r.Overflowed)
+        for lane, _, first, count, to in record.entries:
+            state = _REVOKED if to < 0 else _FAILURE
+            brief = int(self.history(lane) == "none")
+            times = None, record.finished_ms, None, record.keep_until_ms
+            rest = None, state, 0, *times, brief, record.reason, None, None, None
+            for head in self._heads(first, count):
+                row = self._with_tries((*head, *rest))
+                self.changes.settled[head[0]] = row
+                if to >= 0 and row[_FAILURES]:
+                    tries = self.known.tried(head[0], to)
+                    tries.failures, tries.published_ms = row[_FAILURES], row[_PUBLISHED] or 0
+
     def purged(self, stored: StoredRecord) -> None:
         self.known.purge(unpacked(stored, r.Purged).queue)
+
+    def queue_deleted(self, stored: StoredRecord) -> None:
+        """As a purge is, of what is known here."""
+        self.known.purge(unpacked(stored, r.QueueDeleted).queue)
 
     def forgotten(self, stored: StoredRecord) -> None:
         self.changes.forget(unpacked(stored, r.Forgotten).positions)
@@ -358,7 +375,9 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Removed.TYPE: Follower.removed,
     r.Moved.TYPE: Follower.moved,
     r.Quarantined.TYPE: Follower.quarantined,
+    r.Overflowed.TYPE: Follower.overflowed,
     r.Purged.TYPE: Follower.purged,
+    r.QueueDeleted.TYPE: Follower.queue_deleted,
     r.Forgotten.TYPE: Follower.forgotten,
 }
 """Records that say nothing here are left out: the log has more of them than these."""
@@ -369,29 +388,3 @@ R = TypeVar("R", bound=r.Record)
 def unpacked(stored: StoredRecord, _kind: type[R]) -> R:
     """The record, which is of that kind."""
     return cast("R", r.unpack(stored.type, stored.body))
-
-
-def overlaps(grant: Grant | None, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """The run by lanes: lane, first position, how many. Lane -1 where the grant is not known."""
-    if grant is None:
-        yield -1, first, count
-        return
-    for lane, start, length in grant.entries:
-        begin, end = max(first, start), min(first + count, start + length)
-        if begin < end:
-            yield lane, begin, end - begin
-
-
-def meta_of(meta: bytes) -> tuple[str | None, str | None]:
-    """Root and parent of a message's meta section."""
-    root, parent, *_ = unpack_meta(meta)
-    return root or None, parent or None
-
-
-def failure_of(raw: bytes) -> tuple[str | None, str | None]:
-    """A packed failure's kind and how its message begins; text that is none, as it is."""
-    try:
-        failure = Failure.unpack(raw)
-    except ValueError:
-        return None, raw.decode("utf-8", "replace")[:MESSAGE_CHARS_MAX] or None
-    return failure.kind, failure.message[:MESSAGE_CHARS_MAX]
