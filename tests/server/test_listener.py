@@ -103,6 +103,27 @@ def test_a_refused_hello_gets_the_engines_reason_and_the_end(door: Any, until: U
     until(lambda: not door.listener.connections)
 
 
+def test_a_welcome_for_who_was_hung_up_on_meanwhile_is_no_bug(door: Any, until: Until) -> None:
+    """The disk hung, the peer was too silent: its Welcome leaves when nobody is there any more."""
+    tried: list[int] = []
+
+    def too_late(connection: Any, hello: Hello) -> None:
+        connection.fail("TIMED_OUT", "silent for too long")
+        connection.welcomed()
+        tried.append(connection.number)
+
+    door.engine.on_hello = too_late
+    peer = door.connect()
+    peer.expect(Greeting)
+    peer.say(Auth(correlation=1, mechanism="none"))
+    peer.expect(Ok)
+    peer.say(Hello(correlation=2, protocol=PROTOCOL_VERSION, role="producer", client_id="c"))
+    assert peer.expect(Error).code == "TIMED_OUT"
+    until(lambda: tried)
+    assert door.engine.welcomes == []
+    peer.close()
+
+
 def test_small_frames_leave_at_once_and_dead_peers_are_noticed(door: Any) -> None:
     seen = {}
 

@@ -65,10 +65,10 @@ class Pauses:
 
     def over(self, wall_ms: int, limit: int) -> list[tuple[int, str]]:
         """Queues and halves, at most ``limit``, whose time is over. They are told of once."""
-        found: list[tuple[int, str]] = []
+        found: dict[tuple[int, str], None] = {}  # a pause may have been set twice to one end
         while len(found) < limit and 0 < self.next_ms() <= wall_ms:
-            found.append(heappop(self._ends)[1:])
-        return found
+            found[heappop(self._ends)[1:]] = None
+        return list(found)
 
     def saved(self) -> bytes:
         """A row a queue and half."""

@@ -202,7 +202,9 @@ class Connection(asyncio.Protocol):
         self._write(data)
 
     def welcomed(self) -> None:
-        """The engine is about to send Welcome."""
+        """The engine is about to send Welcome; to one that was hung up on meanwhile, in vain."""
+        if self._decoder is None:
+            return
         self.session.welcomed()
         self._engine.welcomed(self)
         hello, role = self.session.hello, self.session.role
