@@ -49,6 +49,8 @@ class Inode:
         self.cached = bytearray()
         self.durable = bytearray()
         self.dirty: set[int] = set()
+        self.dead: set[int] = set()
+        """Sectors that nobody can read any more."""
         self.mode = 0o600
         self.durable_mode = 0o600
 
@@ -123,6 +125,8 @@ class SimFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         self.call("read")
+        if not self.inode.dead.isdisjoint(range(offset // SECTOR, -(-(offset + length) // SECTOR))):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "read")
         return bytes(self.inode.cached[max(offset, 0) : offset + length])
 
     def write_at(self, offset: int, data: bytes | bytearray) -> int:
@@ -267,6 +271,7 @@ class SimDisk:
                 other = twins[id(inode)] = Inode()
                 other.cached, other.durable = inode.cached[:], inode.durable[:]
                 other.dirty, other.mode = set(inode.dirty), inode.mode
+                other.dead = set(inode.dead)
                 other.durable_mode = inode.durable_mode
             return twins[id(inode)]
 

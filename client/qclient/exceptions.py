@@ -201,6 +201,10 @@ class UnknownId(RefusedError, NotDone):
     """No message or result with that id is known."""
 
 
+class DataDamaged(RefusedError, NotDone):
+    """The log is damaged where the task would be: nobody can tell what became of it."""
+
+
 REFUSALS: dict[str, type[RefusedError]] = {
     "BAD_FRAME": BadFrame,
     "FRAME_TOO_LARGE": FrameTooLarge,
@@ -235,6 +239,7 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "NO_SUBSCRIPTION": NoSubscription,
     "NO_SESSION": NoSession,
     "UNKNOWN_ID": UnknownId,
+    "DATA_DAMAGED": DataDamaged,
 }
 """Every code on the wire and the exception named for it."""
 

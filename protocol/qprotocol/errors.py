@@ -105,6 +105,9 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("NO_SUBSCRIPTION", "The connection has no such subscription."),
         ErrorRow("NO_SESSION", "The session is not known, or has ended."),
         ErrorRow("UNKNOWN_ID", "No message or result with that id is known."),
+        ErrorRow(
+            "DATA_DAMAGED", "The log is damaged where what was asked for would be; it stays so."
+        ),
     )
 }
 """Every code on the wire, in the order of a conversation."""

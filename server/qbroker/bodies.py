@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from qbroker.core import records as r
-from qbroker.core.survey import id_of
 from qbroker.evidence import no_evidence, sentence, whole_batch
-from qbroker.log.errors import CorruptError, TrimmedError, UnreadableError
+from qbroker.log.errors import CorruptError, UnreadableError
 from qbroker.log.format import StoredRecord
 from qbroker.log.log import Log
 from qbroker.log.salvage import Damage
@@ -184,12 +183,12 @@ class Bodies:
             else:
                 self._refused.pop(batch, None)
                 return found
-        if isinstance(trouble, UnreadableError) and not self._is_hopeless(batch):
+        if isinstance(trouble, UnreadableError) and not self.is_hopeless(batch):
             raise trouble
         damaged.append(whole_batch(trouble, batch, 1 << wire.SLOT_BITS))
         return []
 
-    def _is_hopeless(self, batch: int) -> bool:
+    def is_hopeless(self, batch: int) -> bool:
         """Note that the disk refuses the batch; whether it has done so for UNREADABLE_MS."""
         now = self._mono_ms()
         since, last = self._refused.get(batch, (now, now))
@@ -271,55 +270,3 @@ def stored_body(stored: StoredRecord) -> Body | None:
     if not r.HAS_RAW.get(stored.type):
         return None
     return body_of(stored.position, r.unpack(stored.type, stored.body))
-
-
-def find_minted(log: Log, key: int, name: bytes, unwritten: list[Body]) -> dict[int, bytes]:
-    """Positions and bytes of the messages whose id is ``name``, oldest first. For a thread.
-
-    ``key`` is the id's mint time: the log's index says which batches may hold it. Raises
-    CorruptError if none was found, and some of these batches cannot be read or searched.
-    """
-    hits: dict[int, bytes] = {}
-    trouble: CorruptError | None = None
-    for batches in log.candidates(key):
-        batch = batches.start
-        while batch < batches.stop:
-            try:
-                stored = block_from(log, batch)
-            except TrimmedError:
-                break
-            except CorruptError as error:
-                trouble = error
-                batch += 1
-                continue
-            for each in stored:
-                if name in each.body:
-                    body = stored_body(each)
-                    hits.update(search(body, name) if body else {})
-            last = wire.batch_of(stored[-1].position) if stored else batch
-            batch = max(last, batch) + 1
-    for body in unwritten:
-        if name in body.raw:
-            hits.update(search(body, name))
-    if trouble and not hits:
-        raise trouble
-    return dict(sorted(hits.items()))
-
-
-def block_from(log: Log, batch: int) -> list[StoredRecord]:
-    """The batch and some that follow; alone if these are damaged. Damaged records are left out."""
-    try:
-        return log.read_block(batch, damaged=[])
-    except CorruptError:
-        return log.read_block(batch, 1, damaged=[])
-
-
-def search(body: Body, name: bytes) -> dict[int, bytes]:
-    """The messages of ``body`` whose packed id is ``name``."""
-    starts = body.starts()
-    hits = {}
-    for index, start in enumerate(starts):
-        end = starts[index + 1] if index + 1 < body.count else len(body.raw)
-        if start < end and id_of(body.raw, start) == name:
-            hits[body.first + index] = body.raw[start:end]
-    return hits

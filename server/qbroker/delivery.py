@@ -14,21 +14,16 @@ from typing import Protocol
 
 from qbroker.ages import Ages
 from qbroker.archive.errors import ArchiveError
-from qbroker.bodies import Bodies, Cold, Damaged, Loaded, find_minted
+from qbroker.bodies import Bodies, Cold, Damaged, Loaded
 from qbroker.core import effects as e
 from qbroker.core.results import Found, Remembered
 from qbroker.core.survey import id_of
-from qbroker.log.errors import (
-    CorruptError,
-    LogFailed,
-    NoSuchPosition,
-    TrimmedError,
-    UnreadableError,
-)
+from qbroker.log.errors import LogFailed, NoSuchPosition, TrimmedError, UnreadableError
+from qbroker.minted import damage_beside, find_minted
 from qbroker.outgoing import Outgoing
 from qprotocol import frames as f
 from qprotocol.codec import encode
-from qprotocol.ids import minted_ms, pack_id
+from qprotocol.ids import pack_id
 from qprotocol.wire import batch_of
 
 logger = logging.getLogger("qbroker.delivery")
@@ -219,17 +214,14 @@ class Delivery:
             out = Found(found.messages | wanted(read, lookup.id))
             if lookup.id and not out.messages:
                 name, minted = pack_id(lookup.id)
-                trouble = ""
-                if minted and not lookup.archive:
-                    try:
-                        hits = find_minted(bodies.log, minted_ms(name), name, unwritten)
-                    except CorruptError as error:
-                        hits, trouble = {}, str(error)
-                    out.messages |= hits
-                if not out.messages:
+                in_log = minted and not lookup.archive
+                if in_log:
+                    hits = find_minted(bodies, name, unwritten)
+                    out.messages, out.trouble = hits.messages, hits.unread
+                if not out.messages or out.trouble:
                     self._remember(out, name, minted=minted)
-                if not out.remembered and not out.trouble:
-                    out.trouble = trouble
+                    if in_log and not (out.remembered or out.trouble):
+                        out.damage = damage_beside(bodies, name)
             return out
 
         def find() -> Found:

@@ -9,7 +9,7 @@ import pytest
 
 from digest import check_places
 from harness import Harness
-from qbroker.bodies import Body, body_of, search
+from qbroker.bodies import Body, body_of
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.cleaning import Live, Wanted, left_of
@@ -18,6 +18,7 @@ from qbroker.core.state import BrokerState
 from qbroker.core.survey import id_of
 from qbroker.log.format import StoredRecord
 from qbroker.log.log import Log
+from qbroker.minted import search
 from qprotocol.message import Message
 
 SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.txt"))

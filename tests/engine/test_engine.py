@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import threading
 import time
 from typing import Any
@@ -16,11 +17,10 @@ from qbroker.bodies import UNREADABLE_MS
 from qbroker.config import Config
 from qbroker.engine import Engine
 from qbroker.log.errors import CorruptError, LogFailed, TrimmedError, UnreadableError
-from qbroker.log.log import Log
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Decoder, encode_in_parts
-from qprotocol.ids import mint, unpack_id
+from qprotocol.ids import mint, pack_id, unpack_id
 from qprotocol.message import Message, Outcome, unpack_message
 from qprotocol.states import State
 
@@ -264,72 +264,71 @@ def test_a_task_is_found_by_its_id_alone(place: Place) -> None:
 
 
 def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) -> None:
-    """A disk that does not answer says nothing of the task: the client is told to ask again."""
+    """The client is told to ask again, until the disk has refused for a minute: then not again."""
+    now_ms = 0
 
     async def story() -> None:
+        nonlocal now_ms
         async with place.engine(window_bytes_max=0) as engine:
+            engine._bodies._mono_ms = lambda: now_ms
             peer = place.peer(engine)
             await peer.hello()
             task = minted(1)
             await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
             await peer.publish(Message("q", b"pushes the window"), sequence=2)
             with monkeypatch.context() as broken:
-                broken.setattr(type(place.log), "read_block", unreadable)
+                for verb in ("holding", "read_block"):
+                    broken.setattr(type(place.log), verb, unreadable)
+                for _ in range(7):
+                    error = await peer.ask(f.Watch(id=task))
+                    assert isinstance(error, f.Error)
+                    assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
+                    assert "Input/output error" in error.message
+                    now_ms += UNREADABLE_MS // 6 - 1
                 error = await peer.ask(f.Watch(id=task))
-            assert isinstance(error, f.Error)
-            assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
+                assert (error.code, error.retryable, error.definite) == (
+                    "DATA_DAMAGED",
+                    False,
+                    True,
+                )
+                assert "Input/output error" in error.message
             assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
 
     run(story())
 
 
-def rotten(*_arguments: Any, **_options: Any) -> Any:
-    raise CorruptError("1.qlog", 0, 1, 1, "batch header checksum disagrees")
+def test_what_is_damaged_is_not_called_unknown(place: Place, monkeypatch) -> None:
+    """Nobody can tell, and the client is told that asking again is no use. Others are found."""
 
-
-@pytest.mark.parametrize("call", ["candidates", "read_block"])
-def test_what_may_be_in_a_damaged_batch_is_not_called_unknown(
-    place: Place, monkeypatch, call: str
-) -> None:
-    """Nor does the broker end of it."""
+    def corrupt(*_arguments: Any, **_options: Any) -> Any:
+        raise CorruptError("1.qlog", 0, 1, 1, "no batch begins here")
 
     async def story() -> None:
         async with place.engine(window_bytes_max=0) as engine:
             peer = place.peer(engine)
             await peer.hello()
-            task = minted(1)
-            await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
-            await peer.publish(Message("q", b"pushes the window"), sequence=2)
-            with monkeypatch.context() as broken:
-                broken.setattr(type(place.log), call, rotten)
-                error = await peer.ask(f.Watch(id=task))
-            assert isinstance(error, f.Error)
-            assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
-            assert "batch header checksum disagrees" in error.message
-            assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
+            now_ms = time.time_ns() // 1_000_000
+            bad, good = (unpack_id(mint(now_ms, n), minted=True) for n in range(2))
+            for sequence, task in enumerate((bad, good), 1):
+                await peer.publish(Message("q", b"x", id=task, task="t"), sequence=sequence)
+            await peer.publish(Message("q", b"pushes the window"), sequence=3)
+            (path,) = (path for path in place.folder.glob("*.qlog"))
+            content = path.read_bytes()
+            at = content.index(pack_id(bad)[0])
+            with path.open("r+b") as file:
+                os.pwrite(file.fileno(), bytes([content[at] ^ 1]), at)
+            for frame in (f.Watch(id=bad), f.Cancel(id=bad), f.Forget(id=bad)):
+                error = await peer.ask(frame)
+                assert (error.code, error.retryable) == ("DATA_DAMAGED", False)
+                assert "checksum of the record" in error.message
+            assert (await peer.ask(f.Watch(id=good))).state == State.QUEUED
+            assert (await peer.ask(f.Watch(id=minted(1)))).state == State.UNKNOWN
+            for verb in ("holding", "read_block", "candidates"):
+                with monkeypatch.context() as broken:
+                    broken.setattr(type(place.log), verb, corrupt)
+                    error = await peer.ask(f.Watch(id=bad))
+                assert error.code == "DATA_DAMAGED"
             assert engine.failure is None
-
-    run(story())
-
-
-def test_a_damaged_neighbour_hides_no_task(place: Place, monkeypatch) -> None:
-    """Blocks are read ahead; where that meets damage, a batch is read alone."""
-    read_block = Log.read_block
-
-    def with_a_neighbour(
-        log: Log, batch: int, min_bytes: int = 1 << 20, damaged: Any = None
-    ) -> Any:
-        return read_block(log, batch, 1, damaged) if min_bytes == 1 else rotten()
-
-    async def story() -> None:
-        async with place.engine(window_bytes_max=0) as engine:
-            peer = place.peer(engine)
-            await peer.hello()
-            task = minted(1)
-            await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
-            await peer.publish(Message("q", b"pushes the window"), sequence=2)
-            monkeypatch.setattr(Log, "read_block", with_a_neighbour)
-            assert (await peer.ask(f.Watch(id=task))).state == State.QUEUED
 
     run(story())
 

@@ -19,6 +19,7 @@ from qbroker.log.errors import (
     TrimmedError,
     UnreadableError,
 )
+from qbroker.log.format import SECTOR_BYTES, SEGMENT_HEADER_BYTES
 from qbroker.log.index import SPACING_BYTES
 from qbroker.log.log import Log, LogSettings
 from qbroker.log.reader import LogReader
@@ -488,10 +489,27 @@ def test_a_read_error_is_told_from_damage(story) -> None:
         lambda: story.log.read_block(1),
         lambda: list(story.log.replay()),
     ):
-        story.disk.fail(1)
+        story.disk.fail(1, sticky=True)
         with pytest.raises(UnreadableError, match="Input/output error"):
             read()
+        story.disk.heal()
     story.put(b"b")
+
+
+def test_a_dead_sector_costs_the_batch_it_is_in(new_story) -> None:
+    """What is beside it is read without it, though more is read at once where that works."""
+    story = new_story(settings=LogSettings(segment_bytes=1 << 20))
+    story.fill(30, size=700)
+    (name,) = (name for name in story.disk.files if name.endswith(".qlog"))
+    inode = story.disk.files[name]
+    inode.dead = {(SEGMENT_HEADER_BYTES + 9 * 1024) // SECTOR_BYTES + 1}  # behind 10's header
+    for number in {*range(1, 31)} - {10}:
+        assert story.log.read(number << 20).body == story.given[number][0]
+        assert story.log.read_block(number, 1)[0].body == story.given[number][0]
+    with pytest.raises(UnreadableError, match="batch 10"):
+        story.log.read_block(10)
+    inode.dead = set()
+    assert story.contents() == story.given
 
 
 def test_readers_in_threads_see_only_whole_batches(new_story) -> None:
@@ -562,6 +580,6 @@ def test_a_digest_in_a_damaged_file_is_not_given(story) -> None:
     with pytest.raises(CorruptError):
         log.digest(10)
     log.read(40 << 20)
-    story.disk.fail(1)
+    story.disk.fail(1, sticky=True)
     with pytest.raises(UnreadableError):
         log.digest(41)

@@ -173,9 +173,10 @@ def test_a_directory_that_cannot_be_read_is_told_apart(story, new_story) -> None
     with pytest.raises(ForeignError):
         LogReader.open(mixed)
     reader = LogReader.open(story.disk)
-    story.disk.fail(2)
+    story.disk.fail(2, sticky=True)
     with pytest.raises(UnreadableError):
         seen(reader, 0, 60)
+    story.disk.heal()
     assert seen(reader, 0, 60) == story.given
 
 

@@ -254,9 +254,10 @@ def test_a_damaged_header_met_by_the_index_is_named(story) -> None:
         with pytest.raises(CorruptError, match=sentence):
             story.log.read(4 << 20)
     content[second] = whole
-    story.disk.fail(1)
+    story.disk.fail(1, sticky=True)
     with pytest.raises(UnreadableError):
         story.log.read(4 << 20)
+    story.disk.heal()
     assert story.log.read(4 << 20).body == b"last"
     content[second] = bytes(512)
     with pytest.raises(CorruptError, match="no batch begins here"):

@@ -55,6 +55,12 @@ def known(
         raise RefusedError(
             "RESOURCE_EXHAUSTED", f"nobody can tell what became of {frame.id!r}: {read.trouble}"
         )
+    if read.damage:
+        raise RefusedError(
+            "DATA_DAMAGED",
+            f"nobody can tell what became of {frame.id!r}: {read.damage}; if it was ever sent, it "
+            "is lost: send it again, or restore the log from a backup",
+        )
     return 0, UNKNOWN if read.asked else None
 
 

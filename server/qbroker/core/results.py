@@ -73,6 +73,8 @@ class Found:
     """The first position that is younger than the moment that was asked for."""
     trouble: str = ""
     """Why it could not answer, or the log could not be read, in a sentence."""
+    damage: str = ""
+    """What is damaged on disk where the log would have it, if nothing else is known of it."""
 
 
 @dataclass(slots=True, eq=False)

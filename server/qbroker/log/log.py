@@ -1,7 +1,8 @@
 """The log: numbered batches of records, each durable before anybody is told.
 
     begin -> BatchBuilder.add ... -> commit -> written -> (sync) -> durable
-    read, read_block, candidates, replay        from any thread, up to `written`
+    read, read_block, holding (see Reads),
+    candidates, replay                          from any thread, up to `written`
     adopt, drop, trim                           from one thread beside commit
     close
 
@@ -42,8 +43,9 @@ from qbroker.log.format import (
     StoredRecord,
     rounded,
 )
-from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_digest, find_record
+from qbroker.log.lookup import find_digest
 from qbroker.log.manifest import Manifest
+from qbroker.log.reads import Reads
 from qbroker.log.recovery import Recovered, next_segment, recover
 from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment
@@ -60,7 +62,7 @@ from qbroker.log.window import Handles
 __all__ = ["Log", "LogSettings"]
 
 
-class Log:
+class Log(Reads):
     """One directory's log. Made by Log.open.
 
     `written` is the highest batch handed to the kernel, `durable` the highest on stable
@@ -205,32 +207,6 @@ class Log:
                 raise self._fence("preparing the next segment", error) from error
             return False
         return True
-
-    def read(self, position: int) -> StoredRecord:
-        """The record that covers this position, which may be any of its slots; checked.
-
-        Raises TrimmedError, NoSuchPosition, CorruptError; of these DamagedRecord if it
-        alone is bad. Two or three small reads, and the record's own bytes.
-        """
-        segment, file = self._found(position)
-        return find_record(segment, file, position)
-
-    def read_block(
-        self,
-        batch: int,
-        min_bytes: int = READ_BLOCK_BYTES,
-        damaged: list[Damage] | None = None,
-    ) -> list[StoredRecord]:
-        """All records of consecutive batches from `batch` on, in order, checked.
-
-        Whole batches, at least one; ends with the batch that reaches `min_bytes`, or
-        with the segment. Go on with the last record's batch plus one, or `batch` + 1 if
-        the list is empty, as it is when these batches were. In a cleaned segment it
-        begins with the next batch kept. Raises like `read`; with a
-        list for `damaged`, bad records are left out and described there (see rule 4).
-        """
-        segment, file = self._found(batch << SLOT_BITS)
-        return find_block(segment, file, batch, min_bytes, damaged)
 
     def evidence(self, damage: Damage) -> bytes:
         """The bytes as they are on disk now. OSError, also once the file is gone."""

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from qbroker.log.disk import Disk, File
 from qbroker.log.errors import CorruptError, NoSuchPosition, TrimmedError
 from qbroker.log.format import SLOT_BITS, BatchInfo, StoredRecord
-from qbroker.log.lookup import READ_BLOCK_BYTES, find_block, find_digest, find_record
+from qbroker.log.lookup import find_digest
 from qbroker.log.manifest import check_next, check_order, counted, digest_in, open_segment
 from qbroker.log.meta import Meta, read_meta
+from qbroker.log.reads import Reads
 from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment, segment_name
 from qbroker.log.window import Handles
@@ -28,7 +29,7 @@ READER_HANDLES_MAX = 4
 """Files kept open: few, because what is removed takes room until it is closed."""
 
 
-class LogReader:
+class LogReader(Reads):
     """See the module. Made by LogReader.open; nothing is changed on disk."""
 
     __slots__ = ("_disk", "_handles", "_meta", "_segments")
@@ -105,37 +106,19 @@ class LogReader:
                 continue
             number = max(number, segment.last + 1 if first else self._after(segment))
 
-    def read(self, position: int) -> StoredRecord:
-        """The record that covers this position, which was durable when it was given out.
-
-        Raises TrimmedError, NoSuchPosition, CorruptError. As cheap as Log.read, once
-        the batch was met; else what is before it in its file is walked.
-        """
-        segment, file = self._reaching(position >> SLOT_BITS)
-        return find_record(segment, file, position)
-
-    def read_block(
-        self,
-        batch: int,
-        min_bytes: int = READ_BLOCK_BYTES,
-        damaged: list[Damage] | None = None,
-    ) -> list[StoredRecord]:
-        """All records of consecutive batches from `batch` on: see Log.read_block.
-
-        `batch` was durable when it was given out; no later one is looked for.
-        """
-        segment, file = self._reaching(batch)
-        return find_block(segment, file, batch, min_bytes, damaged)
-
     def digest(self, batch: int) -> bytes:
         """What the batch behind this one is chained to: see Log.digest."""
         known = digest_in(self._meta, self._segments, batch)
-        return known or find_digest(*self._reaching(batch), batch)
+        return known or find_digest(*self._found(batch << SLOT_BITS), batch)
 
-    def _reaching(self, number: int) -> tuple[Segment, File]:
-        """The segment that holds the batch, walked up to it."""
+    def _found(self, position: int) -> tuple[Segment, File]:
+        """See Reads; walked up to the batch, which was durable when it was given out.
+
+        As cheap as Log's, once the batch was met; else what is before it in its file is walked.
+        """
+        number = position >> SLOT_BITS
         if not number:
-            raise NoSuchPosition(number, "batches are counted from 1")
+            raise NoSuchPosition(position, "batches are counted from 1")
         segment, file = self._holding(number)
         while number > segment.last:
             for _ in self.replay(segment.last + 1, number):
@@ -184,7 +167,7 @@ class LogReader:
         meta = read_meta(self._disk)
         while True:
             try:
-                self._segments = self._found(meta)
+                self._segments = self._fitting(meta)
                 self._meta = meta
                 return
             except (CorruptError, FileNotFoundError):
@@ -192,7 +175,7 @@ class LogReader:
                 if meta == before:
                     raise
 
-    def _found(self, meta: Meta) -> list[Segment]:
+    def _fitting(self, meta: Meta) -> list[Segment]:
         """The segments META counts, as their ends describe them."""
         names, _ = counted(meta, self._disk.names())
         # One walked only in part, which has a successor now, is taken as its footer says.

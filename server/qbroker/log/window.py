@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 from qbroker.log.disk import Disk, File
 from qbroker.log.format import BATCH_HEADER_BYTES, BatchInfo, Malformed, unpack_batch_header
@@ -26,10 +27,17 @@ class Window:
         """Where in `data` the `length` bytes from `offset` begin; fewer if the file ends."""
         at = offset - self.start
         if at < 0 or at + length > len(self.data):
-            self.data = self.file.read_at(offset, max(length, self.chunk_bytes))
+            self.data = self._read(offset, length)
             self.start = offset
             return 0
         return at
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """A chunk from `offset` on. Only the `length` bytes, if the disk refuses what is behind."""
+        if length < self.chunk_bytes:
+            with suppress(OSError):
+                return self.file.read_at(offset, self.chunk_bytes)
+        return self.file.read_at(offset, length)
 
     def batch_header(self, offset: int, seed: int) -> BatchInfo:
         """The batch header at `offset`, or Malformed."""
