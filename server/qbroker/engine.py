@@ -89,8 +89,7 @@ class Engine:
         self._asides = Asides(self, core, log, searches, config.events_buffer_bytes)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
         self._group = collector(config, log, self._bodies)
-        self._committing = False
-        self._scheduled = False
+        self._committing = self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._stalls = Stalls(config.heartbeat_ms, self._clock.mono_ms())
         self._due_ms = 0
@@ -100,15 +99,16 @@ class Engine:
 
         A crash may have cost the last grants: the log says of those messages that they wait.
         """
-        self._preparing = False
+        self._preparing = self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Future[None] | None = None
-        self._closed = False
         self._crowded = False
         """The inbox went over its limit and has not been half empty since."""
         self.failure: BaseException | None = None
         self.inbox_bytes = self.appended_bytes = 0
         self.on_drained: Callable[[], None] | None = None
+        self.on_append: Callable[[int], bool] = lambda _size: False
+        """Told the bytes of each batch before; whether the thread must write it (see Space)."""
         self.identity = Identity("", "", 0)
 
     # The outside.
@@ -282,7 +282,9 @@ class Engine:
         self._committing = True
         self._stalls.disk(now.mono_ms)
         self._timings.batch_records.observe(len(commit.batch.records))
-        if commit.batch.bytes > SMALL_BYTES or not self._log.has_room(commit.batch):
+        must_look = self.on_append(rounded(commit.batch.bytes))
+        is_small = commit.batch.bytes <= SMALL_BYTES and self._log.has_room(commit.batch)
+        if must_look or not is_small:
             self._writer.start(partial(self._write, commit, sync=commit.sync))
             return
         try:

@@ -79,6 +79,7 @@ class Server:
         self._listener.watch.disk_hangs = lambda: self._health.stalled
         self._space.on_change = archive.on_refusal = self._judge_publishes
         archive.has_room = self._space.has_room
+        self._engine.on_append = self._space.appended
         self._told_to_stop: asyncio.Event
         self._bug: BaseException | None = None
 

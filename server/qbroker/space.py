@@ -9,6 +9,9 @@
 
 Rule 1. The file system is asked in threads: a disk that hangs must not hold up the loop.
         Once a second in one of our own, and more often in the writer's while it writes.
+        What is appended is counted: at the latest when that may have used up what was free
+        above the next mark, the writer looks before the next batch is begun. So no speed of
+        publishers takes the log far below a mark: two batches, and two segments made ahead.
 Rule 2. The reserve is a file of allocated blocks. It is given up when the log finds no room
         for a segment, and made again once the level is ok.
 """
@@ -16,6 +19,7 @@ Rule 2. The reserve is a file of allocated blocks. It is given up when the log f
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -32,7 +36,7 @@ logger = logging.getLogger("qbroker.space")
 
 CHECK_S = 1.0
 WRITING_CHECK_S = 0.05
-"""While much is written: at a gigabyte a second, 50 MB may be missed."""
+"""While much is written, for what others write there; our own bytes are counted."""
 RESERVE_NAME = "reserve"
 RESERVE_SEGMENTS = 2
 CRITICAL_SHARE = 4
@@ -62,6 +66,11 @@ class Watermarks:
         self.low_bytes = low_bytes
         self.critical_bytes = min(critical_bytes, low_bytes)
         self.level = Level.OK
+
+    def allowance(self, free_bytes: int) -> float:
+        """How much may be taken before a lower level can be true; without end at the lowest."""
+        below = {Level.OK: self.low_bytes, Level.LOW: self.critical_bytes}
+        return free_bytes - below[self.level] if self.level in below else math.inf
 
     def judge(self, free_bytes: int) -> bool:
         """Whether the level is another one now."""
@@ -140,6 +149,8 @@ class Space:
         self._thread = ThreadPoolExecutor(1, "qbroker-space")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_look_s = 0.0
+        self._appended_bytes = self._looked_at_bytes = 0
+        """Ever, and of these before the look that ``room`` is from."""
         self.is_waiting = False
         """A batch waits for room: nobody is answered."""
 
@@ -153,17 +164,41 @@ class Space:
         """The level is as the disk is now; the reserve is there if it should be."""
         self._loop = loop = asyncio.get_running_loop()
         try:
-            free, total = await loop.run_in_executor(self._thread, measure, self._folder)
+            found = await loop.run_in_executor(self._thread, self._measured)
         except OSError as error:
             logger.warning("cannot ask how much room %s has: %s", self._folder, error)
             return
-        self.see(free, total)
+        self.see(*found)
         wanted = self._marks.low_bytes + self._marks.low_bytes // 8 + self.reserve.size
-        if self.room.level is Level.OK and free > wanted:
+        if self.room.level is Level.OK and self.room.free_bytes > wanted:
             await loop.run_in_executor(self._thread, self._keep_reserve)
 
-    def see(self, free_bytes: int, total_bytes: int) -> None:
-        """Judge; tell the journal and whoever listens if that changed something."""
+    def appended(self, size: int) -> bool:
+        """The log is about to take so many bytes; whether it is time to look at the disk.
+
+        If so, the batch must be written by ``patiently``, and it is looked at once it is.
+        """
+        self._appended_bytes += size
+        return self._is_used_up()
+
+    def _is_used_up(self) -> bool:
+        """What was appended since the last look may have crossed a mark."""
+        since = self._appended_bytes - self._looked_at_bytes
+        return since > self._marks.allowance(self.room.free_bytes)
+
+    def _measured(self) -> tuple[int, int, int]:
+        """For ``see``. What is appended while the disk is asked counts as not seen."""
+        appended = self._appended_bytes
+        return *measure(self._folder), appended
+
+    def see(self, free_bytes: int, total_bytes: int, appended_bytes: int) -> None:
+        """Judge; tell the journal and whoever listens if that changed something.
+
+        Nothing is done if another thread's look, at a longer log, was faster.
+        """
+        if appended_bytes < self._looked_at_bytes:
+            return
+        self._looked_at_bytes = appended_bytes
         changed = self._marks.judge(free_bytes)
         self.room = Room(self._marks.level, free_bytes, total_bytes)
         if changed:
@@ -216,10 +251,11 @@ class Space:
     def _look_while_writing(self) -> None:
         """Between two looks a fast publisher could fill a small disk."""
         now = time.monotonic()
-        if now >= self._next_look_s and self._loop is not None:
+        is_due = now >= self._next_look_s or self._is_used_up()
+        if is_due and self._loop is not None:
             self._next_look_s = now + WRITING_CHECK_S
             with contextlib.suppress(OSError):  # the next look of our own says it
-                found = measure(self._folder)
+                found = self._measured()
                 self._loop.call_soon_threadsafe(self.see, *found)
 
     def _wait_for_room(self, full: NoRoom) -> None:

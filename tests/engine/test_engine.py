@@ -333,6 +333,62 @@ def test_what_is_damaged_is_not_called_unknown(place: Place, monkeypatch) -> Non
     run(story())
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_neighbour_hides_no_task(place: Place, which: int) -> None:
+    """A bad record in the batch before the task's, or in the one behind it."""
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            now_ms = time.time_ns() // 1_000_000
+            tasks = [unpack_id(mint(now_ms, n), minted=True) for n in range(2)]
+            for sequence, task in enumerate(tasks, 1):
+                await peer.publish(Message("q", b"x", id=task, task="t"), sequence=sequence)
+            await peer.publish(Message("q", b"pushes the window"), sequence=3)
+            (path,) = (path for path in place.folder.glob("*.qlog"))
+            content = path.read_bytes()
+            at = content.index(pack_id(tasks[which])[0])
+            with path.open("r+b") as file:
+                os.pwrite(file.fileno(), bytes([content[at] ^ 1]), at)
+            good, bad = tasks[1 - which], tasks[which]
+            assert (await peer.ask(f.Watch(id=good))).state == State.QUEUED
+            assert (await peer.ask(f.Watch(id=bad))).code == "DATA_DAMAGED"
+            assert engine.failure is None
+
+    run(story())
+
+
+@pytest.mark.parametrize("must_look", [False, True])
+def test_the_thread_writes_a_small_batch_too_when_the_disk_must_be_looked_at(
+    place: Place, monkeypatch, must_look: bool
+) -> None:
+    """All that the log takes is told before; the thread is where one may look."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            told, threads, start = [], set(), engine._log.commit
+
+            def commit(*arguments: Any, **options: Any) -> None:
+                threads.add(threading.current_thread().name)
+                start(*arguments, **options)
+
+            def on_append(size: int) -> bool:
+                told.append(size)
+                return must_look
+
+            monkeypatch.setattr(type(engine._log), "commit", staticmethod(commit))
+            engine.on_append, before = on_append, engine.appended_bytes
+            for sequence in range(1, 4):
+                await peer.publish(Message("q", b"x" * 1000), sequence=sequence)
+            assert sum(told) == engine.appended_bytes - before > 3000
+            assert threads == {"qbroker-write" if must_look else "MainThread"}
+
+    run(story())
+
+
 def test_a_connection_whose_deliveries_cannot_be_read_ends_and_its_leases_go_back(
     place: Place, monkeypatch
 ) -> None:

@@ -106,7 +106,7 @@ def test_a_look_makes_the_reserve_and_tells_of_changes(tmp_path: Path, caplog) -
     assert (space.room.level, told) == (Level.OK, [])
     with caplog.at_level(logging.INFO):
         for left in (8 * MIB - 1, 3 * MIB, 3 * MIB, 10 * MIB):
-            space.see(left, total)
+            space.see(left, total, 0)
     assert [room.level for room in told] == [Level.LOW, Level.CRITICAL, Level.OK]
     assert "less than disk_low_bytes (8.0 MiB)" in caplog.messages[0]
     assert "disk_critical_bytes (4.0 MiB)" in caplog.messages[1]
@@ -139,6 +139,59 @@ def test_a_batch_without_room_gets_the_reserve_first_then_waits(
         for word, text in zip(("reserve", "finds no room", "again"), caplog.messages, strict=True)
     ] == [True] * 3
     assert not space.is_waiting
+
+
+def test_what_is_appended_is_counted_and_looked_at_before_a_mark_is_far(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """However fast: the writer looks as soon as what was free above the mark may be gone."""
+    free, looks = 20 * MIB, 0
+
+    def measured(_folder: Path) -> tuple[int, int]:
+        nonlocal looks
+        looks += 1
+        return free, 64 * MIB
+
+    monkeypatch.setattr(space_module, "measure", measured)
+    monkeypatch.setattr(space_module, "WRITING_CHECK_S", 3600)
+    space = space_of(tmp_path, "16MiB", "8MiB")
+
+    async def story() -> None:
+        nonlocal free
+        await space.look()
+        space.patiently(lambda: 0.0)  # the look that time makes due; the next is in an hour
+        await asyncio.sleep(0)
+        before = looks
+        for _ in range(4):
+            assert not space.appended(MIB)
+            space.patiently(lambda: 0.0)
+        assert looks == before
+        free = 16 * MIB - 1
+        assert space.appended(1)
+        space.patiently(lambda: 0.0)
+        await asyncio.sleep(0)
+        assert (looks, space.room.level) == (before + 1, Level.LOW)
+        assert not space.appended(8 * MIB - 1)  # as much as lies above the next mark
+        free = 8 * MIB - 1
+        assert space.appended(1)
+        space.patiently(lambda: 0.0)
+        await asyncio.sleep(0)
+        assert space.room.level is Level.CRITICAL
+        assert not space.appended(64 * MIB)  # there is no mark below
+
+    asyncio.run(story())
+    space.close()
+
+
+def test_a_look_that_comes_late_says_nothing(tmp_path: Path) -> None:
+    """It was at a shorter log than the look of the writer, which was told before."""
+    space = space_of(tmp_path, "16MiB", "8MiB")
+    space.see(15 * MIB, 64 * MIB, 10)
+    space.see(40 * MIB, 64 * MIB, 9)
+    assert space.room.level is Level.LOW
+    space.see(40 * MIB, 64 * MIB, 10)
+    assert space.room.level is Level.OK
+    space.close()
 
 
 def test_only_a_full_disk_is_waited_for(tmp_path: Path) -> None:
