@@ -359,6 +359,31 @@ def test_a_damaged_neighbour_hides_no_task(place: Place, which: int) -> None:
     run(story())
 
 
+def test_a_place_where_no_batch_can_be_found_hides_no_later_task(place: Place) -> None:
+    """A header is bad: the search goes on where the index says that a batch begins."""
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            now_ms = time.time_ns() // 1_000_000
+            tasks = [unpack_id(mint(now_ms, n), minted=True) for n in range(8)]
+            for sequence, task in enumerate(tasks, 1):
+                message = Message("q", b"x" * 20_000, id=task, task="t")
+                await peer.publish(message, sequence=sequence)
+            await peer.publish(Message("q", b"pushes the window"), sequence=9)
+            (path,) = (path for path in place.folder.glob("*.qlog"))
+            at = path.read_bytes().index(pack_id(tasks[2])[0])
+            with path.open("r+b") as file:
+                os.pwrite(file.fileno(), bytes(400), at - 300)
+            assert (await peer.ask(f.Watch(id=tasks[2]))).code == "DATA_DAMAGED"
+            assert (await peer.ask(f.Watch(id=tasks[0]))).state == State.QUEUED
+            assert (await peer.ask(f.Watch(id=tasks[7]))).state == State.QUEUED
+            assert engine.failure is None
+
+    run(story())
+
+
 @pytest.mark.parametrize("must_look", [False, True])
 def test_the_thread_writes_a_small_batch_too_when_the_disk_must_be_looked_at(
     place: Place, monkeypatch, must_look: bool

@@ -140,6 +140,14 @@ def test_blocks_of_a_cleaned_segment_go_from_kept_batch_to_kept_batch(filled) ->
         filled.log.read(22 << 20)
 
 
+def test_a_needle_is_found_in_what_cleaning_kept(filled) -> None:
+    """Batches that are gone hold nothing: between, before, and behind those that were kept."""
+    filled.log.adopt(cleaned(filled))
+    for batches, kept in ((range(1, 3), []), (range(1, 10), [3, 6, 9]), (range(22, 23), [])):
+        found = filled.log.holding(batches, b"kept ")
+        assert sorted({record.position >> 20 for record in found}) == kept
+
+
 def test_keys_lead_into_cleaned_segments(new_story) -> None:
     """The range of keys of a batch that is kept is kept; ranges end with the last kept batch."""
     story = new_story(settings=LogSettings(segment_bytes=64 << 10))
