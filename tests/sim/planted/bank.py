@@ -385,7 +385,7 @@ BANK = [
         "refused_taken_for_damaged",
         "what the disk refuses once is set aside as if it had rotted",
         "qbroker.bodies:Bodies._read",
-        "isinstance(trouble, UnreadableError) and not self._is_hopeless(batch)",
+        "isinstance(trouble, UnreadableError) and not self.is_hopeless(batch)",
         "False",
         focus=ROT | {"bad sectors"},
     ),
