@@ -41,6 +41,15 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+async def written(engine: Engine) -> None:
+    """The engine knows that its batch is written, and the window has shrunk."""
+    for _ in range(100_000):
+        if not engine._committing:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the batch is still being written")
+
+
 def test_nothing_is_answered_before_the_sync_returns(place: Place) -> None:
     """While a sync hangs no confirm, refusal, result or delivery leaves; after it all do."""
 
@@ -218,6 +227,7 @@ def test_large_messages_come_and_go_in_parts(place: Place) -> None:
             confirmed = await peer.get(f.Published)
             assert (confirmed.count, confirmed.duplicate) == (6, False)
             await peer.publish(Message("other", b"pushes the window" * 100), sequence=2)
+            await written(engine)
             await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
             got: list[bytes] = []
             while len(got) < len(wanted):
@@ -276,6 +286,7 @@ def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) ->
             task = minted(1)
             await peer.publish(Message("q", b"", id=task, task="t"), sequence=1)
             await peer.publish(Message("q", b"pushes the window"), sequence=2)
+            await written(engine)
             with monkeypatch.context() as broken:
                 for verb in ("holding", "read_block"):
                     broken.setattr(type(place.log), verb, unreadable)
@@ -312,6 +323,7 @@ def test_what_is_damaged_is_not_called_unknown(place: Place, monkeypatch) -> Non
             for sequence, task in enumerate((bad, good), 1):
                 await peer.publish(Message("q", b"x", id=task, task="t"), sequence=sequence)
             await peer.publish(Message("q", b"pushes the window"), sequence=3)
+            await written(engine)
             (path,) = (path for path in place.folder.glob("*.qlog"))
             content = path.read_bytes()
             at = content.index(pack_id(bad)[0])
@@ -346,6 +358,7 @@ def test_a_damaged_neighbour_hides_no_task(place: Place, which: int) -> None:
             for sequence, task in enumerate(tasks, 1):
                 await peer.publish(Message("q", b"x", id=task, task="t"), sequence=sequence)
             await peer.publish(Message("q", b"pushes the window"), sequence=3)
+            await written(engine)
             (path,) = (path for path in place.folder.glob("*.qlog"))
             content = path.read_bytes()
             at = content.index(pack_id(tasks[which])[0])
@@ -372,6 +385,7 @@ def test_a_place_where_no_batch_can_be_found_hides_no_later_task(place: Place) -
                 message = Message("q", b"x" * 20_000, id=task, task="t")
                 await peer.publish(message, sequence=sequence)
             await peer.publish(Message("q", b"pushes the window"), sequence=9)
+            await written(engine)
             (path,) = (path for path in place.folder.glob("*.qlog"))
             at = path.read_bytes().index(pack_id(tasks[2])[0])
             with path.open("r+b") as file:
@@ -429,6 +443,7 @@ def test_a_connection_whose_deliveries_cannot_be_read_ends_and_its_leases_go_bac
             await peer.hello("consumer")
             await peer.publish(Message("q", b"cold"), sequence=1)
             await peer.publish(Message("other", b"pushes the window"), sequence=2)
+            await written(engine)
             with monkeypatch.context() as broken:
                 broken.setattr(type(place.log), "read_block", gone)
                 await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
@@ -476,6 +491,7 @@ def test_a_disk_that_refuses_for_a_while_sets_nothing_aside(
             await publisher.hello()
             confirmed = await publisher.publish(Message("q", b"cold"), sequence=1)
             await publisher.publish(Message("other", b"pushes the window"), sequence=2)
+            await written(engine)
             aside: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
             with monkeypatch.context() as broken:
                 broken.setattr(type(place.log), "read_block", unreadable)
@@ -545,6 +561,7 @@ def test_who_is_gone_before_a_read_fails_needs_no_word(place: Place, monkeypatch
             await peer.hello("consumer")
             await peer.publish(Message("q", b"cold"), sequence=1)
             await peer.publish(Message("other", b"pushes the window"), sequence=2)
+            await written(engine)
             with monkeypatch.context() as broken:
                 broken.setattr(type(place.log), "read_block", gone)
                 await peer.ask(f.Consume(subscription=1, queues=["q"], credit=10))
@@ -593,6 +610,7 @@ def test_a_log_that_fails_beside_the_engine_ends_the_broker(place: Place) -> Non
             await peer.hello()
             await peer.publish(Message("q", b"", id="order-1", task="t"), sequence=1)
             await peer.publish(Message("q", b"pushes the window"), sequence=2)
+            await written(engine)
             failure = place.log._fence("a drop", OSError(errno.EIO, "Input/output error"))
             over = engine._over
             assert over is not None
