@@ -178,6 +178,7 @@ def check_places(state: BrokerState) -> dict[int, str]:
         assert queue.leased == leased[queue], f"{queue.name}: {queue.leased} leased"
     check_grants(state)
     check_weights(state, places)
+    check_slots(state)
     return places
 
 
@@ -200,6 +201,21 @@ def check_shelves(state: BrokerState) -> None:
         for selection in queue.selections.values():
             known = [each for each in queue.shelves.values() if selection.knows(each.task)]
             assert selection.open == sum(each.open for each in known if not each.parked)
+
+
+def check_slots(state: BrokerState) -> None:
+    """What is taken of each limit is what is leased, and who holds an ordering key has it."""
+    out: Counter[tuple[str, str]] = Counter()
+    for position, grant in state.leases.items():
+        lane = grant.run_of(position).lane
+        for limit in state.limits.covering(lane.queue.name, lane.task, lane.wants.limit):
+            key = lane.wants.limit if limit.rule.per_key else ""
+            out[limit.name, key] += lane.wants.weight
+        if lane.order:
+            assert lane.order.position == position, f"{position} is out, and not in its order"
+    for name, limit in state.limits.by_name.items():
+        for key, gate in limit.gates.items():
+            assert gate.bucket.used == out[name, key], f"limit {name} {key}: {gate.bucket.used}"
 
 
 def check_grants(state: BrokerState) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from qprotocol import frames as f
 from qprotocol import wire as w
+from qprotocol.limitrules import LimitRule
 from qprotocol.states import State
+from sim import limits
 from sim.client import Client
 from sim.maker import EXCHANGE, Maker
 from sim.oracle import MAYBE, NO, YES, Known, Snapshot
@@ -26,6 +28,8 @@ class Asker(Client):
         self.calm = False
         self.purges = 2
         self.declared = False
+        self.rules = limits.rules(self.rng) if self.swarm.has("limits") else {}
+        """Limits that were not said to the broker yet; in the end, that were not dropped."""
         has = self.swarm.has
         self.ways = [self.watch] * 3 * has("watch") + [self.cancel] * has("cancel")
         self.ways += [self.forget] * has("forget") + [self.peek] * has("peek")
@@ -52,6 +56,37 @@ class Asker(Client):
 
         if self.swarm.has("routing") and not self.maker.routes:
             self.bind()
+        self.say_rules()
+
+    def settle_down(self) -> None:
+        """Nothing more is asked for, and nothing is limited: all can be worked off."""
+        self.calm = True
+        self.rules = limits.rules(self.rng) if self.swarm.has("limits") else {}
+        self.say_rules()
+
+    def say_rules(self) -> None:
+        for name, rule in self.rules.items() if self.open else ():
+            if self.calm:
+                assert self.oracle.limits
+                self.oracle.limits.said(name, None, self.world.mark())
+                self.ask(f.DropLimit(name=name), partial(self.was_dropped, name))
+            else:
+                frame = f.SetLimit(name=name, rule=rule.as_dict())
+                self.ask(frame, partial(self.was_set, name, rule))
+
+    def was_set(
+        self, name: str, rule: LimitRule, answer: f.Frame | None, mark: Mark | None
+    ) -> None:
+        if isinstance(answer, f.Ok) and mark is not None and not self.calm:
+            self.rules.pop(name, None)
+            assert self.oracle.limits
+            self.oracle.limits.said(name, rule, mark)
+            self.world.sometimes["a limit was set"] += 1
+
+    def was_dropped(self, name: str, answer: f.Frame | None, mark: Mark | None) -> None:
+        unknown = isinstance(answer, f.Error) and answer.code == "NO_LIMIT"
+        if self.calm and (unknown or isinstance(answer, f.Ok)):
+            self.rules.pop(name, None)
 
     def bind(self) -> None:
         """An exchange whose bindings are made once: they must outlive whatever happens."""

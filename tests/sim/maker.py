@@ -8,6 +8,7 @@ from random import Random
 from qprotocol import wire as w
 from qprotocol.ids import mint, unpack_id
 from qprotocol.message import Message, pack_fields, pack_origin
+from sim.limits import lane_keys
 from sim.oracle import Known, Oracle
 from sim.swarm import Swarm
 from sim.world import World
@@ -56,6 +57,10 @@ class Maker:
             message.expires_ms = self.world.wall_ms() + rng.choice((50, 1_000, 5_000, 60_000))
         if has("acks early") and message.task and rng.random() < 0.3:
             message.flags |= w.ACK_EARLY
+        if like:
+            message.keys = like.message.keys
+        elif has("limits") or has("ordering keys"):
+            message.keys = lane_keys(rng, self.swarm).pack()
         if like:
             message.due_ms = 0  # what replaces waits as long as its outcome says
             message.id, message.task = like.id, like.message.task

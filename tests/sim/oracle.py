@@ -31,9 +31,11 @@ from typing import Any
 
 from qprotocol import frames as f
 from qprotocol import wire as w
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import Message, unpack_message, walk
 from qprotocol.states import State
 from qprotocol.wire import SLOT_BITS
+from sim.limits import Limits
 from sim.world import Mark, Violation, World
 
 NO, MAYBE, YES = range(3)
@@ -163,8 +165,8 @@ class Oracle:
         """Every grant that was ever seen, and whose it was."""
         self.pauses: dict[str, tuple[int, Mark]] = {}
         """Queue to the end of its pause, and when that was confirmed."""
-        self.order: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
-        """(life, queue, priority) to (grant, position) of first deliveries."""
+        self.order: dict[tuple[int, str, int, str], list[tuple[int, int]]] = {}
+        """(life, queue, priority, ordering key) to (grant, position) of first deliveries."""
         self.rots_on = False
         """What is published now may come into a place that is refused for long."""
         self.rotted = False
@@ -176,6 +178,8 @@ class Oracle:
         """Queues with a limit, over which messages become dead letters."""
         self.held_of: dict[str, list[Lease]] = {}
         """What was handed out of those."""
+        self.limits: Limits | None = None
+        """Those of the seed, if it has limits or ordering keys."""
         self.lost_tick = -1
         """When something that was only written was last lost."""
 
@@ -317,10 +321,12 @@ class Oracle:
             lease = Lease(known, position, deliver.grant, mark, holder, counters)
             known.leases.append(lease)
             out.append(lease)
-            if counters is None and known.plain_order and not dead:
+            if counters is None and known.plain_order and not dead and self._is_ordered(known):
                 self._check_order(known, position, deliver.grant, mark)
         if not dead:
             self._check_alone(holder, out)
+            if self.limits:
+                self.limits.delivered(out, mark)
         return out
 
     def ghost(self, deliver: f.Deliver, mark: Mark) -> None:
@@ -356,7 +362,7 @@ class Oracle:
         if mark.wall_high < until_ms and mark.now > since.now + self.slack_us:
             raise Violation(f"{known} comes out of a queue that is paused until {until_ms}")
 
-    def _is_held(self, lease: Lease) -> bool:
+    def is_held(self, lease: Lease) -> bool:
         """Whether nothing has happened for which its holder may have lost it."""
         over = lease.excused or lease.asked or lease.done or lease.known.over != NO
         return (
@@ -369,7 +375,7 @@ class Oracle:
         """Of a queue with one consumer at a time nobody else holds anything."""
         for queue in {lease.known.message.queue for lease in leases} & self.single:
             held = self.held_of.setdefault(queue, [])
-            held[:] = [each for each in held if self._is_held(each)]
+            held[:] = [each for each in held if self.is_held(each)]
             for lease in held:
                 if lease.holder is not holder:
                     raise Violation(f"two consumers of {queue}: the other one has {lease.known}")
@@ -417,9 +423,15 @@ class Oracle:
         if self.calm and deliveries != seen and not known.message.parent:
             raise Violation(f"{known} says {deliveries} deliveries: this is the {seen}.")
 
+    def _is_ordered(self, known: Known) -> bool:
+        """Whether its queue's order, or that of its ordering key, alone says when it goes."""
+        is_plain = self.limits is None or self.limits.keeps_queue_order(known)
+        return is_plain or bool(LaneKeys.unpack(known.message.keys).ordering)
+
     def _check_order(self, known: Known, position: int, grant: int, mark: Mark) -> None:
         message = known.message
-        key = mark.life, message.queue, message.priority
+        ordering = LaneKeys.unpack(message.keys).ordering
+        key = mark.life, message.queue, message.priority, ordering
         rows = self.order.setdefault(key, [])
         row = grant, position
         at = bisect_left(rows, row)
@@ -476,6 +488,8 @@ class Oracle:
             known.failures[0] += 1
         elif why == "crashed":
             known.crashes[0] += 1
+        if self.limits:
+            self.limits.settled(lease, why, mark)
 
     def lost(self, lease: Lease, mark: Mark, asked: Mark) -> None:
         """It was refused: the lease was not the client's any more."""

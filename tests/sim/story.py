@@ -23,6 +23,7 @@ from qbroker import archiving, bodies
 from sim.asker import Asker
 from sim.broker import Process
 from sim.disk import FaultyDisk
+from sim.limits import Limits
 from sim.maker import Maker
 from sim.net import Net
 from sim.operator import Operator
@@ -82,6 +83,8 @@ class Story:
         )
         self.data = Path(tempfile.mkdtemp(prefix="qbroker-sim-", dir=IN_MEMORY))
         self.oracle.limited = {n for n, each in swarm.queues.items() if "max_length" in each}
+        if swarm.features & {"limits", "ordering keys"}:
+            self.oracle.limits = Limits(self.oracle, swarm)
         self.process = Process(world, self.net, self.disk, swarm, self.data)
         self.operator = Operator(
             world, self.net, self.disk, swarm, oracle=self.oracle, process=self.process
@@ -152,7 +155,7 @@ class Story:
             taker.subscribe()
         for publisher in self.publishers:
             publisher.calm = True
-        self.asker.calm = True
+        self.asker.settle_down()
         if self.process.state == "down":
             self.operator.start()
 

@@ -55,6 +55,8 @@ FEATURES = (
     "checkpoints",
     "archive",
     "routing",
+    "limits",
+    "ordering keys",
 )
 FAULTS = (
     "power cut",
@@ -188,6 +190,8 @@ def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
         "archive_lag_bytes": rng.choice((4_000, 64 << 20, 64 << 20)),
         "archive_lag_bytes_max": rng.choice((20_000, 1 << 30, 1 << 30)),
     }
+    # What goes one after the other waits for all that its holder has fetched ahead of it.
+    is_slow = bool(features & {"limits", "ordering keys"})
     names = ("a", "b", "c", "d")[: rng.choice((1, 2, 3, 4))]
     return Swarm(
         features=features,
@@ -203,8 +207,10 @@ def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
         chunks=rng.choice((10, 20, 40)),
         chunk_messages=rng.choice((1, 3, 8, 20)),
         think_us=rng.choice((20_000, 100_000, 400_000)),
-        run_us=rng.choice(((100, 2_000), (1_000, 50_000), (10_000, 400_000))),
-        credit=rng.choice((1, 3, 10, 100)),
+        run_us=rng.choice(
+            ((100, 2_000), (1_000, 50_000), (10_000, 60_000 if is_slow else 400_000))
+        ),
+        credit=min(rng.choice((1, 3, 10, 100)), 3 if is_slow else 100),
         fault_every_us=rng.choice((300_000, 1_000_000, 3_000_000)),
         sync_us=rng.choice(((50, 300), (300, 3_000), (3_000, 15_000))),
         read_us=(50, 2_000),

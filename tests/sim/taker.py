@@ -290,6 +290,8 @@ class Taker(Client):
             ending = self.plain(lease, w.FAIL, "replaced", **more)
             new.failures = [each + 1 for each in lease.known.failures]
         new.crashes = list(lease.known.crashes)
+        # A cancel that is on its way may find the new one in the old one's place.
+        new.cancel_asked = lease.known.cancel_asked
         ending.replaces = new
         return ending
 
