@@ -160,6 +160,7 @@ class Archivist:
         if self.code is None:
             return
         self._thread.join()
+        self.hang_up()  # or thousands of seeds would use up the descriptors
         self.books.lives.remove(self)
         self.world.note("archivist", "ends with code %d", self.code)
         trouble, self._trouble = self._trouble, None
