@@ -242,3 +242,19 @@ def test_a_hello_whose_tokens_the_log_cannot_tell_of_changes_nothing(machine: Ma
     assert "none is lost: Input/output error" in answer.frame.message
     assert isinstance(close, e.Close)
     assert (machine.core.state.sessions, machine.core.state.leases) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (Found(asked=True, trouble="Input/output error"), "RESOURCE_EXHAUSTED"),
+        (Found(asked=True, damage="1.qlog is damaged at byte 4096"), "DATA_DAMAGED"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_unknown(found: Found, code: str) -> None:
+    """A disk that refuses may be asked again; of rotten bytes that is all there is to say."""
+    machine = Machine()
+    watch = f.Watch(correlation=2, id="order-1")
+    (answer,) = machine.core.execute(7, watch, machine.now, machine.append, found)
+    assert isinstance(answer.frame, f.Error)
+    assert (answer.frame.code, answer.frame.retryable) == (code, code == "RESOURCE_EXHAUSTED")
