@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from e2e.daemon import Daemon, until
+from e2e.talker import Refused
 from qprotocol.states import State
 
 pytestmark = pytest.mark.e2e
@@ -91,7 +92,7 @@ def test_messages_in_one_record_are_lost_together_those_beside_are_not(
 def test_a_look_at_a_queue_leaves_out_what_cannot_be_read(
     make_broker: Callable[..., Daemon],
 ) -> None:
-    """Peek and Watch do not end the broker either."""
+    """Peek and Watch do not end the broker either, and nothing damaged is called unknown."""
     broker = make_broker(**COLD).start()
     producer = broker.connect("producer")
     ids = [producer.task("emails", body(number)) for number in range(60)]
@@ -100,5 +101,6 @@ def test_a_look_at_a_queue_leaves_out_what_cannot_be_read(
     assert [row["id"] for row in peeked] == [ids[n] for n in (0, 1, 3, 4)]
     asker = broker.connect("producer")
     assert asker.look(ids[3]).state == State.QUEUED
-    asker.look(ids[2])
+    with pytest.raises(Refused, match="DATA_DAMAGED"):
+        asker.look(ids[2])
     assert broker.runs
