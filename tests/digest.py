@@ -211,8 +211,8 @@ def check_slots(state: BrokerState) -> None:
         for limit in state.limits.covering(lane.queue.name, lane.task, lane.wants.limit):
             key = lane.wants.limit if limit.rule.per_key else ""
             out[limit.name, key] += lane.wants.weight
-        if lane.order:
-            assert lane.order.position == position, f"{position} is out, and not in its order"
+        if lane.ordering:
+            assert lane.ordering.position == position, f"{position} is out, and not in its order"
     for name, limit in state.limits.by_name.items():
         for key, gate in limit.gates.items():
             assert gate.bucket.used == out[name, key], f"limit {name} {key}: {gate.bucket.used}"

@@ -94,7 +94,7 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> Rules:
         if not lane.queue.gates:
             attach(lane.queue, of(lane.queue.name))
         keys = LaneKeys.unpack(lane.keys)
-        lane.order = None  # an ordering key is the name of a gate here
+        lane.ordering = None  # an ordering key is the name of a gate here
         attach(lane, of(keys.limit) + of(keys.ordering))
         return lane
 

@@ -380,7 +380,7 @@ class Story(RuleBasedStateMachine):
                 if known.run
                 and not known.run.is_purged
                 and not known.reason
-                and known.run.lane.order is order
+                and known.run.lane.ordering is order
             ]
             assert len(waiting) + bool(held) <= 1, f"{waiting} and {held} hold {key}"
             if held and held not in self.before and held not in state.attempts:
@@ -413,21 +413,23 @@ class Story(RuleBasedStateMachine):
                 bucket = limit.gates[key_of(limit.rule, lane)].bucket
                 if not bucket.room(limit.rule, lane.wants.weight, now.wall_ms):
                     return False
-        if lane.order is None:
+        if lane.ordering is None:
             return True
-        held = any(grant.run_of(p).lane.order is lane.order for p, grant in state.leases.items())
+        held = any(
+            grant.run_of(p).lane.ordering is lane.ordering for p, grant in state.leases.items()
+        )
         blocked = [
             known
             for known in state.attempts.values()
             if known.run
             and not known.run.is_purged
-            and known.run.lane.order is lane.order
+            and known.run.lane.ordering is lane.ordering
             and not known.reason
         ]
         if held or blocked:
             return any(not known.waits and known.run is run for known in blocked) and not held
         best = min(
-            (-o.priority, o.first()) for x in lane.order.lanes for o in x.runs.values() if o.size
+            (-o.priority, o.first()) for x in lane.ordering.lanes for o in x.runs.values() if o.size
         )
         return best == (-run.priority, run.first())
 

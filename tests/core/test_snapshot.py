@@ -13,13 +13,13 @@ from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.buckets import Bucket
 from qbroker.core.catalogue import Catalogue
+from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
 from qbroker.core.limits import Limit, Limits
 from qbroker.core.pauses import Pause
 from qbroker.core.policies import Policy, Terms
-from qbroker.core.producers import Producer
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
@@ -64,7 +64,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Lane: (
         {"queue", "shelf", "keys", "_runs", "leased"},
-        {"number", "place", "life", "gates", "order", "parked", "wants"},
+        {"number", "place", "life", "gates", "ordering", "parked", "wants"},
     ),
     Shelf: ({"task", "leased"}, {"queue", "levels", "life", "open", "gates", "parked"}),
     Run: (

@@ -13,6 +13,7 @@ from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
+from qbroker.core.refusals import queue_named
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
@@ -192,9 +193,7 @@ def apply_archived(state: BrokerState, _position: int, record: r.Archived) -> No
 
 def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:
     """The first waiting messages, in the order they would leave; nothing changes."""
-    queue = state.queues.get(frame.queue)
-    if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    queue = queue_named(state, frame.queue)
     check_owner(state, connection, queue)
     rows = []
     for _, position in islice(queue.waiting(), min(frame.count, PEEK_MESSAGES_MAX)):

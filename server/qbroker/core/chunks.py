@@ -1,12 +1,26 @@
 """What each producer has sent: chunks are known again by their sequence."""
 
-from qbroker.core.producers import Producer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from qbroker.core.refusals import RefusedError
-from qbroker.core.state import BrokerState
 from qprotocol.limits import PRODUCER_WINDOW
 
+if TYPE_CHECKING:
+    from qbroker.core.state import BrokerState
 
-def seen_before(state: BrokerState, producer: int, sequence: int) -> bool:
+
+@dataclass(slots=True)
+class Producer:
+    """Which chunks of a producer are in the log: the highest, and a window below it."""
+
+    highest: int = 0
+    window: int = 0
+    """Bit i: chunk ``highest - i`` is in."""
+    seen_ms: int = 0
+
+
+def seen_before(state: "BrokerState", producer: int, sequence: int) -> bool:
     """Whether the chunk is in. Raises RefusedError if it is too old to tell."""
     known = state.producers.get(producer)
     if known is None or sequence > known.highest:
@@ -20,7 +34,7 @@ def seen_before(state: BrokerState, producer: int, sequence: int) -> bool:
     return bool(known.window >> (known.highest - sequence) & 1)
 
 
-def note_chunk(state: BrokerState, producer: int, sequence: int, wall_ms: int) -> None:
+def note_chunk(state: "BrokerState", producer: int, sequence: int, wall_ms: int) -> None:
     """Remember that the chunk is in."""
     if not producer:
         return

@@ -233,8 +233,8 @@ def lease(
     before, after = UNTOUCHED, UNTOUCHED
     for run, first, count in entries:
         grant.add(run, first, count)
-        if run.lane.order:
-            run.lane.order.goes_out(first)
+        if run.lane.ordering:
+            run.lane.ordering.goes_out(first)
         positions = range(first, first + count)
         leases.update(dict.fromkeys(positions, grant))
         lane = run.lane

@@ -13,7 +13,7 @@ from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner, owner_of
 from qbroker.core.policies import SET, Policy, layered
 from qbroker.core.queues import Queue
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, queue_named
 from qbroker.core.settings import POLICIES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import limit
@@ -99,7 +99,7 @@ def may_set(name: str) -> bool:
 
 def decide_change(state: BrokerState, _now: Now, connection: int, frame: ChangeQueue) -> Decision:
     """The options are as an operator says, at once; what is None is as it was before."""
-    queue = existing(state, frame.queue)
+    queue = queue_named(state, frame.queue)
     check_owner(state, connection, queue)
     given = frame.options or {}
     try:
@@ -113,14 +113,6 @@ def decide_change(state: BrokerState, _now: Now, connection: int, frame: ChangeQ
     if after == queue.terms.changed:
         return Decision(reply=Ok())
     return Decision([r.QueueChanged(queue.number, given)], Ok(count=1))
-
-
-def existing(state: BrokerState, name: str) -> Queue:
-    """The queue with that name. Raises RefusedError if there is none."""
-    queue = state.queues.get(name)
-    if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {name!r}")
-    return queue
 
 
 def check_settable(options: Mapping[str, Any]) -> None:

@@ -12,14 +12,13 @@ from qbroker.core import records as r
 from qbroker.core.catalogue import Use
 from qbroker.core.consuming import Append
 from qbroker.core.decision import Decision
-from qbroker.core.declaring import existing
 from qbroker.core.effects import Send
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner, is_here
 from qbroker.core.pauses import HALVES
 from qbroker.core.purging import purge
 from qbroker.core.queues import Queue
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, queue_named
 from qbroker.core.settings import DELETED_QUEUES_MAX, LOOK_MS, ROUTES_FORGOTTEN_MAX
 from qbroker.core.state import BrokerState
 from qprotocol.exchanges import Destination
@@ -29,9 +28,9 @@ from qprotocol.message import pack_route
 
 def decide_delete(state: BrokerState, _now: Now, connection: int, frame: DeleteQueue) -> Decision:
     """The queue is no more, and what waits in it; count says how many those were."""
-    queue = existing(state, frame.queue)
+    queue = queue_named(state, frame.queue)
     check_owner(state, connection, queue)
-    there = queue.ready + queue.scheduled + queue.leased
+    there = queue.messages
     if frame.if_empty and there:
         raise in_use(queue, f"has {there} messages, {queue.leased} of them handed out")
     listeners = len(state.listening[queue.number])

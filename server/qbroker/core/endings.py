@@ -51,9 +51,9 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
             state.attempts[position + 1] = state.attempts[position + 1]._replace(
                 run=after, waits=bool(record.due_ms)
             )
-            order = run.lane.order
-            if order and after.lane.order is order:
-                order.waits(after, position + 1, is_ready=not record.due_ms)
+            ordering = run.lane.ordering
+            if ordering and after.lane.ordering is ordering:
+                ordering.waits(after, position + 1, is_ready=not record.due_ms)
 
 
 def succeed(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:

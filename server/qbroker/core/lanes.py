@@ -35,7 +35,7 @@ class Lane:
         "leased",
         "life",
         "number",
-        "order",
+        "ordering",
         "parked",
         "place",
         "queue",
@@ -60,7 +60,7 @@ class Lane:
         """The life of its queue that the runs belong to."""
         self.leased = 0
         # Follows from the rules, and from what is leased.
-        self.order: Ordering | None = None
+        self.ordering: Ordering | None = None
         """Of its ordering key, one of its gates."""
         self.gates: tuple[Gate, ...] = ()
         """Its own; those of its shelf and its queue count, too. Set by gates.attach alone."""

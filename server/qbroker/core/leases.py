@@ -196,3 +196,5 @@ class Attempts(NamedTuple):
 _MOST = 0xFFFF
 _ENTRIES_MAX = 2**64
 UNTOUCHED = Attempts()
+UNSEEN = UNTOUCHED._replace(deliveries=0)
+"""Of a message that has counters, though nobody was ever given it."""

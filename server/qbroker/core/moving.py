@@ -6,17 +6,13 @@ in which it waits. Look-ups, cancels, claims and expiries go by that before they
 """
 
 from qbroker.core import records as r
-from qbroker.core.lanes import Lane
-from qbroker.core.leases import UNTOUCHED, Attempts
+from qbroker.core.leases import UNSEEN, Attempts
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
 from qbroker.core.walking import SCHEDULED, Spot
-
-NEVER = UNTOUCHED._replace(deliveries=0)
-"""The counters of a message that was moved before anybody was given it."""
 
 
 def moved(state: BrokerState, now: Now, target: Queue, spots: list[Spot]) -> list[r.Record]:
@@ -25,8 +21,7 @@ def moved(state: BrokerState, now: Now, target: Queue, spots: list[Spot]) -> lis
     for spot in spots:
         assert spot.run is not None
         lane, priority = spot.run.lane, spot.run.priority
-        found = survey.lane(target.name, lane.task, lane.keys, beyond=True)
-        number = found.number if isinstance(found, Lane) else found
+        number = survey.lane_beyond(target.name, lane)
         if spot.place == SCHEDULED:
             scheduled.append([lane.number, priority, number, spot.first, spot.due_ms])
         else:
@@ -61,9 +56,9 @@ def note(state: BrokerState, source: Run, target: Run, positions: range, *, wait
     """What is known of the messages says where they wait now."""
     attempts = state.attempts
     before: Attempts | None = None
-    after = NEVER
+    after = UNSEEN
     for position in positions:
-        known = attempts.get(position, NEVER)
+        known = attempts.get(position, UNSEEN)
         if known is not before:
             before, after = known, known._replace(run=target, waits=waits)
         attempts[position] = after

@@ -41,7 +41,7 @@ class Ordering(Gate):
     def join(self, lane: "Lane") -> None:
         """A new lane has this key."""
         self.lanes.append(lane)
-        lane.order = self
+        lane.ordering = self
         attach(lane, (self, *lane.gates))
 
     # Whose turn it is.

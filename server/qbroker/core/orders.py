@@ -15,6 +15,7 @@ from qbroker.core.effects import Lookup, Send
 from qbroker.core.moment import Now
 from qbroker.core.moving import moved
 from qbroker.core.queues import Queue
+from qbroker.core.refusals import queue_named
 from qbroker.core.results import Found
 from qbroker.core.settings import ORDER_WORK_MAX, ORDERS_MAX
 from qbroker.core.state import BrokerState
@@ -193,14 +194,6 @@ def mover(target: Queue) -> Act:
 
 
 # What both are made of.
-
-
-def queue_named(state: BrokerState, name: str) -> Queue:
-    """The queue. Raises RefusedError if there is none."""
-    queue = state.queues.get(name)
-    if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {name!r}")
-    return queue
 
 
 def places(named: str, usual: Iterable[str]) -> frozenset[str]:

@@ -16,8 +16,7 @@ from heapq import heapify, heappop, heapreplace
 from itertools import islice
 
 from qbroker.core import records as r
-from qbroker.core.lanes import Lane
-from qbroker.core.leases import UNTOUCHED
+from qbroker.core.leases import UNSEEN
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished
@@ -26,7 +25,7 @@ from qbroker.core.settings import OVERFLOW_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
 from qbroker.core.uploads import Upload
-from qprotocol.options import DEAD_LETTER_OLDEST, DEAD_SUFFIX, dead_queue
+from qprotocol.options import DEAD_LETTER_OLDEST, DEAD_SUFFIX
 from qprotocol.states import State
 
 Append = Callable[[r.Record], object]
@@ -44,8 +43,7 @@ class Excess:
     def of(cls, state: BrokerState, queue: Queue) -> "Excess":
         """As it is now."""
         options, weights = queue.options, state.catalogue.weights.get(queue.number)
-        there = queue.ready + queue.scheduled + queue.leased
-        over = there - options.max_length if options.max_length else 0
+        over = queue.messages - options.max_length if options.max_length else 0
         return cls(max(0, over), max(0, weights.bytes - options.max_bytes) if weights else 0)
 
     def __bool__(self) -> bool:
@@ -123,10 +121,10 @@ def take_out(
     if victims.left:
         state.catalogue.crowded.add(queue.number)
     survey = Survey(state, now)
-    entries = [
-        [run.lane.number, run.priority, first, count, NOWHERE if last else lane_for(survey, run)]
-        for run, first, count in spans(victims.found)
-    ]
+    entries = []
+    for run, first, count in spans(victims.found):
+        to = NOWHERE if last else survey.dead_lane(run.lane)
+        entries.append([run.lane.number, run.priority, first, count, to])
     for record in survey.opened:
         append(record)
     until = now.wall_ms + state.settings.result_ttl_ms
@@ -174,14 +172,6 @@ def spans(found: dict[int, Run]) -> list[tuple[Run, int, int]]:
     return out
 
 
-def lane_for(survey: Survey, run: Run) -> int:
-    """The number of the lane in which its dead letters wait."""
-    lane = run.lane
-    name = dead_queue(lane.queue.name, lane.queue.options)
-    target = survey.lane(name, lane.task, lane.keys, beyond=True)
-    return target.number if isinstance(target, Lane) else target
-
-
 def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) -> None:
     """These messages are dead letters, or over if they were."""
     for number, priority, first, count, lane in record.entries:
@@ -193,7 +183,7 @@ def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) ->
             state.withdraw(run, each)
             entry = ended(state, each, position, record, dead=target is not None)
             if target is not None:
-                known = state.attempts.get(each, _UNSEEN)
+                known = state.attempts.get(each, UNSEEN)
                 state.attempts[each] = known._replace(reason=record.reason, run=target, waits=False)
                 state.buried(run, target, each, record.finished_ms)
             state.finish(each, entry, keep=target is not None, synced=queue.synced)
@@ -202,14 +192,11 @@ def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) ->
                 state.forget(each)
 
 
-_UNSEEN = UNTOUCHED._replace(deliveries=0)
-
-
 def ended(
     state: BrokerState, each: int, position: int, record: r.Overflowed, *, dead: bool
 ) -> Finished:
     """What became of one of them: a FAILURE as a dead letter, else it was thrown away."""
-    failures = state.attempts.get(each, _UNSEEN).failures
+    failures = state.attempts.get(each, UNSEEN).failures
     return Finished(
         State.FAILURE if dead else State.REVOKED,
         0,

@@ -14,6 +14,7 @@ from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.pauses import DISPATCH, HALVES, INTAKE, Pause
 from qbroker.core.queues import Queue
+from qbroker.core.refusals import queue_named
 from qbroker.core.settings import AUTHOR_BYTES_MAX, REASON_BYTES_MAX, RETRY_AFTER_MS
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import RefusedError
@@ -54,9 +55,7 @@ def decide_resume(state: BrokerState, _now: Now, _connection: int, frame: Resume
 
 def halved(state: BrokerState, frame: PauseQueue | ResumeQueue) -> Queue:
     """The queue of a frame that names a half of it. Raises RefusedError."""
-    queue = state.queues.get(frame.queue)
-    if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    queue = queue_named(state, frame.queue)
     if not (frame.intake or frame.dispatch):
         raise RefusedError("BAD_REQUEST", "neither intake nor dispatch: say which, or both")
     return queue

@@ -14,8 +14,8 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
-from qbroker.core.queues import Queue
-from qbroker.core.remains import Remains
+from qbroker.core.queues import Queue, Remains
+from qbroker.core.refusals import queue_named
 from qbroker.core.results import Finished
 from qbroker.core.settings import (
     SWEEP_FORGOTTEN_WEIGHT,
@@ -24,7 +24,6 @@ from qbroker.core.settings import (
     SWEEP_STEP,
 )
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError
 from qbroker.core.weights import Weights
 from qprotocol.frames import Ok, Purge
 from qprotocol.options import TRANSIENT
@@ -35,9 +34,7 @@ PURGED = Finished(State.REVOKED, 0, 0, 0, 0, 0, 0, "purged")
 
 def decide_purge(state: BrokerState, _now: Now, connection: int, frame: Purge) -> Decision:
     """Every waiting message is dropped: the ready and the delayed ones. The quarantine, too."""
-    queue = state.queues.get(frame.queue)
-    if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {frame.queue!r}")
+    queue = queue_named(state, frame.queue)
     check_owner(state, connection, queue)
     return Decision([r.Purged(queue.number)], Ok(count=queue.ready + queue.scheduled))
 

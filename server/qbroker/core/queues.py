@@ -7,6 +7,7 @@ Invariant: a message is in exactly one of: a run, the timers, the leases.
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from qbroker.core.lanes import Lane
 from qbroker.core.policies import Terms
 from qbroker.core.runs import Run
 from qbroker.core.shelves import Selection, Shelf
+from qbroker.core.timers import Tree
 from qprotocol.options import QueueOptions
 
 if TYPE_CHECKING:
@@ -102,6 +104,11 @@ class Queue:
     def queue(self) -> "Queue":
         """Itself, as for lanes and shelves."""
         return self
+
+    @property
+    def messages(self) -> int:
+        """All that is in it: what waits and what is handed out."""
+        return self.ready + self.scheduled + self.leased
 
     def shelf_of(self, task: str) -> Shelf:
         """The shelf of a task, made on first use."""
@@ -268,3 +275,14 @@ class Queue:
 def _entries(run: Run) -> Iterator[tuple[int, Run]]:
     for position in run:
         yield position, run
+
+
+@dataclass(slots=True)
+class Remains:
+    """What a purge has left to be swept. All volatile."""
+
+    queue: Queue
+    trees: list[Tree]
+    delayed: set[int]
+    lane: int = 0
+    """Lanes before this one have been walked."""

@@ -1,4 +1,4 @@
-"""Limits and orders in a snapshot: what the leases do not say."""
+"""Limits and ordering keys in a snapshot: what the leases do not say."""
 
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.limiting import enter
@@ -35,17 +35,17 @@ def restore_limits(state: BrokerState, block: Block) -> None:
             state.limits.fades(gate)
 
 
-def save_orders(state: BrokerState) -> bytes:
+def save_orderings(state: BrokerState) -> bytes:
     """A row a key whose holder waits; those that are out are leases."""
     rows = [
-        [*key, order.position, order.run.number, order.is_ready]
-        for key, order in state.orderings.items()
-        if order.run and not order.is_free
+        [*key, each.position, each.run.number, each.is_ready]
+        for key, each in state.orderings.items()
+        if each.run and not each.is_free
     ]
     return pack_columns(rows)
 
 
-def restore_orders(state: BrokerState, block: Block) -> None:
+def restore_orderings(state: BrokerState, block: Block) -> None:
     """After the leases, which hold their keys, too."""
     for number, key, position, run, is_ready in unpack_columns(block)[0]:
         where = state.run_numbered(run)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qbroker.core import declaring
+from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import Policy
-from qbroker.core.producers import Producer
 from qbroker.core.results import Results
-from qbroker.core.savedlimits import restore_limits, restore_orders, save_limits, save_orders
+from qbroker.core.savedlimits import restore_limits, restore_orderings, save_limits, save_orderings
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
 from qbroker.core.uploads import Upload
@@ -210,8 +210,8 @@ def restore_leases(state: BrokerState, block: Block) -> None:
         for position in held:
             lane = grant.run_of(position).lane
             lane.leased += 1
-            if lane.order:
-                lane.order.goes_out(position)
+            if lane.ordering:
+                lane.ordering.goes_out(position)
             lane.shelf.leased += 1
         grant.started.update(started)
         grant.early.update(early)
@@ -393,7 +393,7 @@ SECTIONS: dict[str, Section] = {
     "results": Section(("results",), save_results, restore_results),
     "uploads": Section(("uploads",), save_uploads, restore_uploads),
     "limits": Section(("limits",), save_limits, restore_limits, since=4),
-    "orderings": Section(("orderings",), save_orders, restore_orders, since=4),
+    "orderings": Section(("orderings",), save_orderings, restore_orderings, since=4),
     "pauses": Section(("pauses",), save_pauses, restore_pauses, since=4),
     "exchanges": Section(("exchanges",), save_exchanges, restore_exchanges, since=4),
 }

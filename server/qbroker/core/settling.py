@@ -17,7 +17,6 @@ from collections.abc import Callable
 from qbroker.core import records as r
 from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
-from qbroker.core.lanes import Lane
 from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
 from qbroker.core.settings import (
@@ -32,7 +31,7 @@ from qprotocol.failure import Failure
 from qprotocol.frames import Ack, Frame, Settle, Settled
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
-from qprotocol.options import RetryPolicy, dead_queue
+from qprotocol.options import RetryPolicy
 from qprotocol.states import State
 
 _ACK_RUN = wire.ACK_RUN.size
@@ -277,10 +276,7 @@ def settle_reject(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
 
 def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: str) -> r.Settled:
     """The record that makes the message a dead letter with a FAILURE. Nothing replaces it."""
-    lane = grant.run_of(outcome.position).lane
-    name = dead_queue(lane.queue.name, lane.queue.options)
-    target = survey.lane(name, lane.task, lane.keys, beyond=True)
-    number = target.number if isinstance(target, Lane) else target
+    number = survey.dead_lane(grant.run_of(outcome.position).lane)
     if outcome.flags & wire.HAS_REPLACEMENT:
         outcome.flags &= ~wire.HAS_REPLACEMENT
         outcome.follow_on = outcome.follow_on[1:]

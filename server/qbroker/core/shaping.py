@@ -105,7 +105,7 @@ class Shape:
         for coming in self.coming.values():
             if coming.options.overflow == REJECT:
                 queue, options = coming.queue, coming.options
-                there = queue.ready + queue.scheduled + queue.leased if queue else 0
+                there = queue.messages if queue else 0
                 weights = self.state.catalogue.weights.get(queue.number) if queue else None
                 check(coming, "max_length", options.max_length, there, coming.count)
                 held = weights.bytes if weights else 0

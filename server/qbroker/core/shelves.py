@@ -215,13 +215,13 @@ class Selection:
             room = keeper.room(run.lane, limit, now) if queue.gated else limit
             if not room:
                 continue
-            order = run.lane.order
-            if order and order.next_run() is not run:
-                order.hide(heappop(heap[0][1].heap)[1])
+            ordering = run.lane.ordering
+            if ordering and ordering.next_run() is not run:
+                ordering.hide(heappop(heap[0][1].heap)[1])
                 continue
             before = second(heap, second(heap[0][1].heap, END))
             taken = 0
-            for first, count in order.take(run) if order else run.take(room, before):
+            for first, count in ordering.take(run) if ordering else run.take(room, before):
                 if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
                     out[-1] = run, out[-1][1], out[-1][2] + count
                 else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qbroker.core.catalogue import Catalogue
+from qbroker.core.chunks import Producer
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper, credit
@@ -19,9 +20,7 @@ from qbroker.core.limits import Limits
 from qbroker.core.ordering import Ordering
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import options_of
-from qbroker.core.producers import Producer
-from qbroker.core.queues import Queue
-from qbroker.core.remains import Remains
+from qbroker.core.queues import Queue, Remains
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
 from qbroker.core.settings import Settings
@@ -179,8 +178,8 @@ class BrokerState:
         """Neighbours that were handed out, or delayed, wait in front."""
         run.give_back(first, count)
         self.offered(run, count)
-        if run.lane.order:
-            run.lane.order.waits(run, first, is_ready=True)
+        if run.lane.ordering:
+            run.lane.ordering.waits(run, first, is_ready=True)
 
     def offered(self, run: Run, count: int) -> None:
         """``run`` has ``count`` more messages to hand out."""
@@ -200,8 +199,8 @@ class BrokerState:
         queue = run.lane.queue
         self.timers.push(queue.number, due_ms, position, run.number)
         queue.scheduled += 1
-        if run.lane.order:
-            run.lane.order.waits(run, position, is_ready=False)
+        if run.lane.ordering:
+            run.lane.ordering.waits(run, position, is_ready=False)
 
     def unlease(self, position: int) -> Run:
         """The message is not leased any more; it is in no place now. Where it came from."""
@@ -261,8 +260,8 @@ class BrokerState:
         else:
             run.remove(position, 1)
             run.lane.queue.less(run.lane, 1)
-        if run.lane.order:
-            run.lane.order.is_left(position)
+        if run.lane.ordering:
+            run.lane.ordering.is_left(position)
 
     def is_waiting(self, run: Run, position: int, due_ms: int) -> bool:
         """Whether a message that was never handed out waits in ``run``, or for its time."""

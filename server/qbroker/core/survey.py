@@ -18,6 +18,7 @@ from qprotocol.ids import minted_ms, pack_id
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import meta_fields, unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
+from qprotocol.options import dead_queue
 
 __all__ = [
     "ROUTED",
@@ -204,6 +205,15 @@ class Survey:
             self.relaxed.add(lane_number)
         self.opened.append(r.LaneOpened(lane_number, number, task, keys))
         return lane_number
+
+    def lane_beyond(self, queue_name: str, lane: Lane) -> int:
+        """The number of the lane of that queue for messages of ``lane``, whatever the limits."""
+        found = self.lane(queue_name, lane.task, lane.keys, beyond=True)
+        return found.number if isinstance(found, Lane) else found
+
+    def dead_lane(self, lane: Lane) -> int:
+        """The number of the lane in which the dead letters of ``lane`` wait."""
+        return self.lane_beyond(dead_queue(lane.queue.name, lane.queue.options), lane)
 
     def check_weight(self, index: int, queue_name: str, task: str, wants: LaneKeys) -> None:
         """Raise RefusedError for a message that a limit could never admit."""

@@ -501,7 +501,7 @@ BANK = [
         "ordering_freed_on_retry",
         "a message that waits for its retry lets later ones of its ordering key go",
         "qbroker.core.state:BrokerState.later",
-        "if run.lane.order:",
+        "if run.lane.ordering:",
         "if False:",
         focus=frozenset(("ordering keys", "tasks", "retries", "release")),
     ),
