@@ -53,7 +53,7 @@ class Asides:
 
     def _inspect(self, connection: Connection, frame: f.Inspect) -> list[e.Effect]:
         answer = inspected(
-            self._engine.statistics(), self._log, frame, self._core, self._engine.now()
+            self._engine.statistics, self._log, frame, self._core, self._engine.now()
         )
         return [e.Send(connection.number, answer)]
 

@@ -8,7 +8,6 @@ Rule 4. What only one command needs is imported by it: a look at a queue need no
 """
 
 import functools
-import json
 import os
 import sys
 import time
@@ -41,7 +40,7 @@ from qbroker.queuecommands import queue_group
 from qbroker.taskcommands import task_command, tasks_command
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json, echo_table
 from qprotocol import __version__
-from qprotocol.frames import Inspect, Peek, Peeked, Report
+from qprotocol.frames import Peek, Peeked
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -193,7 +192,7 @@ def tables_command(document: Path, check: bool) -> None:
 def queues_command(broker: str, why: bool, as_json: bool) -> None:
     """List the queues: what waits, what runs, what became of the rest."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="queues"), Report).raw)
+        found = admin.inspect("queues")
     if as_json:
         echo_json(found)
         return
@@ -270,7 +269,7 @@ def peek_command(queue: str, count: int, broker: str, as_json: bool) -> None:
 def quarantine_command(broker: str, as_json: bool) -> None:
     """List the messages that are damaged on disk, until their queue is purged."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="quarantine"), Report).raw)
+        found = admin.inspect("quarantine")
     if as_json:
         echo_json(found)
         return
@@ -292,7 +291,7 @@ def quarantine_command(broker: str, as_json: bool) -> None:
 def stats_command(broker: str, as_json: bool) -> None:
     """Show the broker's figures."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="stats"), Report).raw)
+        found = admin.inspect("stats")
     if as_json:
         echo_json(found)
     else:

@@ -18,9 +18,7 @@ from qprotocol.frames import (
     DeclareExchange,
     DeleteQueue,
     Frame,
-    Inspect,
     Ok,
-    Report,
     SetPolicy,
 )
 from qprotocol.options import OptionRow, QueueOptions, Value, row_of
@@ -94,7 +92,7 @@ def set_command(
 def show_command(queue: str, everything: bool, broker: str, as_json: bool) -> None:
     """Show a queue's options, and for each whether a declaration, policy or operator gave it."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="queue", name=queue), Report).raw)
+        found = admin.inspect("queue", queue)
     if as_json:
         echo_json(found)
         return
@@ -203,7 +201,7 @@ def policy_drop_command(name: str, broker: str, as_json: bool) -> None:
 def policy_list_command(broker: str, as_json: bool) -> None:
     """List the policies, the one that counts first where several fit."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="policies"), Report).raw)
+        found = admin.inspect("policies")
     if as_json:
         echo_json(found)
         return
@@ -226,7 +224,7 @@ def policy_list_command(broker: str, as_json: bool) -> None:
 def export_command(broker: str) -> None:
     """Write all queues, policies, exchanges and bindings as JSON, for "qbroker import"."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="definitions"), Report).raw)
+        found = admin.inspect("definitions")
     echo_json({"qbroker_definitions": VERSION, **found})
 
 

@@ -16,11 +16,9 @@ from qprotocol.frames import (
     Bind,
     DeclareExchange,
     DeleteExchange,
-    Inspect,
     Ok,
     Publish,
     Published,
-    Report,
     Unbind,
 )
 from qprotocol.header import encode_map
@@ -80,7 +78,7 @@ def delete_command(*, name: str, if_unused: bool, broker: str, as_json: bool) ->
 def list_command(*, broker: str, as_json: bool) -> None:
     """List the exchanges, and what went through them since the start."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="exchanges"), Report).raw)
+        found = admin.inspect("exchanges")
     if as_json:
         echo_json(found)
         return
@@ -155,7 +153,7 @@ def pair(text: str) -> tuple[str, Any]:
 def bindings_command(*, exchange: str, broker: str, as_json: bool) -> None:
     """List the bindings, the first 10,000."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="bindings"), Report).raw)
+        found = admin.inspect("bindings")
     rows = [row for row in found if exchange in ("", row["exchange"])]
     if as_json:
         echo_json(rows)

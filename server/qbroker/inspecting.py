@@ -11,40 +11,48 @@ from qbroker.log.log import Log
 from qbroker.outgoing import report
 from qprotocol.frames import Error, Frame, Inspect
 
-TABLES: dict[str, Callable[[Broker], Any]] = {
-    "bindings": Broker.bindings,
-    "policies": Broker.policies,
-    "definitions": Broker.definitions,
+
+def figures(found: Statistics, log: Log) -> dict[str, Any]:
+    """All figures; of tables that have their own name, how many rows."""
+    return asdict(found) | {
+        "queues": len(found.queues),
+        "quarantined": len(found.quarantined),
+        "exchanges": len(found.exchanges),
+        "log": asdict(log.statistics()),
+    }
+
+
+STATISTICS: dict[str, Callable[[Statistics, Log], Any]] = {
+    "queues": lambda found, _: [asdict(row) for row in found.queues],
+    "stats": figures,
+    "exchanges": lambda found, _: [asdict(row) for row in found.exchanges],
+    "quarantine": lambda found, _: [asdict(row) for row in found.quarantined],
+}
+"""What is counted: made of statistics, which cost a step a queue."""
+CORE: dict[str, Callable[[Broker, Now], Any]] = {
+    "bindings": lambda core, _: core.bindings(),
+    "policies": lambda core, _: core.policies(),
+    "definitions": lambda core, _: core.definitions(),
+    "limits": lambda core, now: core.limits(now),
 }
 """What only the core can tell."""
 NAMES = "queues, queue, exchanges, bindings, policies, limits, definitions, stats or quarantine"
 
 
-def inspected(statistics: Statistics, log: Log, frame: Inspect, core: Broker, now: Now) -> Frame:
+def inspected(
+    statistics: Callable[[], Statistics], log: Log, frame: Inspect, core: Broker, now: Now
+) -> Frame:
     """The Report, or an Error for a table that does not exist."""
-    if frame.what == "limits":
-        return report(core.limits(now), frame.correlation)
-    if frame.what == "queues":
-        return report([asdict(queue) for queue in statistics.queues], frame.correlation)
-    if frame.what == "stats":
-        found = asdict(statistics)
-        found["queues"] = len(statistics.queues)
-        found["quarantined"] = len(statistics.quarantined)
-        found["exchanges"] = len(statistics.exchanges)
-        found["log"] = asdict(log.statistics())
-        return report(found, frame.correlation)
-    if frame.what == "exchanges":
-        return report([asdict(row) for row in statistics.exchanges], frame.correlation)
-    if frame.what in TABLES:
-        return report(TABLES[frame.what](core), frame.correlation)
+    if frame.what in STATISTICS:
+        return report(STATISTICS[frame.what](statistics(), log), frame.correlation)
+    if frame.what in CORE:
+        return report(CORE[frame.what](core, now), frame.correlation)
     if frame.what == "queue":
-        found = core.queue_described(frame.name) or {}
+        found = core.queue_described(frame.name)
         if found:
             return report(found, frame.correlation)
         text = f"there is no queue {frame.name!r}"
         return Error(code="NO_QUEUE", message=text, correlation=frame.correlation)
-    if frame.what == "quarantine":
-        return report([asdict(row) for row in statistics.quarantined], frame.correlation)
     return Error(
         code="BAD_REQUEST",
         message=f"there is no table {frame.what!r}: {NAMES}",

@@ -1,13 +1,12 @@
 """``qbroker limit``: rules for how many messages run at once, and how many in a time."""
 
-import json
 from typing import Any
 
 import click
 
 from qbroker.ops.show import ago
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json, echo_table
-from qprotocol.frames import DropLimit, Inspect, Ok, Report, SetLimit
+from qprotocol.frames import DropLimit, Ok, SetLimit
 from qprotocol.limitrules import AMOUNT_MAX, LimitRule, check_limit_name, parse_rate, show_rate
 
 WEIGHT = click.IntRange(1, AMOUNT_MAX)
@@ -101,7 +100,7 @@ def list_command(broker: str, as_json: bool) -> None:
     messages that weigh more than the rule has room for: they wait until it is raised.
     """
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Inspect(what="limits"), Report).raw)
+        found = admin.inspect("limits")
     if as_json:
         echo_json(found)
         return

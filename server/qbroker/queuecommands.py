@@ -1,7 +1,6 @@
 """``qbroker queue``: orders about one queue: pause, resume, drain, move."""
 
 import getpass
-import json
 import socket
 import sys
 import time
@@ -14,7 +13,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import ago
 from qbroker.ordercommands import Span, filters, told
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json
-from qprotocol.frames import Inspect, Move, Ok, PauseQueue, Report, ResumeQueue
+from qprotocol.frames import Move, Ok, PauseQueue, ResumeQueue
 
 LOOK_EVERY_S = 0.5
 
@@ -137,7 +136,7 @@ def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
     """How many messages are left when all are gone, or the time is over."""
     shown = sys.stderr.isatty()
     while True:
-        rows = json.loads(admin.ask(Inspect(what="queues"), Report).raw)
+        rows = admin.inspect("queues")
         row = next(each for each in rows if each["name"] == queue)
         counts: dict[str, int] = {name: row[name] for name in ("ready", "scheduled", "leased")}
         left = sum(counts.values())

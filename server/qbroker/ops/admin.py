@@ -5,9 +5,10 @@ The server may not import the client (see ARCHITECTURE.md), and needs a tenth of
 Rule 1. Every wait has the same deadline; nothing is asked twice.
 """
 
+import json
 import socket
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from qprotocol.codec import Assembler, Decoder, encode
 from qprotocol.conversation import PROTOCOL_VERSION, Conversation
@@ -20,8 +21,10 @@ from qprotocol.frames import (
     Frame,
     Greeting,
     Hello,
+    Inspect,
     Ok,
     Part,
+    Report,
     Welcome,
 )
 
@@ -98,6 +101,10 @@ class Admin:
         except OSError as error:
             raise Unreachable(f"{self._where} hung up: {error}") from error
         return self._expect(answer, self._asked)
+
+    def inspect(self, what: str, name: str = "") -> Any:
+        """The broker's table of that name. Raises as ``ask`` does."""
+        return json.loads(self.ask(Inspect(what=what, name=name), Report).raw)
 
     def _expect(self, answer: type[F], correlation: int) -> F:
         """The next frame with that correlation; pushes are none of our business."""
