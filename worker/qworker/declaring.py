@@ -7,20 +7,19 @@ name wins, and the broker says so in ``qbroker limit list``.
 
 import json
 import logging
-import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qclient.exceptions import ConnectionLost
-from qclient.link import Link, left_s
+from qclient.link import Link
 from qprotocol import frames as f
 from qprotocol.limitrules import CODE
+from qworker.asking import ask
 from qworker.logs import note
 
 FEATURE = "limits"
 """What a broker that knows of limits says in its greeting."""
-ANSWER_S = 10.0
+UNSAID = "which limits it has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +40,12 @@ def declare(link: Link, declared: Declared) -> None:
         if declared.rules:
             note(logging.WARNING, "this broker knows no limits", declared=len(declared.rules))
         return
-    (report,) = ask(link, [f.Inspect(what="limits")])
+    (report,) = ask(link, [f.Inspect(what="limits")], UNSAID)
     known = {}
     if isinstance(report, f.Report):
         known = {row["name"]: row["declared"] for row in json.loads(report.raw)}
     frames = list(changes(declared, known))
-    for frame, answer in zip(frames, ask(link, frames), strict=True):
+    for frame, answer in zip(frames, ask(link, frames, UNSAID), strict=True):
         if isinstance(answer, f.Error):
             note(logging.WARNING, "limit refused", task=frame.name, reason=answer.message)
         else:
@@ -63,22 +62,3 @@ def changes(
     for name, rule_there in known.items():
         if rule_there and name in declared.tasks and name not in declared.rules:
             yield f.DropLimit(name=name, origin=CODE)
-
-
-def ask(link: Link, frames: Collection[f.Frame]) -> list[f.Frame]:
-    """The answers to requests, in their order. What else arrives is a push without meaning yet."""
-    answers: dict[int, f.Frame] = {}
-    for correlation, frame in enumerate(frames, start=1):
-        frame.correlation = correlation
-    deadline = time.monotonic() + ANSWER_S
-    if frames:
-        link.send(*frames)
-    while len(answers) < len(frames):
-        if time.monotonic() >= deadline:
-            raise ConnectionLost("the broker did not say which limits it has")
-        for frame in link.receive(left_s(deadline)):
-            if frame.correlation:
-                answers[frame.correlation] = frame
-            elif isinstance(frame, f.Error):
-                raise ConnectionLost(f"{frame.code}: {frame.message}")
-    return [answers[correlation] for correlation in range(1, len(frames) + 1)]

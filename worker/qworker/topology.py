@@ -6,18 +6,16 @@ its session's, bound for as long as the worker is there, and deleted when it has
 """
 
 import logging
-import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from qclient.exceptions import ConnectionLost
-from qclient.link import Link, left_s
+from qclient.link import Link
 from qclient.topology import Broadcast, declarations
 from qprotocol import frames as f
 from qprotocol.codec import Decoder, encode
+from qworker.asking import ask
 from qworker.logs import note
 
-ANSWER_S = 10.0
 NAME_MAX = 180
 """Of an exchange's name in that of a worker's own queue: room for the session's."""
 
@@ -59,19 +57,8 @@ def declare(link: Link, wanted: Collection[f.Frame]) -> None:
 
     Raises ConnectionLost, also if it does not answer in time. One round trip, none for nothing.
     """
-    waiting: dict[int, str] = {}
-    for correlation, frame in enumerate(wanted, start=1):
-        frame.correlation = correlation
-        waiting[correlation] = type(frame).__name__
-    if waiting:
-        link.send(*wanted)
-    deadline = time.monotonic() + ANSWER_S
-    while waiting:
-        if time.monotonic() >= deadline:
-            raise ConnectionLost("the broker did not say which exchanges and queues it has")
-        for answer in link.receive(left_s(deadline)):
-            what = waiting.pop(answer.correlation, "")
-            if isinstance(answer, f.Error) and not what:
-                raise ConnectionLost(f"{answer.code}: {answer.message}")
-            if isinstance(answer, f.Error):
-                note(logging.WARNING, "declaration refused", what=what, reason=answer.message)
+    answers = ask(link, wanted, "which exchanges and queues it has")
+    for frame, answer in zip(wanted, answers, strict=True):
+        if isinstance(answer, f.Error):
+            what = type(frame).__name__
+            note(logging.WARNING, "declaration refused", what=what, reason=answer.message)
