@@ -225,6 +225,13 @@ class Machine:
             self.group.committed(self.mono_ms)
             self.release()
 
+    def write_all(self) -> None:
+        """All that was decided is durable, awaited or not."""
+        self.write()
+        if not self.group.empty:
+            self.writing = self.group.take(sync=True)
+            self.write()
+
     def commit(self, commit: Commit, *, sync: bool) -> None:
         epoch = self.core.state.epoch
         self.log.commit(

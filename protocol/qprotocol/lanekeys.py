@@ -15,6 +15,8 @@ So the same keys have one form, and messages with the same task and keys are one
 from struct import Struct
 from typing import NamedTuple, Self
 
+from qprotocol.names import encoded
+
 LIMIT = 1
 ORDERING = 2
 FAIR = 3
@@ -41,7 +43,7 @@ class LaneKeys(NamedTuple):
         if type(self.weight) is not int or not 1 <= self.weight <= WEIGHT_MAX:
             raise ValueError(f"weight is {self.weight!r}: a whole number from 1 to {WEIGHT_MAX}")
         texts = (LIMIT, self.limit), (ORDERING, self.ordering), (FAIR, self.fair)
-        fields = [(tag, text_field(tag, text)) for tag, text in texts]
+        fields = [(tag, encoded(KEY_OPTIONS[tag], text, LANE_KEY_BYTES_MAX)) for tag, text in texts]
         if self.weight > 1:
             fields.append((WEIGHT, _WEIGHT.pack(self.weight)))
         return b"".join(bytes((tag, len(raw))) + raw for tag, raw in fields if raw)
@@ -64,18 +66,6 @@ class LaneKeys(NamedTuple):
             except UnicodeDecodeError as error:
                 raise ValueError(f"{KEY_OPTIONS[tag]} is no UTF-8: {error}") from error
         return cls(limit, ordering, fair, weight)
-
-
-def text_field(tag: int, text: str) -> bytes:
-    """A key's bytes. Raises ValueError for one that is too long, or no text."""
-    name = KEY_OPTIONS[tag]
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} {text!r:.80} cannot be written as UTF-8: {error}") from error
-    if len(raw) > LANE_KEY_BYTES_MAX:
-        raise ValueError(f"{name} has {len(raw)} bytes: at most {LANE_KEY_BYTES_MAX}")
-    return raw
 
 
 def split(raw: bytes) -> list[tuple[int, bytes]]:

@@ -11,6 +11,7 @@ from typing import Self
 from qprotocol import wire
 from qprotocol.ids import pack_id, unpack_id
 from qprotocol.limits import BODY_BYTES_HARD_MAX, PRIORITY_MAX, PRIORITY_MIN, TASK_BYTES_MAX
+from qprotocol.names import encoded
 
 _FIXED = wire.MESSAGE.size
 _U16 = 0xFFFF
@@ -78,12 +79,7 @@ class Delivery:
 
 def counted(name: str, text: str, limit: int = 255) -> bytes:
     """``text`` as UTF-8 behind its length in one byte."""
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} {text!r:.80} cannot be written as UTF-8: {error}") from error
-    if len(raw) > limit:
-        raise ValueError(f"{name} has {len(raw)} bytes: at most {limit}")
+    raw = encoded(name, text, limit)
     return bytes((len(raw),)) + raw
 
 

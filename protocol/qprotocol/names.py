@@ -19,6 +19,17 @@ _NAME = pattern(f"[A-Za-z0-9._:-]{{1,{NAME_BYTES_MAX}}}")
 _WRONG = pattern("[^A-Za-z0-9._:-]")
 
 
+def encoded(what: str, text: str, bytes_max: int) -> bytes:
+    """``text`` as UTF-8. Raises ValueError for one that is too long, or no text."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} {text!r:.80} cannot be written as UTF-8: {error}") from error
+    if len(raw) > bytes_max:
+        raise ValueError(f"{what} has {len(raw)} bytes: at most {bytes_max}")
+    return raw
+
+
 def check_queue_name(name: str) -> None:
     """The name is one a queue may have. Raises ValueError saying why it is not."""
     _check("queue", name)

@@ -437,10 +437,7 @@ class Story(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """A broker that replays the log, or begins with a snapshot, knows the same."""
         machine = self.machine
-        machine.write()
-        if not machine.group.empty:
-            machine.writing = machine.group.take(sync=True)
-            machine.write()
+        machine.write_all()
         machine.settle()
         twin = machine.disk.copy()
         shadow = machine.rebuilt(Log.open(twin, LOG))

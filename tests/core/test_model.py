@@ -625,10 +625,7 @@ class Story(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """A broker that replays the log knows what the one knows that wrote it."""
         machine = self.machine
-        machine.write()
-        if not machine.group.empty:
-            machine.writing = machine.group.take(sync=True)
-            machine.write()
+        machine.write_all()
         self.hear()
         twin = machine.disk.copy()
         core = Broker(SETTINGS)

@@ -431,10 +431,7 @@ class Story(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """By the log alone, and by the snapshot and the log behind it, the same is known."""
         machine = self.machine
-        machine.write()
-        if not machine.group.empty:
-            machine.writing = machine.group.take(sync=True)
-            machine.write()
+        machine.write_all()
         twin = machine.disk.copy()
         core = Broker(machine.settings)
         replay(Log.open(twin, machine.log_settings), core, Ages(), lambda done, last: None)

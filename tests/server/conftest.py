@@ -343,6 +343,14 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     daemon.close()
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A broker that the tests of one module share, and change."""
+    started = Daemon(tmp_path_factory.mktemp("daemon") / "data")
+    yield started
+    started.close()
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     return qbroker

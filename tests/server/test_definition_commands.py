@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +88,6 @@ def fails(daemon: Daemon, code: Exit, *arguments: object) -> str:
     done = daemon.ask(*arguments)
     assert done.returncode == code, done
     return done.stderr
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    started = Daemon(tmp_path_factory.mktemp("definitions") / "data")
-    yield started
-    started.close()
 
 
 def declare(daemon: Daemon, queue: str, **options: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from qprotocol.wire import ACK_RUN, RUN
 from server.conftest import Daemon
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    started = Daemon(tmp_path_factory.mktemp("queues") / "data")
-    yield started
-    started.close()
 
 
 def publish(peer: Any, queue: str, *bodies: bytes) -> None:
