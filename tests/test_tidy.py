@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,15 @@ def swallows_nothing(file: File) -> Found:
             yield f"line {node.lineno}: swallows every failure: name what you expect"
 
 
+def is_all_reached(file: File) -> Found:
+    for node in file.nodes(ast.stmt):
+        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+            steps = block if isinstance(block, list) else []
+            for step, behind in pairwise(steps):
+                if isinstance(step, ast.Return | ast.Raise | ast.Continue | ast.Break):
+                    yield f"line {behind.lineno}: is never reached"
+
+
 def has_a_name_of_its_own(file: File) -> Found:
     if file.path.stem in NAMELESS:
         yield f"is called {file.path.stem}: if a thing has no home, it has no name yet"
@@ -148,11 +158,12 @@ RULES: dict[str, list[Rule]] = {
         has_short_functions,
         prints_only_where_people_read,
         swallows_nothing,
+        is_all_reached,
         has_a_name_of_its_own,
         lies_in_a_package,
     ],
-    "tests": [never_sleeps, swallows_nothing, has_a_name_of_its_own],
-    "bench": [swallows_nothing, has_a_name_of_its_own],
+    "tests": [never_sleeps, swallows_nothing, is_all_reached, has_a_name_of_its_own],
+    "bench": [swallows_nothing, is_all_reached, has_a_name_of_its_own],
     "text": [promises_nothing_for_later, lives_on_no_machine],
 }
 
@@ -201,6 +212,7 @@ PLANTED = [
         "try:\n    f()\nexcept Exception:\n    pass",
         "line 3: swallows every failure",
     ),
+    ("bench/a.py", "def f():\n    return 1\n    g()", "line 3: is never reached"),
     ("worker/qworker/helpers.py", "x = 1", "is called helpers"),
     ("server/stray.py", "x = 1", "lies beside its package"),
     ("tests/core/test_a.py", "import time\ntime.sleep(1)", "line 2: sleeps"),

@@ -29,7 +29,7 @@ from qbroker.core.state import BrokerState
 from qbroker.core.weights import Weights
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
-from qprotocol.frames import Bind, DeclareExchange, DeleteQueue, SetPolicy
+from qprotocol.frames import Bind, ChangeQueue, DeclareExchange, DeleteQueue, SetPolicy
 from qprotocol.message import unpack_message
 from qprotocol.options import OPTIONS, QueueOptions
 
@@ -137,6 +137,20 @@ def test_lowered_limits_are_seen_to_a_piece_a_turn(monkeypatch: pytest.MonkeyPat
     assert harness.run("stats")[0].endswith(
         "q: ready=0 scheduled=0 leased=1, q.dead: ready=5 scheduled=0 leased=0"
     )
+
+
+def test_the_next_piece_of_a_lowered_limit_is_due_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overflow, "OVERFLOW_MESSAGES_MAX", 2)
+    harness = Harness()
+    harness.run("declare q=q overflow=dead_letter_oldest")
+    harness.run("publish a b c d e f")
+    machine = harness.machine
+    machine.submit(
+        harness.named["A"], ChangeQueue(correlation=9, queue="q", options={"max_length": 1})
+    )
+    machine.turn()
+    assert machine.core.state.catalogue.crowded
+    assert machine.core.next_due_ms(machine.now) == 0
 
 
 def test_routes_of_a_queue_with_many_lanes_are_forgotten_at_once(

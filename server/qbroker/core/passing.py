@@ -139,9 +139,8 @@ def next_due(state: BrokerState, now: Now) -> int:
         if mono:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
-    return 0 if state.leaving or state.remains or state.orders else max(0, min(waits))
-    waiting = state.leaving or state.remains or state.catalogue.crowded
-    return 0 if waiting else max(0, min(waits))
+    begun = state.leaving or state.remains or state.orders or state.catalogue.crowded
+    return 0 if begun else max(0, min(waits))
 
 
 def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
