@@ -13,13 +13,13 @@ from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Peeked, Tell
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
-from qbroker.core.refusals import queue_named
+from qbroker.core.refusals import RefusedError, queue_named
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
 from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, id_of, place_of
+from qbroker.core.survey import id_of, place_of
 from qprotocol.frames import Cancel, Forget, Move, Ok, Peek, Watch, Why
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX

@@ -8,10 +8,11 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.exchanges import Exchange
 from qbroker.core.moment import Now
+from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import BINDING_ROWS_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import ExchangeStatistics
-from qbroker.core.survey import RefusedError, Survey, limit
+from qbroker.core.survey import Survey, limit
 from qprotocol.exchanges import KINDS, MATCH, Binding, Destination, ExchangeOptions
 from qprotocol.frames import Bind, DeclareExchange, DeleteExchange, Ok, Unbind
 from qprotocol.names import check_exchange_name

@@ -48,11 +48,11 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
 from qbroker.core.moment import Now
+from qbroker.core.refusals import RefusedError
 from qbroker.core.results import Found
 from qbroker.core.settings import Settings
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import QueueStatistics, Statistics
-from qbroker.core.survey import RefusedError
 from qprotocol import frames as f
 from qprotocol.errors import ERRORS, Refused
 

@@ -14,11 +14,12 @@ from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epo
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
 from qbroker.core.queues import Queue
+from qbroker.core.refusals import RefusedError
 from qbroker.core.sessions import drop_consumer
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX, SELECTIONS_MAX
 from qbroker.core.shelves import Entry
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, Survey, limit
+from qbroker.core.survey import Survey, limit
 from qprotocol import wire
 from qprotocol.frames import Consume, Credit, Ok, Unsubscribe
 from qprotocol.names import check_queue_name, unpack_task_names

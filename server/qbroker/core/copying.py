@@ -18,8 +18,9 @@ from typing import Any
 from qbroker.core import records as r
 from qbroker.core.exchanges import Exchange
 from qbroker.core.lanes import kind_of
+from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import ROUTED_BYTES_MAX, ROUTED_MESSAGES_MAX
-from qbroker.core.survey import ROUTED, RefusedError, Survey, bad
+from qbroker.core.survey import ROUTED, Survey, bad
 from qprotocol import wire
 from qprotocol.header import decode_map
 from qprotocol.message import names_end, pack_fields, pack_origin, pack_route, unpack_route

@@ -11,9 +11,10 @@ from qbroker.core.gates import Place, attach
 from qbroker.core.lanes import Lane
 from qbroker.core.limits import Limit
 from qbroker.core.moment import Now
+from qbroker.core.refusals import RefusedError
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import LimitStatistics
-from qbroker.core.survey import RefusedError, limit
+from qbroker.core.survey import limit
 from qprotocol.frames import DropLimit, Ok, SetLimit
 from qprotocol.limitrules import OPERATOR, ORIGINS, LimitRule, check_limit_name
 

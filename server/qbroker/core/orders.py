@@ -15,11 +15,11 @@ from qbroker.core.effects import Lookup, Send
 from qbroker.core.moment import Now
 from qbroker.core.moving import moved
 from qbroker.core.queues import Queue
-from qbroker.core.refusals import queue_named
+from qbroker.core.refusals import RefusedError, queue_named
 from qbroker.core.results import Found
 from qbroker.core.settings import ORDER_WORK_MAX, ORDERS_MAX
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, limit
+from qbroker.core.survey import limit
 from qbroker.core.walking import PLACES, READY, SCHEDULED, STARTED, Picked, Spot, walk
 from qprotocol.frames import CancelMany, Move, Ok
 from qprotocol.options import DEAD_SUFFIX

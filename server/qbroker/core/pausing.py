@@ -14,10 +14,9 @@ from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.pauses import DISPATCH, HALVES, INTAKE, Pause
 from qbroker.core.queues import Queue
-from qbroker.core.refusals import queue_named
+from qbroker.core.refusals import RefusedError, queue_named
 from qbroker.core.settings import AUTHOR_BYTES_MAX, REASON_BYTES_MAX, RETRY_AFTER_MS
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError
 from qprotocol.frames import Ok, PauseQueue, ResumeQueue
 
 

@@ -14,10 +14,11 @@ from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.overflow import note_arrivals, note_upload, weighed
 from qbroker.core.pausing import check_intake
+from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import RETRY_AFTER_MS
 from qbroker.core.shaping import check_deleted
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, Survey, check_named, duplicate, too_large
+from qbroker.core.survey import Survey, check_named, duplicate, too_large
 from qbroker.core.timers import Entry
 from qbroker.core.uploads import Arrival, Upload
 from qprotocol import wire

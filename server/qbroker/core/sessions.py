@@ -19,10 +19,11 @@ from qbroker.core.leases import Consumer, Member, Session, epoch_and_count
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
 from qbroker.core.publishing import given_up
+from qbroker.core.refusals import RefusedError
 from qbroker.core.results import Found
 from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, Survey, place_of
+from qbroker.core.survey import Survey, place_of
 from qprotocol import wire
 from qprotocol.frames import Bye, Hello, Ok, Welcome
 

@@ -19,13 +19,14 @@ from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
 from qbroker.core.leases import Grant
 from qbroker.core.moment import Now
+from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import (
     ACK_MESSAGES_MAX,
     DELIVER_MESSAGES_MAX,
     REASON_BYTES_MAX,
 )
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import RefusedError, Survey
+from qbroker.core.survey import Survey
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.frames import Ack, Frame, Settle, Settled

@@ -20,22 +20,6 @@ from qprotocol.message import meta_fields, unpack_meta, unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import dead_queue
 
-__all__ = [
-    "ROUTED",
-    "RefusedError",
-    "Survey",
-    "bad",
-    "check_meta",
-    "check_name",
-    "check_named",
-    "duplicate",
-    "id_of",
-    "limit",
-    "no_exchange",
-    "place_of",
-    "too_large",
-]
-
 _FIXED = wire.MESSAGE.size
 _FIXED_REST = _FIXED - 4
 _MINTED_BYTES = 16
