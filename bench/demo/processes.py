@@ -95,6 +95,8 @@ class Broker(Process):
             folder,
             *("serve", "--data", str(folder / "data")),
             *("--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{http}"),
+            # A few megabytes, for a minute: they fit on a disk that is too full for a real one.
+            *("--disk-low-bytes", "256MiB", "--disk-critical-bytes", "64MiB"),
         )
 
     @property

@@ -237,7 +237,9 @@ def clean_environment() -> dict[str, str]:
 
 
 SMALL = ("--segment-bytes", "4MiB", "--batch-bytes-max", "4MiB")
-"""Segments are allocated whole, and pytest keeps the folders of three runs."""
+"""Segments are allocated whole."""
+CONTENT = ("--disk-low-bytes", "64MiB", "--disk-critical-bytes", "16MiB")
+"""The share of a machine's disk that the defaults keep free is not the tests' business."""
 
 
 class Daemon:
@@ -250,7 +252,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, *python, "serve", "--data", str(data)),
-                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *SMALL, *flags),
+                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *SMALL, *CONTENT, *flags),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -73,6 +73,7 @@ class Broker:
         log = self.folder / "broker.log"
         begin = log.stat().st_size if log.exists() else 0
         command = [str(Path(sys.executable).parent / "qbroker"), "serve", "--http", ""]
+        command += ["--disk-low-bytes", "64MiB", "--disk-critical-bytes", "16MiB"]  # of any disk
         command += ["--data", str(self.folder / "data"), "--listen", self.listen, *self.flags]
         with log.open("ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
