@@ -275,7 +275,8 @@ async def ended(process: asyncio.subprocess.Process) -> None:
     if process.stdin:
         process.stdin.close()
     try:
-        await asyncio.wait_for(asyncio.shield(process.wait()), END_S)
+        async with asyncio.timeout(END_S):  # wait_for may lose a cancellation: bpo-37658
+            await asyncio.shield(process.wait())
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -164,7 +164,8 @@ class Server:
         """What arrived is durable. A disk that hangs now is given up, and the process with it."""
         timeout_s = max(self._config.shutdown_timeout_ms / 1000, FLUSH_S)
         try:
-            await asyncio.wait_for(self._engine.stop(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._engine.stop()
         except TimeoutError:
             _log.error("the disk did not finish within %.0f s: ended without its answer", timeout_s)
             logging.shutdown()

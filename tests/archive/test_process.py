@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from archives import KEEPING, Archive
 from qbroker.archive.process import Orders, Process
 from qbroker.archive.schema import FILE_NAME
 from qbroker.archive.store import open_store
-from qbroker.archiving import RETRY_S, Archiving
+from qbroker.archiving import RETRY_S, Archiving, ended
 from qbroker.config import Config
 from qbroker.log.disk import FileDisk
 from qbroker.log.log import Log
@@ -59,3 +60,20 @@ def test_an_archivist_that_does_not_get_on_is_tried_less_and_less(tmp_path: Path
     assert archiving._retry_s == 8.0
     archiving._hear({"archived": 8, **words})
     assert archiving._retry_s == RETRY_S
+
+
+def test_a_stop_that_meets_the_archivists_end_is_a_stop() -> None:
+    """Whenever it comes: lost, the broker would wait for it for ever, with a new archivist."""
+
+    async def stopped(passes: int) -> bool:
+        process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+        ending = asyncio.create_task(ended(process))
+        await process.wait()
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        if not ending.cancel():
+            return True  # it was over
+        await asyncio.wait([ending])
+        return ending.cancelled()
+
+    assert [asyncio.run(stopped(passes)) for passes in range(8)] == 8 * [True]

@@ -578,7 +578,8 @@ def test_a_digest_in_a_damaged_file_is_not_given(story) -> None:
     story.file(0)[8192 : 8192 + 600] = b"x" * 600
     log = story.killed()
     with pytest.raises(CorruptError):
-        log.digest(10)
+        log.digest(5)
+    assert log.digest(10)
     log.read(40 << 20)
     story.disk.fail(1, sticky=True)
     with pytest.raises(UnreadableError):

@@ -13,6 +13,7 @@ from qbroker.log.errors import (
     UnreadableError,
 )
 from qbroker.log.format import (
+    SECTOR_BYTES,
     SEGMENT_HEADER_BYTES,
     Footer,
     pack_footer,
@@ -233,35 +234,86 @@ def test_an_old_record_under_a_new_header_is_not_handed_out(story) -> None:
     assert story.log.read(1 << 20 | 2).body == b"c" * 1000
 
 
-def test_a_damaged_header_met_by_the_index_is_named(story) -> None:
-    """After a clean start the index is built when first asked, and says what it stumbled on."""
+def test_a_damaged_header_met_by_the_index_hides_its_own_batch_alone(story) -> None:
+    """After a clean start the index is built when first asked, around what it stumbles on."""
     story.fill(3)
     story.put(b"last", keys=(5, 9))
     story.log.close()
-    story.reopen()
-    content = story.file(0)
     second = slice(SEGMENT_HEADER_BYTES + 512, SEGMENT_HEADER_BYTES + 1024)
-    whole = bytes(content[second])
-    first = bytes(content[SEGMENT_HEADER_BYTES : second.start])
+    whole = bytes(story.file(0)[second])
+    first = bytes(story.file(0)[SEGMENT_HEADER_BYTES : second.start])
     for damage, sentence in (
         (bytes(512), "no batch begins here"),
         (whole[:8] + b"x" + whole[9:], "batch header checksum"),
         (first, "batch 1 stands in the place of 2"),
     ):
+        story.reopen()
+        content = story.file(0)
         content[second] = damage
+        assert story.log.candidates(7) == [range(2, 5)]
+        assert story.log.candidates(4) == []
         with pytest.raises(CorruptError, match=f"byte 4608: {sentence}"):
-            story.log.candidates(7)
-        with pytest.raises(CorruptError, match=sentence):
-            story.log.read(4 << 20)
-    content[second] = whole
-    story.disk.fail(1, sticky=True)
+            story.log.read(2 << 20)
+        for batch in (1, 3, 4):
+            assert [story.log.read(batch << 20).body] == story.given[batch]
+        content[second] = whole
+        assert [story.log.read(2 << 20).body] == story.given[2]
+        content[second] = damage  # and once it is built
+        with pytest.raises(CorruptError, match=f"byte 4608: {sentence}"):
+            story.log.read(2 << 20)
+        assert [story.log.read(3 << 20).body] == story.given[3]
+        content[second] = whole
+        story.log.close()
+
+
+def test_damaged_headers_at_the_end_and_side_by_side_hide_their_batches_alone(story) -> None:
+    for size in (100, 3000, 100, 100, 100, 100):
+        story.put(bytes(size), keys=(3, 8))
+    story.log.close()
+    story.reopen()
+    content = story.file(0)
+    starts = {}
+    at = SEGMENT_HEADER_BYTES
+    for batch, size in enumerate((512, 3584, 512, 512, 512, 512), 1):
+        starts[batch] = at
+        at += size
+    lost = (1, 2, 4, 6)
+    for batch in lost:
+        content[starts[batch] + 20] ^= 1
+    assert story.log.candidates(5) == [range(1, 7)]
+    for batch in range(1, 7):
+        if batch in lost:
+            with pytest.raises(
+                CorruptError, match=f"byte {starts[1] if batch == 2 else starts[batch]}"
+            ):
+                story.log.read(batch << 20)
+        else:
+            assert [story.log.read(batch << 20).body] == story.given[batch]
+
+
+def test_a_sector_that_cannot_be_read_hides_its_own_batches_alone(story) -> None:
+    """The page it is in is passed over; a disk that refuses all is not asked for ever."""
+    for _ in range(6):
+        story.put(bytes(3000), keys=(3, 8))  # 3,584 bytes a batch
+    story.log.close()
+    story.reopen()
+    name = next(name for name in sorted(story.disk.files) if name.endswith(".qlog"))
+    inode = story.disk.files[name]
+    inode.dead.add((SEGMENT_HEADER_BYTES + 3584) // SECTOR_BYTES)
+    with pytest.raises(UnreadableError, match="byte 7680"):
+        story.log.read(2 << 20)
+    for batch in (1, 3, 4, 5, 6):
+        assert [story.log.read(batch << 20).body] == story.given[batch]
+    inode.dead.clear()
+    assert [story.log.read(2 << 20).body] == story.given[2]
+    story.log.close()
+    story.reopen()
+    story.disk.fail(2, sticky=True)  # the first call opens the file
     with pytest.raises(UnreadableError):
         story.log.read(4 << 20)
+    assert story.disk.failed <= 40
     story.disk.heal()
-    assert story.log.read(4 << 20).body == b"last"
-    content[second] = bytes(512)
-    with pytest.raises(CorruptError, match="no batch begins here"):
-        story.log.read(3 << 20)
+    assert [story.log.read(4 << 20).body] == story.given[4]
 
 
 def test_a_footer_that_contradicts_its_batches_is_damage(story) -> None:

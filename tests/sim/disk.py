@@ -16,7 +16,6 @@ from random import Random
 from typing import Any
 
 from qbroker.log.format import (
-    BATCH_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     BatchInfo,
     Malformed,
@@ -181,17 +180,16 @@ class FaultyDisk(SimDisk):
             if at < len(content):
                 content[at] ^= 1 << bit
 
-    def batches_at(self, inode: Inode, at: int) -> tuple[int, int]:
-        """The batches, first and last, that may be lost with the byte there.
+    def batches_at(self, inode: Inode, at: int, length: int = 1) -> tuple[int, int]:
+        """The batches, first and last, that may be lost with the bytes there: those they are of.
 
-        That of a record costs its batch. A batch's header leads to those behind it, and an
-        index that is made anew walks all of a file: without one nothing of the file is found.
+        (1, 0) for none.
         """
-        numbers = []
-        for start, info in self._headers(bytes(inode.durable)):
-            numbers.append(info.number)
-            if start + BATCH_HEADER_BYTES <= at < start + info.length:
-                return info.number, info.number
+        numbers = [
+            info.number
+            for start, info in self._headers(bytes(inode.durable))
+            if start < at + length and at < start + info.length
+        ]
         return (numbers[0], numbers[-1]) if numbers else (1, 0)
 
     def batches(self, inode: Inode) -> Iterator[tuple[int, int, int]]:

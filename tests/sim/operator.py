@@ -9,6 +9,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+from qbroker.log.salvage import PAGE_BYTES
 from qprotocol import frames as f
 from qprotocol.wire import SLOT_BITS
 from sim.broker import Process
@@ -52,7 +53,8 @@ class Operator:
         self.healed = False
         self.flips = False
         self.flipped: tuple[str, int, int] | None = None
-        self.hopeless: list[Inode] = []
+        self.hopeless: list[tuple[Inode, int, int]] = []
+        """Files, and where, for how many bytes, nothing is read of them any more."""
         """Files of which reads may be refused for so long that it counts as damage."""
         self.rotten: tuple[Inode, int, int] | None = None
         self.cut_is_power = True
@@ -266,14 +268,15 @@ class Operator:
             return
         inode, at = found
         took = self.rng.choice((100, 1_000, 2_000, 3 * HOPELESS_MS)) * MS
-        span = self.rng.choice((1, 4_096, 1 << 20))
+        at -= at % PAGE_BYTES
+        span = self.rng.choice((PAGE_BYTES, 2 * PAGE_BYTES, 1 << 20))
         self.world.note("operator", "%s: %d bytes at %d cannot be read", inode.name, span, at)
         self.world.fault("bad sectors")
         self.disk.bad[id(inode)] = at, at + span
         if took >= HOPELESS_MS * MS or self.process.unreadable:
-            self.hopeless.append(inode)
+            self.hopeless.append((inode, at, span))
             self.oracle.rots_on = True
-            self.oracle.rots(1, self.disk.batches_at(inode, 0)[1])
+            self.oracle.rots(*self.disk.batches_at(inode, at, span))
         self.process.spoiled = True
         self.world.after(took, self.unspoil)
 
@@ -322,8 +325,8 @@ class Operator:
             self.world.sometimes["a read was refused"] += self.disk.refused
         self.disk.bad.clear()
         self.disk.refused = 0
-        for inode in self.hopeless:  # what came into it meanwhile
-            self.oracle.rots(1, self.disk.batches_at(inode, 0)[1])
+        for place in self.hopeless:  # what came into it meanwhile
+            self.oracle.rots(*self.disk.batches_at(*place))
         self.hopeless.clear()
         self.oracle.rots_on = False
         if self.process.spoiled:

@@ -262,7 +262,8 @@ class Keeping:
         loop = asyncio.get_running_loop()
         writing = loop.run_in_executor(None, self._write, core, ages)
         try:
-            await asyncio.wait_for(asyncio.shield(writing), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(writing)
         except TimeoutError:
             _log.warning(
                 "the last checkpoint took over %.0f s and was given up; the next start reads the "

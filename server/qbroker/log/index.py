@@ -55,14 +55,24 @@ class BatchIndex:
                 self.key_minima[-1] = min(self.key_minima[-1], low)
                 self.key_maxima[-1] = max(self.key_maxima[-1], high)
             return
-        self.offsets.append(offset)
-        self.key_minima.append(low if high else NO_KEY)
-        self.key_maxima.append(high)
-        self.numbers.append(info.number - self.first)
+        self.begin(info.number, offset, (low if high else NO_KEY, high))
 
-    def floor(self, number: int) -> int:
-        """The offset of the last known batch at or before `number`; of the first, if none is."""
-        return self.offsets[max(bisect_right(self.numbers, number - self.first) - 1, 0)]
+    def begin(self, number: int, offset: int, keys: tuple[int, int]) -> None:
+        """An entry of its own, with the keys of what is at `offset`, lowest and highest."""
+        self.offsets.append(offset)
+        self.key_minima.append(keys[0])
+        self.key_maxima.append(keys[1])
+        self.numbers.append(number - self.first)
+
+    def widen(self, keys: tuple[int, int]) -> None:
+        """The segment has at least this range of keys."""
+        self.key_min = min(self.key_min, keys[0])
+        self.key_max = max(self.key_max, keys[1])
+
+    def floor(self, number: int) -> tuple[int, int]:
+        """Number and offset of the last entry at or before batch `number`, else of the first."""
+        at = max(bisect_right(self.numbers, number - self.first) - 1, 0)
+        return self.first + self.numbers[at], self.offsets[at]
 
     def candidates(self, key: int, last: int) -> list[range]:
         """Batch numbers that may hold `key`, as ranges, oldest first; `last` ends the segment.

@@ -25,7 +25,7 @@ from qbroker.log.format import (
     unpack_record,
     unpack_records,
 )
-from qbroker.log.salvage import Damage, salvaged
+from qbroker.log.salvage import Damage, next_header, salvaged
 from qbroker.log.segment import Segment
 from qbroker.log.window import Window
 
@@ -175,14 +175,22 @@ def find_digest(segment: Segment, file: File, number: int) -> bytes:
 def _locate(segment: Segment, window: Window, number: int) -> tuple[int, BatchInfo | None]:
     """Offset and header of the batch.
 
-    In a cleaned segment of the next one kept, if it is gone; None if there is none.
+    In a cleaned segment of the next one kept, if it is gone; None if there is none. Damaged
+    headers on the way there are passed over; CorruptError if the batch's own is damaged.
     """
-    offset = segment.indexed(window.file).floor(number)
+    expected, offset = segment.indexed(window.file).floor(number)
     while not (segment.sparse and offset >= segment.end):
-        info = window.batch_header(offset, segment.seed)
+        try:
+            info = _in_place(segment, window.batch_header(offset, segment.seed), expected)
+        except (Malformed, OSError) as error:
+            found = next_header(segment, window, offset, expected)
+            if found is None or found[1].number > number:
+                raise segment.damaged(offset, number, error) from error
+            offset, info = found
         if info.number >= number:
-            return offset, _in_place(segment, info, number)
+            return offset, info
         offset += info.length
+        expected = info.number + 1
     return offset, None
 
 

@@ -2,7 +2,8 @@
 
 A record that does not verify hides nothing behind it: the next one is found where it
 should begin, or by its position, which only a record of this batch can have, and by its
-checksum, which only an intact one has.
+checksum, which only an intact one has. Behind a damaged header of a batch the next header
+is found in the same way: batches begin at sectors, and only a header has its checksum.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from qbroker.log.format import (
     CHAIN_BYTES,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
+    SECTOR_BYTES,
     SLOT_BITS,
     BatchInfo,
     Malformed,
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 CHECKSUMS_MAX = 10_000
 """Places tried in one batch that look like a record and are none. Then its rest is given up."""
+PAGE_BYTES = 4096
+"""What a disk that cannot read a sector refuses at once."""
+REFUSED_MAX = 16
+"""Pages that the disk may refuse in one search for a header; each may take it seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,32 @@ def salvaged(
     if not damaged:
         damaged.append(Damage(file, offset, info.length, info.number << SLOT_BITS, 0, why))
     return found, damaged
+
+
+def next_header(
+    segment: Segment, window: Window, offset: int, number: int
+) -> tuple[int, BatchInfo] | None:
+    """Where the next batch with an intact header behind `offset` begins, and that header.
+
+    None if there is none; its number is above `number`. Looks at every sector up to there, but
+    not at pages that the disk refuses; OSError when these are more than REFUSED_MAX.
+    """
+    here, refused = offset + SECTOR_BYTES, 0
+    while here < segment.end:
+        try:
+            info = window.batch_header(here, segment.seed)
+        except Malformed:
+            here += SECTOR_BYTES
+        except OSError:
+            refused += 1
+            if refused > REFUSED_MAX:
+                raise
+            here += PAGE_BYTES - here % PAGE_BYTES
+        else:
+            if number < info.number <= segment.last:
+                return here, info
+            here += SECTOR_BYTES
+    return None
 
 
 def _records(

@@ -21,7 +21,7 @@ from qbroker.log.format import (
 )
 from qbroker.log.index import NO_KEY, BatchIndex
 from qbroker.log.meta import Span
-from qbroker.log.salvage import Damage
+from qbroker.log.salvage import Damage, next_header
 from qbroker.log.walk import Walk
 from qbroker.log.window import Window
 
@@ -183,19 +183,44 @@ class Segment:
         return low <= key <= high
 
     def indexed(self, file: File) -> BatchIndex:
-        """Its index, built from the batch headers if nobody has yet. CorruptError."""
+        """Its index, built from the batch headers if nobody has yet.
+
+        A damaged header hides its own batch alone: what is there has an entry, which may hold
+        any key, and the next intact batch has one. UnreadableError if the disk refuses more
+        than `next_header` puts up with.
+        """
         if self.index is None:
             walk = Walk(self, file, REPLAY_BYTES)
             index = BatchIndex(self.first)
             while walk.offset < self.end:
                 try:
                     info = walk.peek()
-                except (Malformed, OSError) as error:
-                    raise self.damaged(walk.offset, walk.number, error) from error
-                index.add(info, walk.offset)
-                walk.on(info)
+                except (Malformed, OSError):
+                    self._pass(walk, index)
+                else:
+                    index.add(info, walk.offset)
+                    walk.on(info)
             self.index = index
         return self.index
+
+    def _pass(self, walk: Walk, index: BatchIndex) -> None:
+        """The walk is behind the damaged header at its place, and the index knows both."""
+        offset, number = walk.offset, walk.number
+        index.begin(number, offset, self.keys)
+        index.widen(self.keys)
+        try:
+            found = next_header(self, walk.window, offset, number)
+        except OSError as error:
+            raise self.damaged(offset, number, error) from error
+        if found is None:
+            walk.skip(self.end, self.last + 1, b"")
+            index.last = self.last
+            return
+        here, info = found
+        index.begin(info.number, here, (NO_KEY, 0))
+        index.add(info, here)
+        walk.skip(here, info.number, b"")
+        walk.on(info)
 
     def _ended(self, window: Window) -> bool:
         """Whether the footer stands behind the last batch known; then it is sealed."""

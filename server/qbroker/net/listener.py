@@ -103,7 +103,8 @@ class Listener:
         if self.connections:
             self._emptied = asyncio.Event()
             try:
-                await asyncio.wait_for(self._emptied.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied.wait()
             except TimeoutError:
                 return False
         return True
