@@ -56,6 +56,7 @@ rewrite: .venv/installed ## write what happens now into the scenarios; then read
 docs: .venv/installed ## write the generated tables again
 	@$(RUN) -m qprotocol.tables
 	@.venv/bin/qbroker tables server/README.md
+	@.venv/bin/qbroker tables server/COMMANDS.md
 
 clean: ## remove what make and the tools have made here
 	rm -rf .venv .venv-demo .venv-bench build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -86,6 +87,7 @@ generated: .venv/installed
 	@echo "generated tables"
 	@$(RUN) -m qprotocol.tables --check
 	@.venv/bin/qbroker tables --check server/README.md
+	@.venv/bin/qbroker tables --check server/COMMANDS.md
 
 # --- How --------------------------------------------------------------------------------------
 

@@ -167,13 +167,18 @@ def config_command(config: Config, markdown: bool, as_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if it is out of date.")
 def tables_command(document: Path, check: bool) -> None:
     """Write the generated tables of a document again."""
+    from qbroker import commandreference  # noqa: PLC0415  # rule 4
     from qbroker.ops import metrics  # noqa: PLC0415  # rule 4
     from qprotocol.tables import option_table  # noqa: PLC0415  # rule 4
 
     text = document.read_text(encoding="utf-8")
-    try:
+    if document.name == "COMMANDS.md":
+        tables = {"commands": commandreference.markdown(commands, "qbroker", SETTINGS)}
+    else:
         tables = {"settings": settings.markdown(), "metrics": metrics.markdown()}
-        made = refresh(text, tables | {"queue options": option_table() + "\n"})
+        tables["queue options"] = option_table() + "\n"
+    try:
+        made = refresh(text, tables)
     except ValueError as error:
         raise Trouble(f"{document}: {error}", Exit.FAILED) from error
     if check and made != text:

@@ -12,8 +12,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import click
 import pytest
 
+from qbroker import commandreference
 from qbroker.config import SETTINGS
 from qbroker.ops.admin import split_url
 from qbroker.ops.exits import Exit
@@ -128,10 +130,35 @@ def test_every_setting_is_a_flag_of_serve(command: Command) -> None:
     assert [row.flag for row in SETTINGS.values() if row.flag not in said] == []
 
 
-def test_the_tables_in_the_readme_are_those_of_the_code(command: Command) -> None:
-    readme = Path(__file__).parents[2] / "server" / "README.md"
-    done = command("tables", "--check", readme)
+@pytest.mark.parametrize("name", ["README.md", "COMMANDS.md"])
+def test_the_tables_in_the_documents_are_those_of_the_code(command: Command, name: str) -> None:
+    done = command("tables", "--check", Path(__file__).parents[2] / "server" / name)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_reference_of_commands_says_usage_options_and_defaults() -> None:
+    """Settings once, hidden ones not at all."""
+
+    @click.group()
+    def tool() -> None: ...
+
+    @tool.command("paint", help="Paint THINGS.\n\nAll of them.")
+    @click.argument("things", nargs=-1)
+    @click.option("--colour", type=click.Choice(["red", "blue"]), default="red", help="Of | all.")
+    @click.option("--only", multiple=True, envvar="ONLY", required=True, help="Of these.")
+    @click.option("--secret", hidden=True)
+    @click.option("--data")
+    @click.option("--listen")
+    def paint(**_: object) -> None: ...
+
+    assert commandreference.markdown(tool, "tool", {"data", "listen"}) == (
+        "### tool paint\n\n`tool paint [OPTIONS] [THINGS]...`\n\nPaint THINGS.\n\nAll of them.\n\n"
+        "| option | default | what it does |\n|---|---|---|\n"
+        "| `--colour` red/blue | `red` | Of \\| all. |\n"
+        "| `--only` text |  | Of these. Required. May be given more than once. "
+        "Also `ONLY` in the environment. |\n"
+        "| a flag for each setting |  | See [Settings](README.md#settings). |\n"
+    )
 
 
 def test_a_stale_table_is_noticed_and_written_again(command: Command, tmp_path: Path) -> None:
