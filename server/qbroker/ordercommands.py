@@ -143,7 +143,7 @@ def why_command(task_id: str, broker: str, as_json: bool) -> None:
     where = f" in {found['queue']}" if found.get("queue") else ""
     click.echo(printable(f"{task_id} is {found['state'].lower()}{where}"))
     for row in found["reasons"]:
-        sentence = SENTENCES.get(row["reason"], limited)
+        sentence = SENTENCES.get(row["reason"], shut)
         click.echo(printable(f"  {sentence(row)}"))
     if not found["reasons"]:
         click.echo("  nothing keeps it: it goes in a coming turn")
@@ -161,7 +161,15 @@ def paused(row: dict[str, Any]) -> str:
     return f"the dispatch of its queue is paused{by}{why}{until}"
 
 
-def limited(row: dict[str, Any]) -> str:
+def at_limit(row: dict[str, Any]) -> str:
+    which = f"limit {row['limit']}" + (f" of key {row['key']}" if row["key"] else "")
+    taken = f": {row['slots_used']} of {row['slots']} slots are taken" if row.get("slots") else ""
+    heavy = f", and it weighs {row['weight']}" if row.get("weight") else ""
+    opens = row["opens_in_ms"]
+    return which + taken + heavy + (f"; room in {ago(opens)}" if opens else "")
+
+
+def shut(row: dict[str, Any]) -> str:
     opens = row.get("opens_in_ms")
     more = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("reason", "opens_in_ms") and v)
     when = f"; room in {ago(opens)}" if opens else ""
@@ -184,6 +192,7 @@ def full(row: dict[str, Any]) -> str:
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "due": due,
     "paused": paused,
+    "limit": at_limit,
     "order": lambda _row: "a large order about its queue is under way",
     "started": started,
     "settled": settled,
@@ -191,6 +200,6 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "no_consumer": lambda _row: "nobody listens to its queue",
     "no_worker_knows": lambda row: f"no worker that listens knows the task {row['task']}",
     "consumers_full": full,
-    "behind": lambda row: f"{row['of_its_lane']:,} of its lane go before it",
+    "behind": lambda row: f"{row['of_its_lane']:,} of its task and keys go before it",
 }
-"""Reasons in a sentence; others are those of limits."""
+"""Reasons in a sentence; others are those of gates without a sentence of their own."""

@@ -12,6 +12,7 @@ import pytest
 
 from qbroker.ops.exits import Exit
 from qprotocol.frames import Consume, Deliver, Ok, Publish, Published
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import Message
 
 pytestmark = pytest.mark.e2e
@@ -96,3 +97,23 @@ def test_rules_for_programs(start: Any) -> None:
     dropped = daemon.ask("limit", "drop", "each", "--json").stdout
     assert json.loads(dropped) == {"limit": "each", "dropped": True}
     assert json.loads(daemon.ask("limit", "list", "--json").stdout) == []
+
+
+def test_why_names_the_limit_and_what_is_taken_of_it(start: Any) -> None:
+    daemon = start()
+    for name, more in (("one", ("--concurrency", "2", "--per-key")), ("two", ("--rate", "1/h"))):
+        daemon.ask("limit", "set", name, "--queue", name, *more)
+    peer = daemon.connect().shake_hands("consumer")
+    keys = LaneKeys(limit="anna", weight=2).pack()
+    packed = [Message("one", b"", id=f"one-{n}", keys=keys) for n in range(2)]
+    packed += [Message("two", b"", id=f"two-{n}") for n in range(2)]
+    raw = b"".join(message.pack() for message in packed)
+    peer.say(Publish(correlation=3, producer=1, sequence=1, count=4, raw=raw))
+    peer.expect(Published)
+    peer.say(Consume(correlation=4, subscription=1, queues=["one", "two"], credit=10))
+    peer.expect(Ok)
+    assert [peer.expect(Deliver).count for _ in range(2)] == [1, 1]
+    said = daemon.ask("why", "one-1").stdout.splitlines()
+    assert said[1] == "  limit one of key anna: 2 of 2 slots are taken, and it weighs 2"
+    said = daemon.ask("why", "two-1").stdout.splitlines()
+    assert said[1] in ("  limit two; room in 60.0m", "  limit two; room in 1.0h")

@@ -149,7 +149,7 @@ def test_why_says_in_sentences_what_a_message_waits_for(daemon: Daemon) -> None:
     assert daemon.ask("why", "why-0").stdout.splitlines() == [
         "why-0 is queued in why",
         "  nobody listens to its queue",
-        "  1 of its lane go before it",
+        "  1 of its task and keys go before it",
     ]
     later = daemon.ask("why", "why-later").stdout
     assert "it waits for its time, in 1.0h" in later or "in 60.0m" in later or "in 59" in later

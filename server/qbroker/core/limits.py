@@ -7,6 +7,7 @@ shelf of a task in a queue, or, per key, at a lane.
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from typing import Any
 
 from qbroker.core.buckets import ROOM_MAX, Bucket, LimitClock
 from qbroker.core.gates import Gate, Place, attach
@@ -62,6 +63,16 @@ class LimitGate(Gate):
         assert self.rule, "a rule that was dropped lacks nothing"
         wait_ms = self.bucket.opens_ms(self.rule, lane.wants.weight) - now.wall_ms
         return now.mono_ms + wait_ms if wait_ms > 0 else 0
+
+    def why(self, lane: Lane, now: Now) -> dict[str, Any]:
+        """Which limit it is, of which key, and how much of it is taken."""
+        assert self.rule, "a rule that was dropped keeps nobody"
+        told: dict[str, Any] = {"limit": self.limit.name, "key": self.key}
+        if self.rule.concurrency:
+            told |= {"slots": self.rule.concurrency, "slots_used": self.bucket.used}
+        if lane.wants.weight > 1:
+            told["weight"] = lane.wants.weight
+        return super().why(lane, now) | told
 
     def heft(self, lane: Lane) -> int:
         """Its weight."""
