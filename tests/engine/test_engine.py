@@ -829,6 +829,38 @@ def test_a_broker_that_stood_still_blames_no_worker(
     run(story())
 
 
+def test_what_is_looked_for_once_a_second_is_found_on_a_busy_broker(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns that come more often than that do not put it off for ever."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer, gone = place.peer(engine), place.peer(engine)
+            await peer.hello("admin")
+            await gone.hello("consumer")
+            await gone.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+            await gone.publish(Message("q", b"1"), sequence=1)
+            await gone.get(f.Deliver)
+            # When a message comes back to a queue that was deleted meanwhile
+            await peer.ask(f.DeleteQueue(queue="q"))
+            engine.disconnected(gone)
+            engine._schedule()
+            await turns()
+            (queue,) = place.core.state.numbered
+            real, passed_ms = time.monotonic_ns, 0
+            monkeypatch.setattr(time, "monotonic_ns", lambda: real() + passed_ms * 1_000_000)
+            # And somebody says something every 300 ms
+            for _ in range(5):
+                passed_ms += 300
+                await peer.publish(Message("other", b""), sequence=0, producer=0)
+            # Then it is dropped all the same
+            assert (queue.ready, queue.leased) == (0, 0)
+            assert queue.counts["purged"] == 1
+
+    run(story())
+
+
 def test_tables_and_ages(place: Place) -> None:
     """Inspect answers with what is there, and refuses tables that are not."""
 
