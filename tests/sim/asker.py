@@ -118,7 +118,8 @@ class Asker(Client):
 
     def was_changed(self, queue: str, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):
-            self.oracle.single.add(queue)
+            assert mark is not None
+            self.oracle.single.setdefault(queue, mark)
 
     def think(self) -> None:
         if self.calm:
