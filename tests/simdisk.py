@@ -10,9 +10,9 @@ Choices come from a callable, `choose(n)` -> 0 .. n-1, so that both a random.Ran
 (`random_choice`) and Hypothesis can drive it: 0 is always the kindest, which is what
 Hypothesis shrinks to.
 
-Every call of a file or of the directory counts. `fail(nth, how)` spoils the nth call
-from now on. A sync that fails marks its sectors clean but leaves them in the cache:
-the disk does not have them, reads still do, until `forget_cache` or a crash.
+Every call of a file or of the directory counts, and is of a kind (`Call`). `fail(nth, how)`
+spoils the nth call from now on. A sync that fails marks its sectors clean but leaves them
+in the cache: the disk does not have them, reads still do, until `forget_cache` or a crash.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 from qbroker.log.errors import LockedError
 
 SECTOR = 512
 Choose = Callable[[int], int]
+Call = tuple[str, str]
+"""What is asked, and of which kind of file: a star stands for a number, nothing for the directory.
+
+A rename is of the new name's kind.
+"""
 
 KEEP, DROP, TEAR = range(3)
 
@@ -42,10 +50,16 @@ def lose_all(n: int) -> int:
     return min(DROP, n - 1)
 
 
+@cache
+def kind_of(name: str) -> str:
+    return re.sub(r"[0-9a-f]{8,}|(?<=\.)\d+(?=[.-])", "*", name)
+
+
 class Inode:
     """One file's content: what the disk has, what the cache has, which sectors differ."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.cached = bytearray()
         self.durable = bytearray()
         self.dirty: set[int] = set()
@@ -121,11 +135,13 @@ class SimFile:
 
     def call(self, what: str) -> str | None:
         assert self.life == self.disk.life, "a file opened before the crash was used after it"
-        return self.disk.call(what)
+        return self.disk.call(what, self.inode.name)
 
     def read_at(self, offset: int, length: int) -> bytes:
         self.call("read")
-        if not self.inode.dead.isdisjoint(range(offset // SECTOR, -(-(offset + length) // SECTOR))):
+        if any(
+            offset // SECTOR <= sector < (offset + length) / SECTOR for sector in self.inode.dead
+        ):
             raise OSError(errno.EIO, os.strerror(errno.EIO), "read")
         return bytes(self.inode.cached[max(offset, 0) : offset + length])
 
@@ -185,6 +201,10 @@ class SimDisk:
         self.capacity = capacity
         self.calls = 0
         self.trace: list[str] = []
+        self.made: Counter[Call] = Counter()
+        self.spoiled: Counter[Call] = Counter()
+        """Those of ``made`` that failed."""
+        self.on_failure: Callable[[str], None] = lambda what: None
         self.life = 0
         self.locked = False
         self.files: dict[str, Inode] = {}
@@ -207,14 +227,18 @@ class SimDisk:
         """No further call fails."""
         self.fault_at, self.fault, self.sticky, self.failed = 0, errno.EIO, False, 0
 
-    def call(self, what: str) -> str | None:
+    def call(self, what: str, name: str = "") -> str | None:
         """Count a call; fail it if it is its turn."""
         self.calls += 1
         self.trace.append(what)
+        kind = what, kind_of(name)
+        self.made[kind] += 1
         due = self.fault_at and self.calls >= self.fault_at and (self.sticky or not self.failed)
         if not due or (self.fault == "short" and what != "write"):
             return None
         self.failed += 1
+        self.spoiled[kind] += 1
+        self.on_failure(what)
         if isinstance(self.fault, str):
             return self.fault
         raise OSError(self.fault, os.strerror(self.fault), what)
@@ -258,6 +282,8 @@ class SimDisk:
         for inode in inodes.values():
             inode.crash(choose)
         self.files = names
+        for name, inode in names.items():
+            inode.name = name
         self.durable_files = dict(names)
         self.unsynced.clear()
 
@@ -268,7 +294,7 @@ class SimDisk:
 
         def inode_twin(inode: Inode) -> Inode:
             if id(inode) not in twins:
-                other = twins[id(inode)] = Inode()
+                other = twins[id(inode)] = Inode(inode.name)
                 other.cached, other.durable = inode.cached[:], inode.durable[:]
                 other.dirty, other.mode = set(inode.dirty), inode.mode
                 other.dead = set(inode.dead)
@@ -286,15 +312,15 @@ class SimDisk:
     # --- The directory, as log.disk.Disk describes it
 
     def create(self, name: str) -> SimFile:
-        self.call("create")
+        self.call("create", name)
         if name in self.files:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        inode = self.files[name] = Inode()
+        inode = self.files[name] = Inode(name)
         self.unsynced.append((name, None, inode))
         return SimFile(self, inode, write=True)
 
     def open(self, name: str, *, write: bool = False) -> SimFile:
-        self.call("open")
+        self.call("open", name)
         inode = self._inode(name)
         if write and not inode.mode & 0o200:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
@@ -305,20 +331,21 @@ class SimDisk:
         return sorted(self.files)
 
     def rename(self, old: str, new: str) -> None:
-        self.call("rename")
+        self.call("rename", new)
         inode = self._inode(old)
+        inode.name = new
         del self.files[old]
         self.files[new] = inode
         self.unsynced.append((new, old, inode))
 
     def remove(self, name: str) -> None:
-        self.call("remove")
+        self.call("remove", name)
         self._inode(name)
         del self.files[name]
         self.unsynced.append((name, name, None))
 
     def protect(self, name: str, mode: int) -> None:
-        self.call("protect")
+        self.call("protect", name)
         self._inode(name).mode = mode
 
     def sync_directory(self) -> None:

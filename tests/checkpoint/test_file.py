@@ -130,11 +130,11 @@ def test_a_disk_that_gives_back_something_else_is_found_out() -> None:
     """Bytes change between the write and the read: the name never appears."""
 
     class Forgetful(SimDisk):
-        def call(self, what: str) -> str | None:
+        def call(self, what: str, name: str = "") -> str | None:
             if what == "forget_cache":
                 (inode,) = self.files.values()
                 inode.durable[200] ^= 1
-            return super().call(what)
+            return super().call(what, name)
 
     disk = Forgetful()
     with pytest.raises(DamagedError, match="its digest disagrees"):

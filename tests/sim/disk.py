@@ -1,19 +1,15 @@
 """A SimDisk that knows where it was when it failed.
 
-Every call has a site: what was asked of which kind of file. Sites are the failpoints: the
-power can be cut at the n-th call, or at the next call of a site, and a run of many seeds
-must have cut at every site there is.
+The kinds of calls are the failpoints: the power can be cut at the n-th call, or at the next
+one of a kind. Those that many seeds never meet are cut by the stories of the rooms.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
 
 from qbroker.log.format import (
     SEGMENT_HEADER_BYTES,
@@ -23,20 +19,15 @@ from qbroker.log.format import (
     unpack_segment_header,
 )
 from sim.world import PowerCut
-from simdisk import Inode, SimDisk, SimFile
+from simdisk import Call, Inode, SimDisk, SimFile, kind_of
 from simdisk import keep_all as keep_everything
 from simdisk import lose_all as lose_everything
 
-Site = tuple[str, str]
-"""What was asked, and of which kind of file; a star stands for a number."""
 
+class FaultyFile(SimFile):
+    """A file that the disk may refuse to read for a while."""
 
-def kind_of(name: str) -> str:
-    return re.sub(r"[0-9a-f]{16,}(\.\d+)?", "*", name)
-
-
-class NamedFile(SimFile):
-    """A file whose calls are those of its name, and that the disk may refuse to read."""
+    disk: FaultyDisk
 
     def read_at(self, offset: int, length: int) -> bytes:
         data = super().read_at(offset, length)
@@ -46,12 +37,8 @@ class NamedFile(SimFile):
             raise OSError(errno.EIO, os.strerror(errno.EIO), "read")
         return data
 
-    def call(self, what: str) -> str | None:
-        self.disk.asked_of = self.inode.name
-        return super().call(what)
 
-
-class BesideFile(NamedFile):
+class BesideFile(FaultyFile):
     """A file that another process reads: it may outlive the broker, not the machine."""
 
     def __init__(self, beside: Beside, inode: Inode) -> None:
@@ -62,8 +49,7 @@ class BesideFile(NamedFile):
     def call(self, what: str) -> str | None:
         self.beside.pause()
         assert self.life == self.beside.disk.machines, "a dead machine reads"
-        self.disk.asked_of = self.inode.name
-        return self.disk.call(what)
+        return self.disk.call(what, self.inode.name)
 
 
 class Beside:
@@ -96,35 +82,25 @@ class FaultyDisk(SimDisk):
         """Sectors that cannot be read: by the file's inode, from which byte to which."""
         self.refused = 0
         """Reads that met some."""
-        self.asked_of = ""
         self.cut_at = 0
-        self.cut_site: Site | None = None
+        self.cut_site: Call | None = None
         self.cut_unseen = False
         """It ends at the next call of a site that has not been met before: rare ones are these."""
         self.lose_all = False
         """The next power cut keeps nothing that was not synced."""
-        self.sites: Counter[Site] = Counter()
-        self.cut: Counter[Site] = Counter()
-        """Where it ended or failed."""
 
-    def call(self, what: str) -> str | None:
-        site = what, kind_of(self.asked_of)
-        self.asked_of = ""
+    def call(self, what: str, name: str = "") -> str | None:
+        kind = what, kind_of(name)
         if self.off:
             raise PowerCut
-        self.sites[site] += 1
-        is_new = self.cut_unseen and self.sites[site] == 1
-        if self.calls + 1 == self.cut_at or site == self.cut_site or is_new:
-            self.cut[site] += 1
+        is_new = self.cut_unseen and kind not in self.made
+        if self.calls + 1 == self.cut_at or kind == self.cut_site or is_new:
+            self.made[kind] += 1
+            self.spoiled[kind] += 1
             self.cut_at, self.cut_site, self.off = 0, None, True
             self.cut_unseen = False
             raise PowerCut
-        failed = self.failed
-        try:
-            return super().call(what)
-        finally:
-            if self.failed != failed:
-                self.cut[site] += 1
+        return super().call(what, name)
 
     def on_again(self, *, power: bool) -> None:
         """After ``kill`` or ``crash``: the machine is on, and files have the names they have."""
@@ -141,36 +117,12 @@ class FaultyDisk(SimDisk):
                 self.crash(keep_everything if keep_all else self.rng.randrange)
         else:
             self.kill()
-        for name, inode in self.files.items():
-            inode.name = name
 
-    # Names.
+    def create(self, name: str) -> FaultyFile:
+        return FaultyFile(self, super().create(name).inode, write=True)
 
-    def create(self, name: str) -> Any:
-        self.asked_of = name
-        made = super().create(name)
-        return self._named(made, name)
-
-    def open(self, name: str, *, write: bool = False) -> Any:
-        self.asked_of = name
-        return self._named(super().open(name, write=write), name)
-
-    def _named(self, file: SimFile, name: str) -> NamedFile:
-        file.inode.name = name
-        return NamedFile(self, file.inode, write=file.write)
-
-    def rename(self, old: str, new: str) -> None:
-        self.asked_of = new
-        super().rename(old, new)
-        self.files[new].name = new
-
-    def remove(self, name: str) -> None:
-        self.asked_of = name
-        super().remove(name)
-
-    def protect(self, name: str, mode: int) -> None:
-        self.asked_of = name
-        super().protect(name, mode)
+    def open(self, name: str, *, write: bool = False) -> FaultyFile:
+        return FaultyFile(self, super().open(name, write=write).inode, write=write)
 
     # At rest.
 

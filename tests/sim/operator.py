@@ -167,8 +167,8 @@ class Operator:
         has_others = self.swarm.has("checkpoints") and self.rng.random() < 0.3
         disk = self.process.checkpoints if has_others else self.disk
         way = self.rng.random()
-        if disk.sites and way < 0.3:
-            disk.cut_site = self.rng.choice(sorted(disk.sites))
+        if disk.made and way < 0.3:
+            disk.cut_site = self.rng.choice(sorted(disk.made))
         elif way < 0.7:
             disk.cut_unseen = True
         else:

@@ -258,6 +258,6 @@ def run(seed: int | str, *, swarm: Swarm | None = None, transcript: bool = False
     outcome.sometimes, outcome.faults = world.sometimes, world.faults
     outcome.features = Counter({**dict.fromkeys(story.swarm.features, 1)})
     checkpoints = story.process.checkpoints
-    outcome.sites = story.disk.sites + checkpoints.sites
-    outcome.cut = story.disk.cut + checkpoints.cut
+    outcome.sites = story.disk.made + checkpoints.made
+    outcome.cut = story.disk.spoiled + checkpoints.spoiled
     return outcome
