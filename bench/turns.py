@@ -22,6 +22,7 @@ from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.moment import Now
 from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
+from qbroker.garbage import spare_the_old
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.limits import ACK_RUNS_MAX, MESSAGES_PER_FRAME_MAX, OUTCOMES_MAX
@@ -354,6 +355,58 @@ def expired_together(count: int) -> Stage:
     return stage
 
 
+def cancelled(count: int) -> Stage:
+    """A cancel by filter of messages that are ready."""
+    return ordered(filled(count), f.CancelMany(queue="q"))
+
+
+def moved(count: int) -> Stage:
+    """A move of messages that are ready."""
+    return ordered(filled(count), f.Move(queue="q", to="to"))
+
+
+def filled(count: int) -> Stage:
+    """Hundreds of thousands are ready, as after large uploads; and there is a queue beside."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish(plain(1))
+    stage.turn((1, f.Declare(queue="to", options={})))
+    run = stage.broker.state.lanes[0].run(0)
+    for _ in range(count // 100_000):
+        stage.batch, stage.slot = stage.batch + 1, 0
+        stage.broker.state.ready(run, stage.batch << wire.SLOT_BITS, 100_000)
+    stage.batch, stage.slot = stage.batch + 1, 0
+    stage.turn((1, f.Declare(queue="head", options={})))
+    return stage
+
+
+def ordered(stage: Stage, frame: f.Frame) -> Stage:
+    stage.measured()
+    stage.turn((1, frame))
+    stage.rest()
+    assert stage.broker.state.queues["q"].ready == 0
+    return stage
+
+
+def policy(count: int) -> Stage:
+    """A policy for so many queues."""
+    stage = queues(count)
+    stage.measured()
+    stage.turn((1, f.SetPolicy(name="p", pattern="w*", options={"max_length": 5})))
+    stage.rest()
+    assert stage.broker.state.numbered[-1].options.max_length == 5
+    return stage
+
+
+def queues(count: int) -> Stage:
+    """So many, empty."""
+    stage = Stage()
+    stage.hello(1)
+    for number in range(count):
+        stage.turn((1, f.Declare(queue=f"w{number}", options={})))
+    return stage
+
+
 CASES: dict[Callable[[int], Stage], int] = {
     lost: 8_000,
     goodbye: 10_000,
@@ -375,6 +428,9 @@ CASES: dict[Callable[[int], Stage], int] = {
     published_delayed: 200_000,
     due_together: 1_000_000,
     expired_together: 100_000,
+    cancelled: 1_000_000,
+    moved: 1_000_000,
+    policy: 10_000,
 }
 
 
@@ -394,6 +450,6 @@ def lines(wanted: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(50_000, 20, 100)
+    spare_the_old()
     for line in lines(sys.argv[1:]):
         print(line, flush=True)

@@ -437,8 +437,10 @@ class Why(Frame):
     """What does a message wait for? Answered by Report.
 
     {"id", "state", "position", "queue", "task", "priority", "reasons": [{"reason": word, ...}]}.
-    All reasons that keep it: due, paused, order, a limit's word, no_consumer, no_worker_knows,
-    consumers_full, behind; or started, settled, unknown. None: it goes in a coming turn.
+    All reasons that keep it: due, paused, large_order (a cancel, purge or move by filter of its
+    queue is under way), ordering_key (another with its key goes first), a limit's word,
+    no_consumer, no_worker_knows, consumers_full, behind; or started, settled, unknown. None: it
+    goes in a coming turn.
     """
 
     id: "str"
@@ -633,7 +635,8 @@ class SetPolicy(Frame):
     """Options for all queues that ``pattern`` fits; with ``drop`` the policy goes.
 
     One of ``operator`` bounds what declarations may say, any other fills what they leave open.
-    Answered by Ok; count is 0 if that changed nothing.
+    Answered by Ok; count is 0 if that changed nothing. Where there are hundreds of queues, they
+    follow so many a turn.
     """
 
     name: "str"

@@ -27,6 +27,7 @@ from qbroker.archiving import Archiving
 from qbroker.checkpoint.keeping import Keeping
 from qbroker.config import Config, is_loopback
 from qbroker.engine import Engine
+from qbroker.garbage import spare_the_old
 from qbroker.log.errors import LogError, LogFailed
 from qbroker.machine import Machine, wall_ms
 from qbroker.net.connection import Limits
@@ -326,6 +327,7 @@ def serve(config: Config, say: Say, *, move_aside: bool = False) -> Exit:
     would give SIGTERM back its deadly default, and a late one would replace the exit code.
     """
     stores = open_stores(config, say)
+    spare_the_old()  # what was just built, above all
     try:
         server = Server(config, stores, say, move_aside=move_aside)
         return asyncio.Runner(loop_factory=new_loop).run(server.run())

@@ -104,8 +104,6 @@ def open_stores(config: Config, say: Say) -> Stores:
     if took_s > PROGRESS_S:
         where = f"the checkpoint of batch {found.batch:,} and " if found.batch else ""
         _log.info("read %s%d MB of log in %.1f s", where, size // 10**6, took_s)
-    # What was just built stays: the collector need not walk it again and again.
-    gc.freeze()
     return Stores(log, found.core, found.ages, shelf, found, size, space)
 
 

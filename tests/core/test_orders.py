@@ -182,7 +182,7 @@ def test_an_order_under_way_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     machine.write()
     machine.settle()
     reports = [json.loads(each.raw) for each in peer.received if isinstance(each, f.Report)]
-    assert [row["reason"] for row in reports[0]["reasons"]] == ["order", "no_consumer"]
+    assert [row["reason"] for row in reports[0]["reasons"]] == ["large_order", "no_consumer"]
 
 
 def test_messages_are_counted_by_what_they_wait_for() -> None:

@@ -96,7 +96,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {"policies", "weights"},
         {
             *("shaped", "single", "holders", "waiting", "owned", "unused", "left", "dying"),
-            *("crowded", "arrived", "gone_lanes", "next_look_ms", "began_ms"),
+            *("crowded", "arrived", "gone_lanes", "next_look_ms", "began_ms", "reached"),
         },
     ),
     Terms: ({"declared", "changed", "owner", "deleted"}, set()),

@@ -10,7 +10,7 @@ import pytest
 from digest import check_places, exact
 from machine import Machine, Peer
 from qbroker.ages import Ages
-from qbroker.core import leaving, orders, passing, purging, timers, walking
+from qbroker.core import declaring, leaving, orders, passing, purging, timers, walking
 from qbroker.core.broker import Broker
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
@@ -653,3 +653,64 @@ def test_what_was_purged_does_not_expire(sweeping: Machine) -> None:
     counts = state.queues["q"].counts
     assert (counts["purged"], counts["expired"]) == (30, 0)
     assert check_places(state) == {}
+
+
+# --- Policies
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A policy comes to four queues a turn, and there are ten."""
+    monkeypatch.setattr(declaring, "POLICY_WORK_MAX", 44)
+    machine = Machine()
+    peer = greeted(machine)
+    for number in range(10):
+        machine.submit(peer, f.Declare(correlation=3, queue=f"q{number}", options={}))
+    machine.settle()
+    return machine
+
+
+def bounded(core: Broker) -> list[int]:
+    """Numbers of queues that have the option."""
+    return [queue.number for queue in core.state.numbered if queue.options.max_length == 5]
+
+
+def policy(machine: Machine, peer: Peer, **fields: object) -> None:
+    machine.submit(peer, f.SetPolicy(correlation=4, name="p", **fields))  # type: ignore[arg-type]
+    machine.turn()
+
+
+def test_a_policy_comes_to_a_few_queues_a_turn_and_to_new_ones_at_once(many: Machine) -> None:
+    peer = greeted(many)
+    policy(many, peer, pattern="q*", options={"max_length": 5})
+    assert bounded(many.core) == [0, 1, 2, 3, 4, 5, 6, 7], "the frame, and what is due"
+    many.submit(peer, f.Declare(correlation=5, queue="qx", options={}))
+    many.submit(peer, f.DeleteQueue(correlation=6, queue="q8"))
+    many.settle()
+    assert bounded(many.core) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10], "and not to one that is gone"
+    assert many.core.state.catalogue.reached == -1
+    policy(many, peer, drop=True)
+    assert bounded(many.core) == [9, 10]
+    many.settle()
+    assert bounded(many.core) == []
+    assert exact(replayed(many).state) == exact(many.core.state)
+
+
+def test_a_policy_goes_on_to_the_others_after_a_crash(many: Machine) -> None:
+    peer = greeted(many)
+    policy(many, peer, pattern="q*", options={"max_length": 5})
+    many.write_all()
+    many.crash()
+    many.settle()
+    assert bounded(many.core) == list(range(10))
+
+
+def test_a_policy_in_the_middle_of_another_begins_with_the_first_queue(many: Machine) -> None:
+    peer = greeted(many)
+    policy(many, peer, pattern="q*", options={"max_length": 5})
+    assert many.core.state.catalogue.reached == 8
+    policy(many, peer, pattern="q*", options={"max_length": 6})
+    assert many.core.state.catalogue.reached == 8
+    assert many.core.state.numbered[0].options.max_length == 6
+    many.settle()
+    assert {queue.options.max_length for queue in many.core.state.numbered} == {6}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import struct
@@ -74,6 +75,24 @@ def test_the_engine_hears_once_when_a_peer_is_gone(door: Any, until: Until) -> N
     peer.close()
     until(lambda: door.engine.gone == [number])
     until(lambda: not door.listener.connections)
+
+
+def test_a_connection_that_is_over_leaves_no_garbage(door: Any, until: Until) -> None:
+    """The collector of a broker does not look at what is old: it would stay for ever."""
+
+    def there() -> int:
+        return sum(type(each) is connection.Connection for each in gc.get_objects())
+
+    gc.collect()
+    before = there()
+    gc.disable()
+    try:
+        for _ in range(3):
+            door.connect().shake_hands().close()
+        until(lambda: len(door.engine.gone) == 3 and not door.listener.connections)
+        until(lambda: there() <= before)
+    finally:
+        gc.enable()
 
 
 def test_a_handshake_may_come_byte_by_byte(door: Any) -> None:

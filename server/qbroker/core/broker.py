@@ -363,6 +363,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.QueueDeleted: deleting.apply_queue_deleted,
     r.Overflowed: overflow.apply_overflowed,
     r.PolicySet: declaring.apply_policy_set,
+    r.PoliciesReached: declaring.apply_policies_reached,
     r.LaneOpened: consuming.apply_lane_opened,
     r.Published: publishing.apply_published,
     r.PartStored: publishing.apply_part,

@@ -24,6 +24,9 @@ class Catalogue:
 
     policies: dict[str, Policy] = field(default_factory=dict)
     """Durable."""
+    reached: int = -1
+    """Queues from this number on are to follow a change of policies; -1: all have. What a
+    checkpoint restores has followed."""
     weights: dict[int, Weights] = field(default_factory=dict)
     """Of the messages of queues with a limit to their bytes. Durable."""
     shaped: set[int] = field(default_factory=set)

@@ -14,7 +14,7 @@ from qbroker.core.owners import check_owner, owner_of
 from qbroker.core.policies import SET, Policy, layered
 from qbroker.core.queues import Queue
 from qbroker.core.refusals import RefusedError, queue_named
-from qbroker.core.settings import POLICIES_MAX
+from qbroker.core.settings import POLICIES_MAX, POLICY_QUEUE_WEIGHT, POLICY_WORK_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import limit
 from qprotocol.frames import ChangeQueue, Declare, Ok, SetPolicy
@@ -130,7 +130,7 @@ def merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def decide_policy(state: BrokerState, _now: Now, _connection: int, frame: SetPolicy) -> Decision:
-    """The policy is there, or with ``drop`` it is not. Costs a look at each queue."""
+    """The policy is there, or with ``drop`` it is not; queues follow, so many a turn."""
     policies, name = state.catalogue.policies, frame.name
     before = policies.get(name)
     if frame.drop:
@@ -180,18 +180,36 @@ def apply_queue_changed(state: BrokerState, _position: int, record: r.QueueChang
 
 
 def apply_policy_set(state: BrokerState, _position: int, record: r.PolicySet) -> None:
-    """The options of all queues that the policy fits, or did, are what they come to now."""
+    """The policy is there or gone; the first queues are as it says, of few queues all."""
     policies = state.catalogue.policies
-    touched = [policies.pop(record.name, None)]
+    policies.pop(record.name, None)
     if not record.dropped:
-        policy = Policy(
+        policies[record.name] = Policy(
             record.name, record.pattern, record.priority, record.operator, record.options
         )
-        policies[record.name] = policy
-        touched.append(policy)
-    for queue in state.queues.values():
-        if any(each and each.fits(queue.name) for each in touched):
+    state.catalogue.reached = 0
+    reach(state, piece(state))
+
+
+def piece(state: BrokerState) -> int:
+    """Up to which number queues have the policies after the next piece."""
+    catalogue = state.catalogue
+    size = POLICY_WORK_MAX // (POLICY_QUEUE_WEIGHT + len(catalogue.policies))
+    return min(len(state.numbered), catalogue.reached + size)
+
+
+def apply_policies_reached(state: BrokerState, _position: int, record: r.PoliciesReached) -> None:
+    """Some more queues are as the policies say."""
+    reach(state, record.before)
+
+
+def reach(state: BrokerState, before: int) -> None:
+    """Queues numbered below that are as the policies say."""
+    catalogue = state.catalogue
+    for queue in state.numbered[max(0, catalogue.reached) : before]:
+        if not queue.terms.deleted:
             state.refresh(queue)
+    catalogue.reached = -1 if before >= len(state.numbered) else before
 
 
 # What is shown.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Ordering(Gate):
     """One ordering key of one queue. Durable: who holds it, and where that waits."""
 
-    reason = "order"
+    reason = "ordering_key"
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ Each step is bounded; what is left is done in the next turn.
 from qbroker.core import records as r
 from qbroker.core.alone import look_again
 from qbroker.core.consuming import Append
+from qbroker.core.declaring import piece
 from qbroker.core.deleting import bury_more, overdue
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.leaving import end, give_back, part
@@ -139,8 +140,9 @@ def next_due(state: BrokerState, now: Now) -> int:
         if mono:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
-    begun = state.leaving or state.remains or state.orders or state.catalogue.crowded
-    return 0 if begun else max(0, min(waits))
+    catalogue = state.catalogue
+    begun = state.leaving or state.remains or state.orders or catalogue.crowded
+    return 0 if begun or catalogue.reached >= 0 else max(0, min(waits))
 
 
 def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
@@ -148,6 +150,8 @@ def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
     catalogue = state.catalogue
     if catalogue.dying:
         bury_more(state, append)
+    if catalogue.reached >= 0:
+        append(r.PoliciesReached(piece(state)))
     if catalogue.waiting:
         look_again(state)
     if catalogue.crowded:

@@ -569,6 +569,14 @@ class PolicySet(Record):
 
 
 @dataclass(slots=True)
+class PoliciesReached(Record):
+    """Queues numbered below ``before`` are as the policies say, the changed ones too."""
+
+    TYPE: ClassVar[int] = 48
+    before: int
+
+
+@dataclass(slots=True)
 class LimitSet(Record):
     """A limit rule is in force under its name, or kept behind an operator's."""
 

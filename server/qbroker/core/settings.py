@@ -75,7 +75,7 @@ RESOLVED_ROUTES_MAX = 10_000
 """Routes of which is remembered where they lead; one more, and all are found anew."""
 BINDING_ROWS_MAX = 10_000
 """Bindings that one question is answered with."""
-ORDER_WORK_MAX = 5_000
+ORDER_WORK_MAX = 4_000
 """What a large order does in one turn: a message counts for 5, a lane that is looked at for 1."""
 ORDERS_MAX = 100
 """Large orders under way at once."""
@@ -95,6 +95,10 @@ PAUSES_MAX = 500
 """Pauses ended in one turn because their time is over."""
 POLICIES_MAX = 100
 """Policies there may be at once: each queue looks at all of them when it is made."""
+POLICY_WORK_MAX = 3_000
+"""What a change of policies does in one turn: a look of a queue at a policy counts for 1."""
+POLICY_QUEUE_WEIGHT = 10
+"""What else is done for a queue."""
 OVERFLOW_MESSAGES_MAX = 500
 """Messages taken out of a queue in one turn because its limits were lowered."""
 LOOK_MS = 1_000

@@ -77,7 +77,7 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
             "until_ms": pause.until_ms,
         }
     if queue.held > bool(pause):
-        yield {"reason": "order", "orders": queue.held - bool(pause)}
+        yield {"reason": "large_order", "orders": queue.held - bool(pause)}
     for gate in around(run.lane):
         if gate.room(run.lane, now) <= 0:
             yield gate.why(run.lane, now)
@@ -122,6 +122,8 @@ def ahead(run: Run, position: int) -> int:
 def by_reason(state: BrokerState, queue: Queue) -> dict[str, int]:
     """How many messages of the queue wait for what. Costs a step a task."""
     found = dict(queue.why_waiting())
+    if "paused" in found and queue.number not in state.pauses.dispatch:
+        found["large_order"] = found.pop("paused")
     if queue.scheduled:
         found["due"] = queue.scheduled
     full = sum(

@@ -186,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._decoder = self._transport = None
         self._part()
         self._owner.left(self)
+        self.session.ended()  # no circle: see garbage.py
 
     def pause_writing(self) -> None:
         self._engine.writable(self, False)

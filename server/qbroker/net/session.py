@@ -102,6 +102,10 @@ class Terms:
     """Abilities that came after protocol version 1 began."""
 
 
+def _unheard(_frame: Frame) -> None:
+    """Nobody is there."""
+
+
 class Session:
     """Where one peer's conversation is, and who it said it was."""
 
@@ -117,6 +121,10 @@ class Session:
         """Frames that go to the engine as they are: the hot path's whole check."""
         self.parts: dict[int, tuple[int, int]] = {}
         """Frames begun in parts: for each correlation id, its type and the part that is due."""
+
+    def ended(self) -> None:
+        """The peer is gone: nothing is said to it, and nothing here holds its connection."""
+        self._say = _unheard
 
     def greet(self) -> None:
         """Say the broker's first word. Call once."""
