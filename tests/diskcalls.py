@@ -44,6 +44,19 @@ LOG_CALLS = {
     "spare.tmp": "allocate create open remove sync truncate write",
 }
 """By kind of file, what the log room asks of it."""
+CHECKPOINT_CALLS = {
+    "*.qckp": "open read remove rename size",
+    "*.qckp.tmp": "create forget_cache read remove size sync write",
+}
+"""The same of that of checkpoints."""
+NO_DISKS = {"self", "self._log", "LogReader"}
+"""What has some of the same verbs."""
+
+
+def unknown(calls: Counter[Call]) -> set[Call]:
+    """Those that are in neither table."""
+    rows = [*LOG_CALLS.items(), *CHECKPOINT_CALLS.items()]
+    return calls.keys() - {(what, kind) for kind, whats in rows for what in whats.split()}
 
 
 @dataclass(frozen=True)
@@ -174,5 +187,5 @@ def asked(node: ast.AST) -> str:
         return ""
     called = node.func
     if isinstance(called, ast.Attribute):
-        return called.attr
+        return "" if ast.unparse(called.value) in NO_DISKS else called.attr
     return called.id if isinstance(called, ast.Name) else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from diskcalls import unknown
 from sim.__main__ import Total
 from sim.planted.bank import BANK
 from sim.story import run
@@ -43,6 +44,7 @@ def test_seeds(group: int) -> None:
         said = "\n".join([*outcome.transcript[-60:], outcome.trace])
         again = f"again: make simulate SEED={seed}"
         assert not outcome.violation, f"{said}\n{outcome.violation}\n{again}"
+    assert not unknown(total.sites), "tell a story of it where the room's others are"
     assert total.messages
     assert total.lives >= GROUP
 
