@@ -244,6 +244,40 @@ def test_a_hello_whose_tokens_the_log_cannot_tell_of_changes_nothing(machine: Ma
     assert (machine.core.state.sessions, machine.core.state.leases) == ({}, {})
 
 
+def test_what_a_worker_comes_back_with_counts_where_it_came_from(machine: Machine) -> None:
+    """Two subscriptions, a restart, and no more of each than its credit."""
+    about = {"role": "worker", "session": b"s" * 16}
+    queues = {1: "q", 2: "other"}
+
+    def subscribed(peer: Peer, order: tuple[int, int]) -> None:
+        for number in order:
+            machine.submit(
+                peer,
+                f.Consume(correlation=3, subscription=number, queues=[queues[number]], credit=3),
+            )
+        machine.settle()
+
+    publisher = greeted(machine)
+    raw = Message("other", b"x").pack() * 6
+    machine.submit(publisher, f.Publish(correlation=2, producer=0, sequence=0, count=6, raw=raw))
+    fill(machine, publisher, 2)
+    worker = greeted(machine, **about)
+    subscribed(worker, (1, 2))
+    tokens = [(p, grant.number) for p, grant in machine.core.state.leases.items()]
+    assert len(tokens) == 5
+    # When it comes back after a restart, and then more of the first kind is there
+    machine.kill()
+    raw = b"".join(wire.TOKEN.pack(*token) for token in tokens)
+    worker = greeted(machine, raw=raw, **about)
+    subscribed(worker, (1, 2))
+    fill(machine, greeted(machine), 4)
+    # Then it has got one of these, and none of the others
+    consumers = machine.core.state.consumers
+    held = [consumers[worker.number, number].unsettled for number in (1, 2)]
+    assert held == [3, 3]
+    assert len(machine.core.state.leases) == 6
+
+
 @pytest.mark.parametrize(
     ("found", "code"),
     [

@@ -73,16 +73,29 @@ def tasks_known(frame: Consume) -> frozenset[str] | None:
 
 
 def listen(state: BrokerState, consumer: Consumer) -> None:
-    """The subscription begins: its queues exist now."""
+    """The subscription begins: its queues exist now.
+
+    What its member came back with counts where the queue is listened to, else for its first.
+    """
     state.consumers[consumer.connection, consumer.number] = consumer
     for number in consumer.queues:
         state.listening[number].append(consumer)
         consumer.known = state.numbered[number].select(consumer.known)
     for grant in consumer.member.grants.values():
-        if grant.consumer is None:
-            grant.consumer = consumer
-            consumer.unsettled += grant.remaining
+        if grant.consumer is None or (
+            grant.queue_number in consumer.queues
+            and grant.queue_number not in grant.consumer.queues
+        ):
+            count_for(consumer, grant)
     state.listen_again(consumer)
+
+
+def count_for(consumer: Consumer, grant: Grant) -> None:
+    """What a member came back with uses the subscription's credit, and no other's."""
+    if grant.consumer:
+        grant.consumer.unsettled -= grant.remaining
+    grant.consumer = consumer
+    consumer.unsettled += grant.remaining
 
 
 def check_credit(state: BrokerState, credit: int) -> None:

@@ -49,6 +49,11 @@ class Grant:
         if index < 0 or first >= sum(entries[index][:2]):
             entries.insert(index + 1, (first, count, run))
 
+    @property
+    def queue_number(self) -> int:
+        """The queue that all of them are of."""
+        return self.entries[0][2].lane.queue.number
+
     def run_of(self, position: int) -> Run:
         """The run that ``position`` was taken from."""
         first, count, run = self.entries[self._before(position)]
