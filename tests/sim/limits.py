@@ -111,17 +111,21 @@ class Limits:
 
     def _check_slots(self, slots: InForce, lease: Lease, wants: LaneKeys, mark: Mark) -> None:
         held = self._held(("limit", wants.limit), lease)
-        if lease.mark.tick <= slots.mark.tick:
+        if not self._is_under(slots, lease):
             return
-        mine = [each for each in held if each.mark.tick > slots.mark.tick]
+        mine = [each for each in held if self._is_under(slots, each)]
         weights = [LaneKeys.unpack(each.known.message.keys).weight for each in (*mine, lease)]
         if sum(weights) > slots.rule.concurrency:
             others = ", ".join(str(each.known) for each in mine)
             raise Violation(f"{lease.known} goes over the slots of {wants.limit}: out are {others}")
         self.oracle.world.sometimes["a slot was taken"] += 1
 
+    def _is_under(self, found: InForce, lease: Lease) -> bool:
+        """Whether the rule was in force when that was decided, which may have waited to be sent."""
+        return lease.mark.now > found.mark.now + self.oracle.slack_us
+
     def _check_pace(self, pace: InForce, lease: Lease, weight: int, mark: Mark) -> None:
-        if not self.is_sharp or lease.known.relaxed or lease.mark.tick <= pace.mark.tick:
+        if not self.is_sharp or lease.known.relaxed or not self._is_under(pace, lease):
             return
         self.begun.append((mark.now, weight))
         rule, total = pace.rule, 0
