@@ -84,6 +84,12 @@ def headers_of(text: str) -> bytes:
     return bytes(msgpack.packb({"user": {key: value or None for key, value in pairs}}))
 
 
+def weights_of(text: str) -> dict[str, int]:
+    """`high:5,low:1` as a map."""
+    pairs = (pair.split(":") for pair in text.split(",") if pair)
+    return {name: int(weight) for name, weight in pairs}
+
+
 def duration_ms(text: str) -> int:
     """`500ms`, `2s`, `3m`, `1h` as milliseconds."""
     number, unit = re.fullmatch(r"(-?\d+)(ms|s|m|h)", text).groups()
@@ -382,7 +388,11 @@ class Harness:
     def consume(self, words: Words) -> None:
         queues = words.text("q", "q").split(",")
         frame = f.Consume(
-            subscription=words.number("s", 1), queues=queues, credit=words.number("credit", 10)
+            subscription=words.number("s", 1),
+            queues=queues,
+            credit=words.number("credit", 10),
+            order=words.text("order", "weighted"),
+            weights=weights_of(words.text("weights")),
         )
         known = words.text("knows").split(",") if "knows" in words.options else []
         frame.raw = bytes.fromhex(words.text("raw")) or pack_task_names(known)

@@ -230,12 +230,15 @@ class Consume(Frame):
 
     Raw: u8-counted names of the tasks that the consumer knows. It gets messages of these and no
     others; what nobody knows waits. Without names it knows all, and plain messages; the empty
-    name stands for those.
+    name stands for those. ``order`` says how several queues take turns: "strict" as they are
+    named, or "weighted" by ``weights``, a map of queue names; 1 is the default.
     """
 
     subscription: "int"
     queues: "list[str]"
     credit: "int"
+    order: "str" = "weighted"
+    weights: "dict[str, Any]" = None  # type: ignore[assignment]
 
 
 @frame(0x21, CLIENT)

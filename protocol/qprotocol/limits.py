@@ -44,6 +44,8 @@ LIMIT_NAME_BYTES_MAX = 255
 """A limit rule's name, UTF-8, printable: those declared in code bear their task's."""
 ID_BYTES_MAX = 255
 """A task's id, UTF-8. Its length is one byte."""
+QUEUE_WEIGHT_MAX = 1_000
+"""The heaviest of a consumer's queues; the lightest weighs 1."""
 PRIORITY_MIN = -100
 """The last to be handed out. 0 is the default, and fits one signed byte with room."""
 PRIORITY_MAX = 100

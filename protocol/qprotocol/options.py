@@ -21,6 +21,8 @@ T = TypeVar("T", str, int, bool)
 FSYNC_MODES = ("always", "interval", "never")
 HISTORY = ("all", "failures", "none")
 REJECT, DEAD_LETTER_OLDEST = OVERFLOW = ("reject", "dead_letter_oldest")
+STRICT, WEIGHTED = QUEUE_ORDERS = ("strict", "weighted")
+"""How several queues of a consumer take turns."""
 DURABLE, TRANSIENT = DURABILITY = ("durable", "transient")
 DEAD_SUFFIX = ".dead"
 """A queue's dead letters are in the queue of the same name with this behind it."""

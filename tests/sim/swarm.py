@@ -57,6 +57,7 @@ FEATURES = (
     "routing",
     "limits",
     "ordering keys",
+    "queue order",
 )
 FAULTS = (
     "power cut",
@@ -101,6 +102,8 @@ class Swarm:
     queues: dict[str, dict[str, Any]]
     """Declared queues and their options; the first is where most things go if it is hot."""
     publishers: int
+    consume: dict[str, Any]
+    """How the queues of a consumer take turns: fields of Consume."""
     workers: int
     members: int
     consumers: int
@@ -201,6 +204,7 @@ def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
         batch_bytes_max=rng.choice((16, 64, 1024)) << 10,
         queues={name: queue_options(rng, features) for name in names},
         publishers=rng.choice((1, 1, 2, 3)),
+        consume=consume_order(rng, names) if "queue order" in features else {},
         workers=rng.choice((1, 1, 2, 3)),
         members=rng.choice((1, 1, 2)),
         consumers=rng.choice((1, 2)) if "consumers" in features else 0,
@@ -221,6 +225,12 @@ def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
         long_turn=0.02 if "long turns" in faults else 0.0,
         live_percent=rng.choice((0, 50, 90)),
     )
+
+
+def consume_order(rng: Random, names: tuple[str, ...]) -> dict[str, Any]:
+    if rng.random() < 0.5:
+        return {"order": "strict"}
+    return {"weights": {name: rng.choice((1, 2, 10, 1_000)) for name in names}}
 
 
 def queue_options(rng: Random, features: frozenset[str]) -> dict[str, Any]:

@@ -84,8 +84,16 @@ class Taker(Client):
         for number, queues in wanted.items():
             if self.open and number not in self.subscribed:
                 self.subscribed.add(number)
-                frame = f.Consume(subscription=number, queues=queues, credit=self.credit)
+                order = self.order() if number == NORMAL else {}
+                frame = f.Consume(subscription=number, queues=queues, credit=self.credit, **order)
                 self.ask(frame, self.consumed)
+
+    def order(self) -> dict[str, Any]:
+        """How its queues take turns: fields of Consume."""
+        chosen = self.swarm.consume
+        weights = chosen.get("weights", {})
+        weighed = {name: weights[name] for name in self.queues if name in weights}
+        return chosen | {"weights": weighed}
 
     def consumed(self, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Error) and answer.code != "SHUTTING_DOWN":

@@ -16,7 +16,11 @@ from qprotocol.options import RetryPolicy
 TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
 TOKENS = wire.TOKEN.pack(3 << 20 | 7, 5 << 40 | 9) + wire.TOKEN.pack(3 << 20 | 8, 5 << 40 | 9)
-DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke", "inspect"}
+DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke", "inspect"} | {
+    "consume",
+    "consume_nothing",
+    "consume_names",
+}
 
 MESSAGES: dict[str, Message] = {
     "plain": Message("emails", b"hello"),
@@ -148,7 +152,9 @@ FRAMES: dict[str, f.Frame] = {
     "published": f.Published(
         first=3 << 20, count=2, durability="synced", duplicate=True, correlation=4
     ),
-    "consume": f.Consume(subscription=1, queues=["emails", "b"], credit=10, correlation=5),
+    "consume": f.Consume(
+        subscription=1, queues=["emails", "b"], credit=10, weights={}, correlation=5
+    ),
     "credit": f.Credit(subscription=1, credit=0),
     "unsubscribe": f.Unsubscribe(subscription=1, correlation=6),
     "deliver": f.Deliver(
@@ -195,7 +201,7 @@ FRAMES: dict[str, f.Frame] = {
     "control": f.Control(verb="drain", arguments={"deadline_ms": 1}),
     "bye": f.Bye(correlation=16),
     "error_shortest": f.Error(code="BAD_FRAME", message="", details={}),
-    "consume_nothing": f.Consume(subscription=0, queues=[], credit=0, correlation=1),
+    "consume_nothing": f.Consume(subscription=0, queues=[], credit=0, weights={}, correlation=1),
     "blocked_with_code": f.Blocked(reason="disk", code="RESOURCE_EXHAUSTED"),
     "search_preview": f.Search(correlation=19, preview="'order-17'"),
     "search": f.Search(
@@ -282,7 +288,7 @@ FRAMES: dict[str, f.Frame] = {
     "drop_policy": f.SetPolicy(name="short", options={}, drop=True, correlation=44),
     "queue_gone": f.QueueGone(subscription=1, queue="emails", why="deleted by an operator"),
     "consume_names": f.Consume(
-        subscription=1, queues=["q"], credit=1, correlation=5, raw=b"\x09shop.mail\x00"
+        subscription=1, queues=["q"], credit=1, weights={}, correlation=5, raw=b"\x09shop.mail\x00"
     ),
     "set_limit": f.SetLimit(
         name="shop.mail",
@@ -291,6 +297,13 @@ FRAMES: dict[str, f.Frame] = {
         correlation=19,
     ),
     "drop_limit": f.DropLimit(name="shop.mail", origin="operator", correlation=20),
+    "consume_2": f.Consume(subscription=1, queues=["emails"], credit=10, weights={}, correlation=5),
+    "consume_strictly": f.Consume(
+        subscription=1, queues=["a", "b"], credit=1, order="strict", weights={}, correlation=6
+    ),
+    "consume_weighted": f.Consume(
+        subscription=1, queues=["a", "b"], credit=1, weights={"a": 5}, correlation=7
+    ),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qworker.options import split_weights
 from worker.workshop import APPS, Workshop
 
 
@@ -39,6 +40,9 @@ def qworker(*flags: str, cwd: Path = APPS) -> subprocess.CompletedProcess[str]:
         (["-A", "broken"], 1, "ZeroDivisionError"),
         (["-A", "shop", "-b", "redis://here"], 2, "it is written qbroker://host[:port]"),
         (["-A", "shop", "-Q", "a b"], 2, "holds ' ' at character 2"),
+        (["-A", "shop", "-Q", "a:0,b"], 2, "a weight is from 1 to 1000"),
+        (["-A", "shop", "-Q", "a:2,b", "--queue-order", "strict"], 2, "leave one of them out"),
+        (["-A", "shop", "--queue-order", "random"], 2, "'strict', 'weighted'"),
         (["-A", "shop", "-P", "gevnt"], 2, "prefork"),
         (["-A", "shop", "-P", "solo", "-c", "2"], 2, "one task at a time"),
         (["-A", "shop", "-c", "-1"], 2, "from 1 to"),
@@ -85,3 +89,9 @@ def test_a_pidfile_is_there_while_the_worker_is(prefork: Workshop, tmp_path):
     assert f"as process {worker.pid}" in second.log
     assert worker.stop() == 0
     assert not pidfile.exists()
+
+
+def test_weights_stand_behind_the_names_of_queues():
+    queues, weights = split_weights(["a:5", "b", "c:d", "e:f:2"])
+    assert queues == ["a", "b", "c:d", "e:f"]
+    assert weights == {"a": 5, "e:f": 2}

@@ -56,3 +56,16 @@ def test_every_worker_gets_what_is_broadcast_once(shop: Workshop) -> None:
     assert all(mark[2] == news for mark in everybody)
     (single,) = [mark for mark in heard if mark[0] == "one"]
     assert single[2:] == [f"{shop.queue}-events", "order.x"]
+
+
+@pytest.mark.e2e
+def test_queues_take_turns_as_the_worker_says(shop: Workshop) -> None:
+    high = f"{shop.queue}-high"
+    for queue, name in ((shop.queue, "low"), (high, "high")):
+        for number in range(3):
+            shop.app.send_task("news.heard", (f"{name}{number}",), queue=queue)
+    flags = "--queue-order", "strict", "-c", "1"
+    shop.worker("-Q", f"{high},{shop.queue}", *flags, app="news")
+    until(lambda: len(shop.marks("heard")) == 6, f"six were heard: {shop.marks()}; {shop.logs()}")
+    heard = [mark[0] for mark in shop.marks("heard")]
+    assert heard == [f"{name}{number}" for name in ("high", "low") for number in range(3)]

@@ -85,6 +85,11 @@ def agree(options: WorkerOptions, pool: Pool, app: Description) -> Terms:
         host=socket.gethostname(),
         app=app.name,
         queues=[own_queue(x, session) if x in app.broadcasts else x for x in wanted],
+        queue_order=options.queue_order,
+        queue_weights={
+            own_queue(x, session) if x in app.broadcasts else x: weight
+            for x, weight in options.queue_weights.items()
+        },
         level=options.level,
         log_format=options.log_format,
         pool=options.pool,

@@ -8,8 +8,16 @@ from typing import Any
 import click
 
 from qprotocol import __version__
+from qprotocol.options import QUEUE_ORDERS, WEIGHTED
 from qworker import logs
-from qworker.options import LEVELS, LOG_FORMATS, OptionError, WorkerOptions, parse_size_kib
+from qworker.options import (
+    LEVELS,
+    LOG_FORMATS,
+    OptionError,
+    WorkerOptions,
+    parse_size_kib,
+    split_weights,
+)
 from qworker.pidfile import Pidfile, PidfileError
 from qworker.pools import POOLS
 from qworker.worker import EXIT_NOT_STARTED, Worker
@@ -29,7 +37,20 @@ def size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-A", "--app", required=True, help="module, module:attribute or module.attribute.")
-@click.option("-Q", "--queues", multiple=True, callback=split, help="Queues, with commas.")
+@click.option(
+    "-Q",
+    "--queues",
+    multiple=True,
+    callback=split,
+    help="Queues, with commas; high:5,low:1 are shares.",
+)
+@click.option(
+    "--queue-order",
+    type=click.Choice(QUEUE_ORDERS),
+    default=WEIGHTED,
+    show_default=True,
+    help="How several queues take turns; strict: as -Q names them.",
+)
 @click.option("-P", "--pool", type=click.Choice(list(POOLS)), default="prefork", show_default=True)
 @click.option("-c", "--concurrency", type=int, default=0, help="Tasks at once [one a CPU].")
 @click.option(
@@ -81,6 +102,7 @@ def main(workdir: str, pidfile: str, **given: Any) -> None:
     if workdir:
         os.chdir(workdir)
     given["level"] = given["level"].upper()
+    given["queues"], given["queue_weights"] = split_weights(given["queues"])
     try:
         options = WorkerOptions(**given).checked()
         with Pidfile(pidfile):

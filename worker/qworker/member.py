@@ -142,6 +142,7 @@ class Member:
         """What listens to the worker's queues."""
         credit = self.credit.granted = 0 if self.closing else self.credit.wanted()
         frame = f.Consume(subscription=SUBSCRIPTION, queues=self.terms.queues, credit=credit)
+        frame.order, frame.weights = self.terms.queue_order, self.terms.queue_weights
         frame.correlation, frame.raw = self._next(), self.known
         return frame
 

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qclient.address import Address
+from qprotocol.limits import QUEUE_WEIGHT_MAX
 from qprotocol.names import check_queue_name
+from qprotocol.options import QUEUE_ORDERS, STRICT, WEIGHTED
 from qworker.pools import POOLS
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -33,6 +35,9 @@ class WorkerOptions:
     """Where the application is: ``module``, ``module:attribute`` or ``module.attribute``."""
     queues: list[str] = field(default_factory=list)
     """Empty: those the application says."""
+    queue_order: str = WEIGHTED
+    queue_weights: dict[str, int] = field(default_factory=dict)
+    """Of those that weigh more than 1."""
     pool: str = "prefork"
     concurrency: int = 0
     """Tasks at once; 0 is one for each CPU this process may use (solo: 1)."""
@@ -58,6 +63,7 @@ class WorkerOptions:
                 check_queue_name(name)
             except ValueError as error:
                 raise OptionError(f"-Q: {error}; several are written -Q first,second") from None
+        self._check_order()
         if self.broker:
             try:
                 Address.parse(self.broker)
@@ -87,6 +93,15 @@ class WorkerOptions:
             self, concurrency=self._concurrency(pool.runners_max), name=expand(self.name)
         )
 
+    def _check_order(self) -> None:
+        if self.queue_order not in QUEUE_ORDERS:
+            raise OptionError(f"--queue-order {self.queue_order}: {' or '.join(QUEUE_ORDERS)}")
+        if self.queue_order == STRICT and self.queue_weights:
+            raise OptionError(f"-Q with weights and --queue-order {STRICT}: leave one of them out")
+        for name, weight in self.queue_weights.items():
+            if not 1 <= weight <= QUEUE_WEIGHT_MAX:
+                raise OptionError(f"-Q {name}:{weight}: a weight is from 1 to {QUEUE_WEIGHT_MAX}")
+
     def _concurrency(self, runners_max: int) -> int:
         if not 0 <= self.concurrency <= CONCURRENCY_MAX:
             raise OptionError(
@@ -103,6 +118,20 @@ class WorkerOptions:
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, as the constructor takes them."""
         return asdict(self)
+
+
+def split_weights(named: list[str]) -> tuple[list[str], dict[str, int]]:
+    """Queues, and the weights of those written as ``name:weight``.
+
+    A colon may be in a queue's name: what is behind the last one is a weight if it is a number.
+    """
+    queues, weights = [], {}
+    for each in named:
+        name, colon, weight = each.rpartition(":")
+        if colon and weight.isdecimal():
+            weights[name] = int(weight)
+        queues.append(name if colon and weight.isdecimal() else each)
+    return queues, weights
 
 
 def replace_fields(options: WorkerOptions, **changes: Any) -> WorkerOptions:

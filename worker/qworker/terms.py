@@ -6,6 +6,7 @@ from typing import Any, Self
 from qclient.link import Address
 from qprotocol.conversation import PROTOCOL_VERSION
 from qprotocol.frames import Hello
+from qprotocol.options import WEIGHTED
 
 HEARTBEAT_MS = 10_000
 """Asked for; the broker says what it will be. Three missed ones are a lost worker."""
@@ -25,6 +26,8 @@ class Terms:
     level: str
     log_format: str
     pool: str
+    queue_order: str = WEIGHTED
+    queue_weights: dict[str, int] = field(default_factory=dict)
     max_tasks_per_child: int = 0
     topology: list[str] = field(default_factory=list)
     """Frames that declare exchanges and queues, packed: for queues that somebody deletes."""

@@ -13,6 +13,7 @@ from qbroker.core.gates import around, charge
 from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
+from qbroker.core.queueorder import Contest, order_of
 from qbroker.core.queues import Queue
 from qbroker.core.refusals import RefusedError
 from qbroker.core.sessions import drop_consumer
@@ -58,7 +59,16 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
             )
     if not numbers:
         raise RefusedError("BAD_REQUEST", "a subscription needs at least one queue")
-    consumer = Consumer(connection, frame.subscription, member, numbers, frame.credit, known=known)
+    names = list(dict.fromkeys(frame.queues))
+    consumer = Consumer(
+        connection,
+        frame.subscription,
+        member,
+        numbers,
+        frame.credit,
+        known=known,
+        order=order_of(frame, names, numbers),
+    )
     return Decision(survey.opened, Ok(), listen=consumer)
 
 
@@ -142,18 +152,20 @@ def dispatch(state: BrokerState, now: Now, append: Append) -> list[Effect]:
     """
     turn = Handout(state, state.limits.now(now), append)
     state.keeper.begin()
-    for queue in list(state.dirty.values()):
+    queues = turn.queues = list(state.dirty.values())
+    for queue in queues:  # which grows
         turn.serve(queue)
         if turn.is_over:
+            turn.break_off()
             break
-        del state.dirty[queue.number]
+        state.dirty.pop(queue.number, None)
     return turn.out
 
 
 class Handout:
     """The hand-out of one turn."""
 
-    __slots__ = ("append", "budget", "keeper", "now", "out", "state")
+    __slots__ = ("append", "budget", "contests", "keeper", "now", "out", "queues", "state")
 
     def __init__(self, state: BrokerState, now: Now, append: Append) -> None:
         self.state = state
@@ -162,6 +174,10 @@ class Handout:
         self.append = append
         self.out: list[Effect] = []
         self.budget = DISPATCH_MESSAGES_MAX
+        self.queues: list[Queue] = []
+        """To be served, one behind the other."""
+        self.contests: dict[Consumer, Contest] = {}
+        """Of consumers that have several queues and room."""
 
     @property
     def is_over(self) -> bool:
@@ -171,20 +187,24 @@ class Handout:
     def serve(self, queue: Queue) -> None:
         """Hand out what a queue has for those who listen."""
         listeners, keeper = self.state.listening[queue.number], self.keeper
-        if queue.held:
-            return
         if queue.number in self.state.catalogue.single:
             listeners = active(self.state, queue)
-        goes_on = True
+        goes_on = not queue.held
         while goes_on and queue.ready and queue.parked is None and not self.is_over:
             goes_on = False
-            hungry = [each for each in listeners if each.room > 0]
+            hungry = [
+                each
+                for each in listeners
+                if each.room > 0 and (not each.order or self.is_next(each, queue))
+            ]
             for served, consumer in enumerate(hungry):
                 selection, steps = queue.selections[consumer.known], keeper.steps
                 if queue.opened:
                     keeper.admit(selection, self.now)
                 share = -(-selection.open // (len(hungry) - served))
                 wanted = min(consumer.room, share, self.budget, DELIVER_MESSAGES_MAX)
+                if consumer.order:
+                    wanted = self.contests[consumer].most(wanted, consumer.room)
                 entries = selection.take(wanted, keeper, self.now) if wanted else ()
                 if entries:
                     # Who was served is the last to be served again.
@@ -192,6 +212,48 @@ class Handout:
                     listeners.append(consumer)
                     self.hand(queue, consumer, entries)
                 goes_on = goes_on or bool(entries) or keeper.steps > steps
+        if not self.is_over:
+            self.pass_on(queue)
+
+    # Consumers of several queues.
+
+    def is_next(self, consumer: Consumer, queue: Queue) -> bool:
+        """Whether the consumer is handed messages of this queue now, and of no other."""
+        contest = self.contests.get(consumer)
+        if contest is None and consumer.order:
+            able = [number for number in consumer.queues if self.is_able(number, consumer)]
+            contest = self.contests[consumer] = Contest(consumer.order, able)
+            self.serve_later(contest)
+        return contest is None or contest.first == queue.number
+
+    def is_able(self, number: int, consumer: Consumer) -> bool:
+        """Whether the queue may have something for the consumer."""
+        queue = self.state.numbered[number]
+        if not queue.ready or queue.held or queue.parked:
+            return False
+        selection = queue.selections.get(consumer.known)
+        return selection is not None and bool(selection.open or queue.opened)
+
+    def serve_later(self, contest: Contest) -> None:
+        """See that the queue whose turn it is for the consumer is served in this turn."""
+        number = contest.first
+        if number >= 0 and number not in self.state.dirty:
+            queue = self.state.dirty[number] = self.state.numbered[number]
+            self.queues.append(queue)
+
+    def pass_on(self, queue: Queue) -> None:
+        """The queue has nothing more for those who have room: others have their turn with them."""
+        for consumer in self.state.listening[queue.number]:
+            if consumer.order and consumer.room > 0 and self.is_next(consumer, queue):
+                contest = self.contests[consumer]
+                contest.drop()
+                self.serve_later(contest)
+
+    def break_off(self) -> None:
+        """The rest is for the next turn, which then looks at all that had something."""
+        for contest in self.contests.values():
+            for number in contest.queues:
+                self.state.numbered[number].stir()
 
     def hand(self, queue: Queue, consumer: Consumer, entries: list[Entry]) -> None:
         """Lease the messages that were taken to the consumer; the delivery."""
@@ -218,7 +280,12 @@ class Handout:
             synced=queue.synced,
         )
         self.out.append(effect)
-        self.budget -= sum(count for _, count in runs)
+        given = sum(count for _, count in runs)
+        self.budget -= given
+        if consumer.order:
+            contest = self.contests[consumer]
+            contest.took(given)
+            self.serve_later(contest)
 
 
 def merged(entries: list[Entry]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qbroker.core.queueorder import QueueOrder
 from qbroker.core.runs import Run
 from qprotocol import wire
 
@@ -139,6 +140,7 @@ class Consumer:
         "known",
         "member",
         "number",
+        "order",
         "queues",
         "unsettled",
         "writable",
@@ -153,6 +155,7 @@ class Consumer:
         credit: int,
         *,
         known: frozenset[str] | None = None,
+        order: QueueOrder | None = None,
     ) -> None:
         self.connection = connection
         self.number = number
@@ -161,6 +164,8 @@ class Consumer:
         self.credit = credit
         self.known = known
         """The tasks that it runs; None is all, and plain messages."""
+        self.order = order
+        """How its queues take turns; None if it has one."""
         self.unsettled = 0
         self.writable = True
 
