@@ -85,6 +85,7 @@ class QueueOptions(TypedDict, total=False):
     expires_ms: int
     min_priority: int
     max_priority: int
+    oldest_every: int
     single_active_consumer: bool
     auto_delete: bool
     exclusive: bool

@@ -176,6 +176,9 @@ class QueueOptions:
         least=PRIORITY_MIN, most=PRIORITY_MAX)
     max_priority: int = option(PRIORITY_MAX, "A publish with a higher priority is refused.",
         least=PRIORITY_MIN, most=PRIORITY_MAX)
+    oldest_every: int = option(20, "Of so many messages handed out while messages of several "
+        "priorities wait, one is the oldest, whatever its priority: so none waits for ever. "
+        "0 is never: strict priorities.", unit="messages")
     single_active_consumer: bool = option(False, "One consumer at a time gets messages, the "
         "first that came; the next one when it has gone and holds nothing any more.")
     auto_delete: bool = option(False, "Deleted when its last consumer has gone and nothing of "

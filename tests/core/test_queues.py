@@ -19,7 +19,7 @@ from qprotocol.options import QueueOptions
 
 
 def new_queue(lanes: int = 1) -> Queue:
-    queue = Queue(0, "q", QueueOptions(), synced=True)
+    queue = Queue(0, "q", QueueOptions(oldest_every=0), synced=True)
     queue.lanes += [Lane(number, queue, f"task{number}", b"") for number in range(lanes)]
     queue.select(None)
     return queue

@@ -36,6 +36,7 @@ from qprotocol.message import Message, unpack_message, walk
 from qprotocol.states import State
 from qprotocol.wire import SLOT_BITS
 from sim.limits import Limits
+from sim.swarm import EVERY
 from sim.world import Mark, Violation, World
 
 NO, MAYBE, YES = range(3)
@@ -172,6 +173,8 @@ class Oracle:
         self.rotted = False
         """Something on the disk was not what it had been."""
         self.on_answer: Callable[[f.Frame], None] | None = None
+        self.oldest_every: dict[str, int] = {}
+        """Queues to how often the oldest message has a turn."""
         self.single: dict[str, Mark] = {}
         """Queues with one consumer at a time, and since when."""
         self.limited: set[str] = set()
@@ -298,7 +301,7 @@ class Oracle:
         self._check_grant(holder, deliver.grant, mark)
         out = []
         found = self.parse(deliver)
-        self._check_priorities(found)
+        self._check_priorities(found, dead=dead)
         for position, known, counters in found:
             if not self.gone(known, mark):
                 self.reveal(known)
@@ -341,9 +344,13 @@ class Oracle:
         if before[0] is not holder or before[1].life != mark.life:
             raise Violation(f"grant {grant:#x} was given twice: in life {before[1].life} before")
 
-    def _check_priorities(self, found: list[tuple[int, Known, Any]]) -> None:
-        highest = 100
-        for _, known, _ in found:
+    def _check_priorities(self, found: list[tuple[int, Known, Any]], *, dead: bool) -> None:
+        """But for the last, which may go because they are the oldest."""
+        highest, every = 100, EVERY
+        if found and not dead:
+            every = self.oldest_every.get(found[0][1].message.queue, EVERY)
+        turns = len(found) // every + 1
+        for _, known, _ in found[: len(found) - turns]:
             if known.message.priority > highest:
                 raise Violation(f"{known} with priority {known.message.priority} after {highest}")
             highest = known.message.priority

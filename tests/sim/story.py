@@ -30,7 +30,7 @@ from sim.operator import Operator
 from sim.oracle import Oracle
 from sim.publisher import Publisher
 from sim.rows import check_rows, read_rows
-from sim.swarm import HOPELESS_MS, Swarm, draw
+from sim.swarm import HOPELESS_MS, Swarm, draw, oldest_every
 from sim.taker import Taker
 from sim.worker import Consumer, Worker
 from sim.world import MS, S, Violation, World
@@ -83,6 +83,7 @@ class Story:
         )
         self.data = Path(tempfile.mkdtemp(prefix="qbroker-sim-", dir=IN_MEMORY))
         self.oracle.limited = {n for n, each in swarm.queues.items() if "max_length" in each}
+        self.oracle.oldest_every = {n: oldest_every(swarm, n) for n in swarm.queues}
         if swarm.features & {"limits", "ordering keys"}:
             self.oracle.limits = Limits(self.oracle, swarm)
         self.process = Process(world, self.net, self.disk, swarm, self.data)

@@ -15,6 +15,8 @@ from qbroker.config import Config
 
 HOPELESS_MS = 3_000
 """How long the disk may refuse a batch before the broker gives up what is in it."""
+EVERY = 20
+"""The default of oldest_every."""
 FEATURES = (
     "tasks",
     "priorities",
@@ -233,6 +235,11 @@ def consume_order(rng: Random, names: tuple[str, ...]) -> dict[str, Any]:
     return {"weights": {name: rng.choice((1, 2, 10, 1_000)) for name in names}}
 
 
+def oldest_every(swarm: Swarm, queue: str) -> int:
+    """How often its oldest message has a turn, at most: one made on first use has the default."""
+    return min(int(swarm.queues[queue].get("oldest_every") or EVERY), EVERY)
+
+
 def queue_options(rng: Random, features: frozenset[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if "relaxed" in features and rng.random() < 0.4:
@@ -242,6 +249,8 @@ def queue_options(rng: Random, features: frozenset[str]) -> dict[str, Any]:
     if "lengths" in features and rng.random() < 0.6:
         overflow = rng.choice(("reject", "dead_letter_oldest", "dead_letter_oldest"))
         options |= {"max_length": rng.choice((21, 30, 60)), "overflow": overflow}
+    if "priorities" in features:
+        options["oldest_every"] = rng.choice((0, 3, 20))
     if "single consumer" in features and rng.random() < 0.6:
         options["single_active_consumer"] = True
     return options

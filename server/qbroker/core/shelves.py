@@ -137,7 +137,7 @@ def second(heap: Sequence[tuple[int, object]], least: int) -> int:
 class Selection:
     """What consumers that know the same tasks may be handed out of one queue."""
 
-    __slots__ = ("consumers", "keys", "known", "levels", "open", "priorities", "queue")
+    __slots__ = ("consumers", "keys", "known", "levels", "open", "passed", "priorities", "queue")
 
     def __init__(self, queue: "Queue", known: frozenset[str] | None) -> None:
         self.queue = queue
@@ -154,6 +154,10 @@ class Selection:
         self.keys: dict[Level, int] = {}
         self.priorities: list[int] = []
         """The priorities that have such levels, highest last."""
+        self.passed = 0
+        """Messages that were handed out, while several priorities had some, since the last turn of
+        the oldest.
+        """
 
     def knows(self, task: str) -> bool:
         """Whether its consumers run that task."""
@@ -201,25 +205,33 @@ class Selection:
     def take(self, limit: int, keeper: Gatekeeper, now: Now) -> list[Entry]:
         """Up to ``limit`` messages out, best first; their gates are charged.
 
-        None, though some are open, if their gates had no room: they are parked now.
+        The last are those that go because they are the oldest, if several priorities wait. None,
+        though some are open, if their gates had no room: they are parked now.
         """
         out: list[Entry] = []
         queue = self.queue
+        every = queue.options.oldest_every if self._are_several() else 0
+        owed = min(limit, (self.passed + limit) // every) if every else 0
+        self.passed += limit if every else 0
         # Open, and yet in no list, is what an order hides until its turn comes.
         while limit and self.open and self.priorities and queue.parked is None and keeper.parks > 0:
-            heap = self.levels[self.priorities[-1]]
+            if limit > owed:
+                priority, last, most = self.priorities[-1], END, limit - owed
+            else:
+                (priority, last), most = self._oldest(), limit
+            heap = self.levels[priority]
             run = self._leading(heap)
             if run is None:
-                del self.levels[self.priorities.pop()]
+                self._drop(priority)
                 continue
-            room = keeper.room(run.lane, limit, now) if queue.gated else limit
+            room = keeper.room(run.lane, most, now) if queue.gated else most
             if not room:
                 continue
             ordering = run.lane.ordering
             if ordering and ordering.next_run() is not run:
                 ordering.hide(heappop(heap[0][1].heap)[1])
                 continue
-            before = second(heap, second(heap[0][1].heap, END))
+            before = second(heap, second(heap[0][1].heap, last))
             taken = 0
             for first, count in ordering.take(run) if ordering else run.take(room, before):
                 if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
@@ -231,4 +243,26 @@ class Selection:
             queue.less(run.lane, taken)
             if queue.gated:
                 charge(run.lane, taken, now.wall_ms)
+        if every:
+            self.passed = (self.passed - limit) % every
         return out
+
+    def _are_several(self) -> bool:
+        """Whether messages of several priorities wait. Priorities that have none are dropped."""
+        if len(self.priorities) > 1:
+            for priority in [each for each in self.priorities if not self._leads(each)]:
+                self._drop(priority)
+        return len(self.priorities) > 1
+
+    def _leads(self, priority: int) -> Run | None:
+        return self._leading(self.levels[priority])
+
+    def _drop(self, priority: int) -> None:
+        del self.levels[priority]
+        self.priorities.remove(priority)
+
+    def _oldest(self) -> tuple[int, int]:
+        """The priority whose next message is the oldest; where the next one of another begins."""
+        leading = ((self._leads(priority), priority) for priority in self.priorities)
+        heads = sorted((run.key if run else END, priority) for run, priority in leading)
+        return heads[0][1], heads[1][0] if len(heads) > 1 else END

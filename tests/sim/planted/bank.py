@@ -213,6 +213,14 @@ BANK = [
         "self.priorities.insert(0, level.priority)",
     ),
     Planted(
+        "the_oldest_too_often",
+        "all go by age, whatever their priority",
+        "qbroker.core.shelves:Selection.take",
+        "owed = min(limit, (self.passed + limit) // every) if every else 0",
+        "owed = limit if every else 0",
+        focus=frozenset(("priorities", "hot queue")),
+    ),
+    Planted(
         "last_in_first_out",
         "lanes that wait longer leave later",
         "qbroker.core.runs:Run.first",
