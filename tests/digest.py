@@ -116,7 +116,7 @@ def exact(state: BrokerState) -> dict[str, Any]:
         "seen": {number: p.seen_ms for number, p in state.producers.items()},
         "results": list(state.results.finished.items()),
         "named results": state.results.names,
-        "runs": {run.number: list(run) for x in state.lanes for run in x.runs.values() if run.size},
+        "runs": {run.number: list(run) for x in state.lanes for run in x.runs if run.size},
         "uploads": {key: staged(upload) for key, upload in state.uploads.items()},
     }
 
@@ -210,7 +210,7 @@ def check_slots(state: BrokerState) -> None:
         lane = grant.run_of(position).lane
         for limit in state.limits.covering(lane.queue.name, lane.task, lane.wants.limit):
             key = lane.wants.limit if limit.rule.per_key else ""
-            out[limit.name, key] += lane.wants.weight
+            out[limit.name, key] += lane.weight
         if lane.ordering:
             assert lane.ordering.position == position, f"{position} is out, and not in its order"
     for name, limit in state.limits.by_name.items():

@@ -318,7 +318,7 @@ class Story(RuleBasedStateMachine):
             lane = self.machine.core.state.lanes[number]
             for name, spent in self.spent.items():
                 if covers(spent.rule, lane):
-                    began[name, key_of(spent.rule, lane)] += count * lane.wants.weight
+                    began[name, key_of(spent.rule, lane)] += count * lane.weight
         for (name, key), weight in began.items():
             self.spent[name].begun.setdefault(key, []).append((record.wall_ms, weight))
 
@@ -339,7 +339,7 @@ class Story(RuleBasedStateMachine):
             for name, limit in state.limits.by_name.items():
                 if covers(limit.rule, lane):
                     bucket = name, key_of(limit.rule, lane)
-                    out[bucket] += lane.wants.weight
+                    out[bucket] += lane.weight
                     if self.before.get(position) != grant.number:
                         new.add(bucket)
         for name, limit in state.limits.by_name.items():
@@ -389,7 +389,7 @@ class Story(RuleBasedStateMachine):
     def came_first(self, position: int, lanes: list[Lane]) -> None:
         """No other run's head was before it. In a run those that came due later are behind."""
         mine = self.machine.core.state.leases[position].run_of(position)
-        for run in (run for lane in lanes for run in lane.runs.values()):
+        for run in (run for lane in lanes for run in lane.runs):
             if run.size and run is not mine:
                 rank = -run.priority, run.first()
                 assert rank > (-mine.priority, position), f"{rank} was before {position}"
@@ -402,7 +402,7 @@ class Story(RuleBasedStateMachine):
             if queue.number not in hungry:
                 continue
             for lane in queue.lanes:
-                for run in lane.runs.values():
+                for run in lane.runs:
                     if run.size:
                         assert not self.may_go(lane, run, now), f"lane {lane.number} could go"
 
@@ -411,7 +411,7 @@ class Story(RuleBasedStateMachine):
         for limit in state.limits.by_name.values():
             if covers(limit.rule, lane):
                 bucket = limit.gates[key_of(limit.rule, lane)].bucket
-                if not bucket.room(limit.rule, lane.wants.weight, now.wall_ms):
+                if not bucket.room(limit.rule, lane.weight, now.wall_ms):
                     return False
         if lane.ordering is None:
             return True
@@ -428,9 +428,7 @@ class Story(RuleBasedStateMachine):
         ]
         if held or blocked:
             return any(not known.waits and known.run is run for known in blocked) and not held
-        best = min(
-            (-o.priority, o.first()) for x in lane.ordering.lanes for o in x.runs.values() if o.size
-        )
+        best = min((-o.priority, o.first()) for x in lane.ordering.lanes for o in x.runs if o.size)
         return best == (-run.priority, run.first())
 
     @rule()

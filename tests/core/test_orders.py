@@ -58,9 +58,7 @@ def test_a_chunk_that_was_left_by_moves_has_holes() -> None:
         harness.run(line)
     for line in ("move to=to id=m", "move q=to to=q", "cancel id=z"):
         harness.run(line)
-    (run,) = [
-        run for lane in harness.machine.core.state.lanes for run in lane.runs.values() if run.size
-    ]
+    (run,) = [run for lane in harness.machine.core.state.lanes for run in lane.runs if run.size]
     assert len(list(run)) == 3
     assert harness.run("cancel_many q=q dry") == ["A     Ok count=3"]
     assert harness.run("cancel_many q=q")[-1] == "A     Ok count=3"

@@ -122,11 +122,11 @@ class Twins:
         for queue in (self.live, self.replayed):
             assert queue.ready == len(order)
             for lane in queue.lanes:
-                for run in lane.runs.values():
+                for run in lane.runs:
                     assert run.size == len(list(run))
                     assert all(position in run for position in run)
                     assert not any(position in run for position in self.out)
-        heads = [run.first() for lane in self.live.lanes for run in lane.runs.values() if run.size]
+        heads = [run.first() for lane in self.live.lanes for run in lane.runs if run.size]
         assert self.live.oldest() == min(heads, default=0)
 
 

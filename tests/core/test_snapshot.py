@@ -64,12 +64,12 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Lane: (
         {"queue", "shelf", "keys", "_runs", "leased"},
-        {"number", "place", "life", "gates", "ordering", "parked", "wants"},
+        {"number", "kind", "life", "gates", "ordering", "parked", "weight"},
     ),
     Shelf: ({"task", "leased"}, {"queue", "levels", "life", "open", "gates", "parked"}),
     Run: (
-        {"number", "chunks", "head", "given", "skipped"},
-        {"lane", "life", "priority", "size", "key"},
+        {"priority", "chunk", "more", "head", "given", "skipped"},
+        {"lane", "life", "size", "key"},
     ),
     Limit: ({"name", "operator", "code", "gates"}, set()),
     Limits: ({"by_name"}, {"clock", "_by_scope", "_fading"}),

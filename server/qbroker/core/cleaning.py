@@ -41,7 +41,7 @@ class Live:
         self._waiting = [
             (chunk, run.skipped)
             for lane in state.lanes
-            for run in lane.runs.values()
+            for run in lane.runs
             for chunk in run.saved()[2]
         ]
         self._delayed = [column(sorted(each)) for each in state.timers.positions() if each]
@@ -85,7 +85,7 @@ def how_many(ascending: "array[int]", first: int, end: int) -> int:
 def others(state: BrokerState) -> Iterator[int]:
     """Positions that are no entry of a chunk or a timer: handed out, parts, errors, results."""
     for lane in state.lanes:
-        for run in lane.runs.values():
+        for run in lane.runs:
             for first, end in run.given:
                 yield from range(first, end)
     yield from state.leases

@@ -26,21 +26,24 @@ def read_keys(keys: bytes) -> LaneKeys:
 
 
 class Lane:
-    """Its runs by priority, how many of its messages are leased, what limits it."""
+    """Its runs by priority, how many of its messages are leased, what limits it.
+
+    There may be a million: what most of them do not have is one empty object for all.
+    """
 
     __slots__ = (
         "_runs",
         "gates",
         "keys",
+        "kind",
         "leased",
         "life",
         "number",
         "ordering",
         "parked",
-        "place",
         "queue",
         "shelf",
-        "wants",
+        "weight",
     )
 
     def __init__(self, number: int, queue: "Queue", task: str, keys: bytes) -> None:
@@ -51,11 +54,11 @@ class Lane:
         """What waits of its task in its queue."""
         self.keys = keys
         """Packed: see qprotocol/lanekeys.py."""
-        self.wants = read_keys(keys)
-        """What its messages are limited, ordered and shared out by."""
-        self.place = number, kind_of(task)
-        """The lane's number, and the kind that its messages are of."""
-        self._runs: dict[int, Run] = {}
+        self.weight = self.wants.weight
+        """What one of its messages takes of a limit."""
+        self.kind = kind_of(task)
+        """Its messages are of this kind."""
+        self._runs: tuple[Run, ...] = ()
         self.life = queue.life
         """The life of its queue that the runs belong to."""
         self.leased = 0
@@ -74,36 +77,42 @@ class Lane:
         return self.shelf.task
 
     @property
-    def runs(self) -> dict[int, Run]:
-        """By priority: those that were not purged."""
-        return self._runs if self.life == self.queue.life else {}
+    def wants(self) -> LaneKeys:
+        """What its messages are limited, ordered and shared out by. Costs a microsecond."""
+        return read_keys(self.keys)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """One for each priority that it has had; none that was purged."""
+        return self._runs if self.life == self.queue.life else ()
 
     def run(self, priority: int) -> Run:
         """The lane's run at ``priority``, made on first use."""
         if self.life != self.queue.life:
             self.retire()
-        found = self._runs.get(priority)
-        if found is None:
-            found = Run(self, priority, self.number << 8 | priority + 128)
-            self._runs[priority] = found
-        return found
+        for run in self._runs:
+            if run.priority == priority:
+                return run
+        made = Run(self, priority)
+        self._runs += (made,)
+        return made
 
     def retire(self) -> None:
         """Runs that were purged are no more the lane's, but what is left to be swept."""
         if self.life != self.queue.life:
-            self.queue.retired += self._runs.values()
-            self._runs, self.life, self.parked = {}, self.queue.life, None
+            self.queue.retired += self._runs
+            self._runs, self.life, self.parked = (), self.queue.life, None
 
     # Parked.
 
     @property
     def waiting(self) -> int:
         """Messages that wait, ready to be handed out."""
-        return sum(run.size for run in self.runs.values())
+        return sum(run.size for run in self.runs)
 
     def rank(self) -> tuple[int, int]:
         """Priority, highest first, and head of its best run. Only when messages wait."""
-        return min((-run.priority, run.first()) for run in self.runs.values() if run.size)
+        return min((-run.priority, run.first()) for run in self.runs if run.size)
 
     def park(self, gate: "Gate") -> None:
         """Its messages are out of sight. They leave the lists when they come up there."""

@@ -43,7 +43,7 @@ def decide_set_limit(state: BrokerState, now: Now, _connection: int, frame: SetL
 def check_waiting(state: BrokerState, name: str, rule: LimitRule) -> None:
     """Raise RefusedError if something that is there now would wait for ever."""
     for lane in heavy_lanes(state):
-        why = rule.refuses(lane.wants.weight)
+        why = rule.refuses(lane.weight)
         is_under = rule.covers(lane.queue.name, lane.task, lane.wants.limit)
         if why and is_under and (lane.waiting or lane.leased):
             raise RefusedError(
@@ -56,7 +56,7 @@ def check_waiting(state: BrokerState, name: str, rule: LimitRule) -> None:
 
 def heavy_lanes(state: BrokerState) -> Iterator[Lane]:
     """Those whose messages weigh more than one. Costs a step a lane."""
-    return (lane for lane in state.lanes if lane.wants.weight > 1)
+    return (lane for lane in state.lanes if lane.weight > 1)
 
 
 def decide_drop_limit(state: BrokerState, now: Now, _connection: int, frame: DropLimit) -> Decision:
@@ -170,7 +170,7 @@ def row(found: Limit, heavy: list[Lane], at_ms: int) -> LimitStatistics:
     buckets = [gate.bucket for gate in found.gates.values()]
     opens = [bucket.opens_ms(rule, 1) - at_ms for bucket in buckets]
     stuck = sum(
-        bool(rule.refuses(lane.wants.weight)) and lane.waiting > 0
+        bool(rule.refuses(lane.weight)) and lane.waiting > 0
         for lane in heavy
         if rule.covers(lane.queue.name, lane.task, lane.wants.limit)
     )

@@ -52,7 +52,7 @@ class LimitGate(Gate):
         """As many as there are slots and tokens for. Now is by the limits' clock."""
         if self.rule is None:
             return ROOM_MAX
-        return self.bucket.room(self.rule, lane.wants.weight, now.wall_ms)
+        return self.bucket.room(self.rule, lane.weight, now.wall_ms)
 
     def is_shut(self, now: Now) -> bool:
         """Whether there is none for the lightest."""
@@ -61,7 +61,7 @@ class LimitGate(Gate):
     def opens_ms(self, lane: Lane, now: Now) -> int:
         """When the tokens are there, if it is those that lack."""
         assert self.rule, "a rule that was dropped lacks nothing"
-        wait_ms = self.bucket.opens_ms(self.rule, lane.wants.weight) - now.wall_ms
+        wait_ms = self.bucket.opens_ms(self.rule, lane.weight) - now.wall_ms
         return now.mono_ms + wait_ms if wait_ms > 0 else 0
 
     def why(self, lane: Lane, now: Now) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class LimitGate(Gate):
 
     def heft(self, lane: Lane) -> int:
         """Its weight."""
-        return lane.wants.weight
+        return lane.weight
 
     def rank(self, lane: Lane) -> tuple[int, int]:
         """By priority, then in turns: who was served and found no more room is the last."""
@@ -99,14 +99,14 @@ class LimitGate(Gate):
         if self.rule and not self.rule.queue:
             self.turn += 1
             self.served[lane.queue.number] = self.turn
-        weight = count * lane.wants.weight
+        weight = count * lane.weight
         self.bucket.lends(weight)
         if wall_ms and self.rule:
             self.bucket.spends(self.rule, weight, wall_ms)
 
     def credit(self, lane: Lane, count: int) -> None:
         """Slots are free again."""
-        self.bucket.gets_back(count * lane.wants.weight)
+        self.bucket.gets_back(count * lane.weight)
         self.open()
 
     def follows(self, rule: LimitRule, at_ms: int) -> None:
@@ -278,7 +278,7 @@ def weight_out(place: Place) -> int:
     if not place.leased:
         return 0
     if isinstance(place, Lane):
-        return place.leased * place.wants.weight
+        return place.leased * place.weight
     lanes = place.queue.lanes
     inside = lanes if isinstance(place, Queue) else [x for x in lanes if x.shelf is place]
-    return sum(lane.leased * lane.wants.weight for lane in inside)
+    return sum(lane.leased * lane.weight for lane in inside)

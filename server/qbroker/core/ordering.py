@@ -55,7 +55,7 @@ class Ordering(Gate):
         """The run that the next message comes from; None if none may go now."""
         if not self.is_free:
             return self.run if self.is_ready else None
-        found = (run for lane in self.lanes for run in lane.runs.values() if run.size)
+        found = (run for lane in self.lanes for run in lane.runs if run.size)
         return min(found, key=lambda run: (-run.priority, run.first()), default=None)
 
     def take(self, run: "Run") -> list[tuple[int, int]]:

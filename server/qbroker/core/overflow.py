@@ -140,7 +140,7 @@ def reason_of(victims: Victims) -> str:
 
 def oldest(queue: Queue) -> Iterator[tuple[Run, int]]:
     """Ready messages, the oldest first, whatever their priority. Costs a look at each lane."""
-    runs = [run for lane in queue.lanes for run in lane.runs.values() if run.size]
+    runs = [run for lane in queue.lanes for run in lane.runs if run.size]
     pairs = [(run, iter(run)) for run in runs]
     heads = [(next(positions), run.number, run, positions) for run, positions in pairs]
     heapify(heads)

@@ -188,7 +188,7 @@ class Queue:
     def show(self, lane: Lane, gate: "Gate") -> None:
         """The lane is not parked any more."""
         self.behind[gate.reason] -= lane.waiting
-        for run in lane.runs.values():
+        for run in lane.runs:
             if run.size:
                 self.offer(run, run.size)
         self.stir()
@@ -256,7 +256,7 @@ class Queue:
         """Ready messages in the order they would leave; changes nothing."""
         levels: dict[int, list[Run]] = {}
         for lane in self.lanes:
-            for run in lane.runs.values():
+            for run in lane.runs:
                 if run.size:
                     levels.setdefault(run.priority, []).append(run)
         for priority in sorted(levels, reverse=True):

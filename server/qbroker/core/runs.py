@@ -1,4 +1,8 @@
-"""A run: the FIFO of one lane at one priority. 8 bytes a message; bodies are in the log."""
+"""A run: the FIFO of one lane at one priority. 8 bytes a message; bodies are in the log.
+
+A run of one message is one small object and one small array: all else is made when it is needed,
+for there may be a run for each of a million keys.
+"""
 
 from array import array
 from bisect import bisect_left
@@ -16,37 +20,44 @@ CHUNK_POSITIONS = 4096
 END = 2**64
 """Behind every position."""
 
+# What a run has that holds little: one for all, and never changed.
+_NO_CHUNK = array("Q")
+_NO_SPANS = Spans()
+_NO_POSITIONS: set[int] = set()
+
 
 class Run:
     """A FIFO of positions, with returned ones in front. All of it is durable but ``key``."""
 
     __slots__ = (
-        "chunks",
+        "chunk",
         "given",
         "head",
         "key",
         "lane",
         "life",
-        "number",
+        "more",
         "priority",
         "size",
         "skipped",
     )
 
-    def __init__(self, lane: "Lane", priority: int, number: int) -> None:
+    def __init__(self, lane: "Lane", priority: int) -> None:
         self.lane = lane
         self.life = lane.queue.life
         """The life of its queue that it belongs to: after a purge it is dead."""
         self.priority = priority
-        self.number = number
         self.size = 0
         """Messages that wait here, skipped ones left out."""
-        self.chunks: deque[array[int]] = deque()
-        """Each ascending; a position lower than the last starts a new one."""
+        self.chunk: array[int] = _NO_CHUNK
+        """Ascending; a position lower than the last starts a new one. Empty if all are."""
         self.head = 0
-        self.given = Spans()
+        """Where in the chunk the first is that was not taken."""
+        self.more: deque[array[int]] | None = None
+        """The chunks behind it, if there are any."""
+        self.given = _NO_SPANS
         """Handed out before and given back; they go first."""
-        self.skipped: set[int] = set()
+        self.skipped = _NO_POSITIONS
         """Entries still in a chunk that were taken out of order."""
         self.key = -1
         """The head under which its queue has it listed; -1 if it has not."""
@@ -54,6 +65,16 @@ class Run:
     def __lt__(self, other: "Run") -> bool:
         """For heaps, where a run may be listed twice under one head."""
         return self.number < other.number
+
+    @property
+    def number(self) -> int:
+        """By which records and timers know it."""
+        return self.lane.number << 8 | self.priority + 128
+
+    @property
+    def chunks(self) -> "list[array[int]]":
+        """All of them. Costs a step each."""
+        return [self.chunk, *(self.more or ())] if self.chunk else []
 
     @property
     def is_purged(self) -> bool:
@@ -70,16 +91,25 @@ class Run:
         if self.skipped:
             for position in self.skipped.intersection(range(first, first + count)):
                 self._strike(position)
-        chunks = self.chunks
-        if not chunks or len(chunks[-1]) >= CHUNK_POSITIONS or chunks[-1][-1] >= first:
-            chunks.append(array("Q"))
-        chunks[-1].extend(range(first, first + count))
+        last = self.more[-1] if self.more else self.chunk
+        if last and len(last) < CHUNK_POSITIONS and last[-1] < first:
+            last.extend(range(first, first + count))
+        else:
+            self._append(array("Q", range(first, first + count) if count > 1 else (first,)))
         self.size += count
 
     def adopt(self, positions: "array[int]") -> None:
         """Put an ascending array of positions at the end, without a copy."""
-        self.chunks.append(positions)
+        self._append(positions)
         self.size += len(positions)
+
+    def _append(self, chunk: "array[int]") -> None:
+        if not self.chunk:
+            self.chunk = chunk
+        elif self.more:
+            self.more.append(chunk)
+        else:
+            self.more = deque((chunk,))
 
     def give_back(self, first: int, count: int) -> None:
         """Put neighbours in front; one that was taken out of order is back in its place."""
@@ -90,17 +120,23 @@ class Run:
                 if position in self.skipped:
                     self.skipped.discard(position)
                     if first < position:
-                        self.given.add(first, position)
+                        self._give(first, position)
                     first = position + 1
         if first < end:
-            self.given.add(first, end)
+            self._give(first, end)
+
+    def _give(self, first: int, end: int) -> None:
+        if not self.given:
+            self.given = Spans()
+        self.given.add(first, end)
 
     def first(self) -> int:
         """The position that leaves next. Only when ``size`` is above 0."""
         if self.given:
             return self.given.first()
-        self._drop_skipped()
-        return self.chunks[0][self.head]
+        if self.skipped:
+            self._drop_skipped()
+        return self.chunk[self.head]
 
     def take(self, limit: int, before: int = END) -> list[tuple[int, int]]:
         """Up to ``limit`` positions out, as (first, count) runs; stops at one above ``before``.
@@ -111,16 +147,20 @@ class Run:
         if self.given:
             span = self.given.take(limit, before)
             self.size -= span[1]
+            if not self.given:
+                self.given = _NO_SPANS
             return [span]
-        self._drop_skipped()
-        chunk, head = self.chunks[0], self.head
+        if self.skipped:
+            self._drop_skipped()
+        chunk, head = self.chunk, self.head
         end = min(len(chunk), head + limit)
         if chunk[end - 1] > before:
             end = max(head + 1, bisect_left(chunk, before, head, end))
         out = self._compact(chunk, head, end)
         self.size -= sum(count for _, count in out)
         self._advance(end)
-        self._drop_skipped()
+        if self.skipped is not _NO_POSITIONS:
+            self._drop_skipped()
         return out
 
     def _compact(self, chunk: "array[int]", head: int, end: int) -> list[tuple[int, int]]:
@@ -147,20 +187,24 @@ class Run:
                 stop = first + 1 if self.given else end
                 self._pass_over(first, stop)
             first = stop
+        if not self.given:
+            self.given = _NO_SPANS
 
     def _pass_over(self, first: int, end: int) -> None:
         """Take neighbours out of the chunks."""
-        chunk, after = self.chunks[0], self.head + end - first
+        chunk, after = self.chunk, self.head + end - first
         at_head = len(chunk) >= after and chunk[self.head] == first and chunk[after - 1] == end - 1
         if at_head and not self.skipped:
             self._advance(after)
         else:
+            if not self.skipped:
+                self.skipped = set()
             self.skipped.update(range(first, end))
             self._drop_skipped()
 
     def saved(self) -> "tuple[list[tuple[int, int]], list[int], list[array[int]]]":
         """Spans given back, what is skipped, and the chunks without what has been taken."""
-        chunks = list(self.chunks)
+        chunks = self.chunks
         if self.head:
             chunks[0] = chunks[0][self.head :]
         return list(self.given), sorted(self.skipped), chunks
@@ -169,12 +213,14 @@ class Run:
         self, given: list[tuple[int, int]], skipped: list[int], chunks: "list[array[int]]"
     ) -> None:
         """Into a new run: what ``saved`` gave. Chunks are taken over, not copied."""
-        self.chunks.extend(chunks)
+        for chunk in chunks:
+            self.adopt(chunk)
         for first, end in given:
-            self.given.add(first, end)
+            self._give(first, end)
             self.size += end - first
-        self.skipped.update(skipped)
-        self.size += sum(map(len, chunks)) - len(skipped)
+        if skipped:
+            self.skipped = set(skipped)
+            self.size -= len(skipped)
 
     def __contains__(self, position: int) -> bool:
         if position in self.given:
@@ -195,30 +241,34 @@ class Run:
         found = self._find(position)
         assert found, f"{position} is skipped, and in no chunk"
         number, index = found
-        chunk = self.chunks[number]
         self.skipped.discard(position)
-        self.chunks[number] = chunk[:index] + chunk[index + 1 :]
-        if len(chunk) == 1:
-            del self.chunks[number]
+        chunks = self.chunks
+        chunks[number] = chunks[number][:index] + chunks[number][index + 1 :]
+        self.chunk = chunks[0]
+        self.more = deque(filter(None, chunks[1:])) or None
 
     def __iter__(self) -> Iterator[int]:
         """Positions in the order they would leave; changes nothing."""
         for first, end in self.given:
             yield from range(first, end)
         for chunk in self.chunks:
-            start = self.head if chunk is self.chunks[0] else 0
+            start = self.head if chunk is self.chunk else 0
             for position in chunk[start:]:
                 if position not in self.skipped:
                     yield position
 
     def _drop_skipped(self) -> None:
-        skipped, chunks = self.skipped, self.chunks
-        while skipped and chunks and chunks[0][self.head] in skipped:
-            skipped.discard(chunks[0][self.head])
+        skipped = self.skipped
+        while self.chunk and skipped and self.chunk[self.head] in skipped:
+            skipped.discard(self.chunk[self.head])
             self._advance(self.head + 1)
+        if not skipped:
+            self.skipped = _NO_POSITIONS
 
     def _advance(self, head: int) -> None:
-        if head == len(self.chunks[0]):
-            self.chunks.popleft()
+        if head == len(self.chunk):
+            self.chunk = self.more.popleft() if self.more else _NO_CHUNK
+            if not self.more:
+                self.more = None
             head = 0
         self.head = head

@@ -130,7 +130,7 @@ def save_runs(state: BrokerState) -> bytes:
     """What waits: a row a run that is not empty, a column a chunk."""
     rows, columns = [], []
     for lane in state.lanes:
-        for run in lane.runs.values():
+        for run in lane.runs:
             given, skipped, chunks = run.saved()
             rows.append([run.number, given, skipped, len(chunks)])
             columns += chunks

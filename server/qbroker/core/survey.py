@@ -35,7 +35,7 @@ class Survey:
     now: Now
     opened: list[r.Record] = field(default_factory=list)
     planned: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    """Routes not yet known, to the place of the lane that will be opened; see Lane.place."""
+    """Routes not yet known, to number and kind of the lane that will be opened."""
     planned_lanes: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
     planned_queues: dict[str, int] = field(default_factory=dict)
     relaxed: set[int] = field(default_factory=set)
@@ -63,9 +63,8 @@ class Survey:
 
         Raises RefusedError. Costs about a microsecond a message.
         """
-        state, now = self.state, self.now
-        unpack, known, planned = wire.MESSAGE.unpack_from, state.routes, self.planned
-        body_max, now_ms = state.settings.body_bytes_max, now.wall_ms
+        unpack, known, planned = wire.MESSAGE.unpack_from, self.state.routes, self.planned
+        body_max, now_ms = self.state.settings.body_bytes_max, self.now.wall_ms
         offsets = array("I")
         batch = r.MessageBatch(raw=raw, offsets=offsets)
         runs, note = batch.runs, offsets.append
@@ -84,7 +83,10 @@ class Survey:
                 raise too_large(index, size, body_max)
             route = raw[start : start + n_route]
             lane = known.get(route)
-            number, due_kind = lane.place if lane else planned.get(route) or self.plan(route, index)
+            if lane:
+                number, due_kind = lane.number, lane.kind
+            else:
+                number, due_kind = planned.get(route) or self.plan(route, index)
             if version != 1 or kind != due_kind or not -100 <= priority <= 100:
                 raise bad(index, f"version {version}, kind {kind} and priority {priority}")
             start += n_route
@@ -133,7 +135,7 @@ class Survey:
         return self.shape
 
     def plan(self, route: bytes, index: int) -> tuple[int, int]:
-        """The place of the lane a new route leads to: it exists, or will be opened."""
+        """Number and kind of the lane a new route leads to: it exists, or will be opened."""
         found = self.state.exchanges.resolved.get(route)
         if found is not None:
             self.routed = True
@@ -156,14 +158,16 @@ class Survey:
         lane = self.lane(key, task, keys)
         if isinstance(lane, Lane):
             self.state.routes[route] = lane
-            return lane.place
+            return lane.number, lane.kind
         place = self.planned[route] = lane, kind_of(task)
         return place
 
     def place(self, route: bytes, index: int) -> tuple[int, int]:
-        """The place of the lane that a route with the empty exchange leads to."""
+        """Number and kind of the lane that a route with the empty exchange leads to."""
         lane = self.state.routes.get(route)
-        return lane.place if lane else self.planned.get(route) or self.plan(route, index)
+        if lane:
+            return lane.number, lane.kind
+        return self.planned.get(route) or self.plan(route, index)
 
     def lane(self, queue_name: str, task: str, keys: bytes, *, beyond: bool = False) -> Lane | int:
         """The lane, or the number it will have once ``opened`` is applied.

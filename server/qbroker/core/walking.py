@@ -84,7 +84,7 @@ def walk(state: BrokerState, picked: Picked) -> Iterator[Spot]:
             for lane in list(queue.lanes):
                 yield LOOKED
                 if picked.has_lane(lane):
-                    for run in list(lane.runs.values()):
+                    for run in list(lane.runs):
                         for first, count in ready(state, picked, run):
                             weight = MESSAGE_WEIGHT * count + LOOK_WEIGHT
                             yield Spot(weight, READY, run, first, count)
@@ -130,8 +130,8 @@ def ready(state: BrokerState, picked: Picked, run: Run) -> Iterator[tuple[int, i
             yield picked.position, 1
         return
     yield from given_back(run, picked.before)
-    for chunk in list(run.chunks):
-        at = run.head if run.chunks and chunk is run.chunks[0] else 0
+    for chunk in run.chunks:
+        at = run.head if chunk is run.chunk else 0
         end = bisect_left(chunk, picked.before, at)
         while at < end and not run.is_purged:
             first, stop = chunk[at], at + 1

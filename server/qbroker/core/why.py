@@ -107,7 +107,7 @@ def nobody(state: BrokerState, queue: Queue, task: str) -> Iterator[Row]:
 
 def ahead(run: Run, position: int) -> int:
     """How many of the lane leave before the message, which waits in the run."""
-    count = sum(each.size for each in run.lane.runs.values() if each.priority > run.priority)
+    count = sum(each.size for each in run.lane.runs if each.priority > run.priority)
     if position in run.given:
         return count + sum(min(end, position) - at for at, end in run.given if at < position)
     count += sum(end - at for at, end in run.given)

@@ -224,7 +224,7 @@ BANK = [
         "last_in_first_out",
         "lanes that wait longer leave later",
         "qbroker.core.runs:Run.first",
-        "return self.chunks[0][self.head]",
+        "return self.chunk[self.head]",
         "return self.chunks[-1][-1]",
     ),
     Planted(
