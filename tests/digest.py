@@ -14,6 +14,7 @@ from qbroker.core.settings import PRODUCER_IDLE_MS
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
 from qbroker.core.uploads import Upload
+from qprotocol.options import DEAD_SUFFIX
 
 
 def digest(state: BrokerState, now: Now) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             p: (*a.counters(), a.error, a.reason, a.run and a.run.number, a.waits, a.claims_from)
             for p, a in sorted(state.attempts.items())
         },
+        "letters": (state.letters.count, state.letters.ordered()),
         "moved": sorted(state.moved.items()),
         "origin": sorted(state.origin.items()),
         "named": sorted(state.named.items()),
@@ -179,7 +181,20 @@ def check_places(state: BrokerState) -> dict[int, str]:
     check_grants(state)
     check_weights(state, places)
     check_slots(state)
+    check_letters(state, places)
     return places
+
+
+def check_letters(state: BrokerState, places: dict[int, str]) -> None:
+    """Dead letters are what waits, or is handed out, among them, and died."""
+    found = {position for position, each in state.attempts.items() if each.reason}
+    dead = {position for position in found if position in places}
+    assert {p for p in state.letters.by_position if state.touched(p) or p in places} == dead
+    for position in dead:
+        assert places[position].endswith(DEAD_SUFFIX), f"{position}, dead, is {places[position]}"
+    assert [p for p, _ in state.letters.ordered()] == [
+        p for p, _ in sorted(state.letters.by_position.items(), key=lambda each: each[1].number)
+    ]
 
 
 def check_shelves(state: BrokerState) -> None:

@@ -623,6 +623,41 @@ class Harness:
     def unbind(self, words: Words) -> None:
         self.bind(words, f.Unbind)
 
+    def dead(self, words: Words) -> None:
+        """`dead q=mail cause=failed error=boom task=t older=1h after=3 limit=2 detail=0 id=a`"""
+        frame = self.about(
+            f.DeadLetters,
+            words,
+            queue=words.text("q"),
+            older_ms=words.duration("older"),
+            **{name: words.text(name) for name in ("task", "cause", "error", "worker")},
+            after=words.number("after"),
+            limit=words.number("limit", 100),
+            detail=words.number("detail", 1),
+        )
+        self.ask(words, frame)
+
+    def letters(self, words: Words) -> bytes:
+        """Dead letters as they are shown: `2:2#1`, position and number."""
+        handles = (word.split("#") for word in words.plain)
+        return b"".join(wire.LETTER.pack(read_position(at), int(no)) for at, no in handles)
+
+    def replay(self, words: Words) -> None:
+        """`replay 2:2#1 q=other in=5s by=ana`"""
+        frame = f.ReplayDead(queue=words.text("q"), author=words.text("by"))
+        frame.due_ms, frame.raw = self.at(words, "in"), self.letters(words)
+        self.ask(words, frame)
+
+    def edit(self, words: Words) -> None:
+        """`edit 2:2#1 body=new q=q id=a`: another message in its place."""
+        ((at, number),) = (word.split("#") for word in words.plain)
+        frame = f.EditDead(position=read_position(at), number=int(number), author=words.text("by"))
+        frame.raw = b"".join(self.message(words, body) for body in words.text("body").split(","))
+        self.ask(words, frame)
+
+    def drop_dead(self, words: Words) -> None:
+        self.ask(words, f.DropDead(author=words.text("by"), raw=self.letters(words)))
+
     def peek(self, words: Words) -> None:
         self.ask(words, f.Peek(queue=words.text("q", "q"), count=words.number("count", 10)))
 
@@ -673,6 +708,10 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "show": Harness.show,
     "purge": Harness.purge,
     "peek": Harness.peek,
+    "dead": Harness.dead,
+    "replay": Harness.replay,
+    "edit": Harness.edit,
+    "drop_dead": Harness.drop_dead,
     "pause": Harness.pause,
     "resume": Harness.resume,
     "exchange": Harness.exchange,

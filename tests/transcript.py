@@ -112,6 +112,13 @@ def shown_record(record: r.Record) -> str:
     kind = type(record).__name__
     if isinstance(record, r.Published | r.PartStored):
         return f"{kind} {shown_batch(record.batch)} {shown_fields(record, ('batch', 'wall_ms'))}"
+    if isinstance(record, r.Replayed):
+        moves = [f"{shown_position(row[3])}:lane{row[0]}>lane{row[2]}" for row in record.entries]
+        due = [f"due_ms={shown_value('due_ms', record.due_ms)}"] if record.due_ms else []
+        return " ".join([kind, *moves, *due, *([f"by={record.author}"] if record.author else [])])
+    if isinstance(record, r.LetterEdited):
+        said = f"{kind} letter={shown_position(record.letter)} home={record.home}"
+        return f"{said} {shown_batch(record.batch)}"
     if isinstance(record, r.LaneOpened):
         rest = shown_fields(record, ("number", "queue", "keys"))
         rest += "".join(f" {name}={value}" for name, value in shown_keys(record.keys))
@@ -151,14 +158,28 @@ def shown_archived(row: dict[str, Any]) -> str:
 
 
 def shown_report(raw: bytes) -> str:
-    """The state and each reason with what is said of it."""
+    """The state and each reason with what is said of it; or a page of dead letters."""
     found = json.loads(raw)
+    if "letters" in found:
+        return shown_letters(found)
     reasons = [
         " ".join([each.pop("reason"), *(f"{k}={shown_value(k, v)}" for k, v in each.items() if v)])
         for each in found["reasons"]
     ]
     where = "".join(f" {name}={found[name]}" for name in ("queue", "task") if found.get(name))
     return f"{found['state']}{where}: {'; '.join(reasons) or '(nothing)'}"
+
+
+def shown_letters(found: dict[str, Any]) -> str:
+    """Position and number of each, and what else is there; then the page's end."""
+    left_out = ("position", "number", "raw", "dead_queue", "message")
+    rows = []
+    for row in found["letters"]:
+        row["error"] = f"{row['error']}({row['message']})" if row.get("error") else ""
+        said = [f"{k}={shown_value(k, v)}" for k, v in row.items() if v and k not in left_out]
+        rows.append(" ".join([f"{shown_position(row['position'])}#{row['number']}", *said]))
+    more = f" next={found['next']}" if found["next"] else ""
+    return f"{'; '.join(rows) or '(nothing)'}{more}"
 
 
 def shown_result(frame: f.Result) -> str:

@@ -450,6 +450,69 @@ class Why(Frame):
     position: "int" = 0
 
 
+@frame(0x49, CLIENT)
+class DeadLetters(Frame):
+    """Look through the dead letters, the first that died first. Answered by Report.
+
+    {"letters": [row, ...], "next": int, "last": int, "looked": int}. Empty text and 0 ask for
+    nothing: ``queue`` is where they died, or the queue of dead letters that they are in; ``cause``
+    a word of causes.py; ``error`` any part of the error or the reason; ``worker`` the beginning of
+    its session; they died ``older_ms`` ago or before. The next page is asked for with ``after`` the
+    number ``next``, which is 0 behind the last one; a page may be short. ``last`` is the number of
+    who died last. With ``id`` it is one task, ``position`` being the one from Published or 0.
+    ``detail``: 0 is positions and numbers, 1 what is known of each, 2 with all bytes, of an ``id``.
+    """
+
+    queue: "str" = ""
+    task: "str" = ""
+    cause: "str" = ""
+    error: "str" = ""
+    worker: "str" = ""
+    older_ms: "int" = 0
+    after: "int" = 0
+    limit: "int" = 100
+    detail: "int" = 1
+    id: "str" = ""
+    position: "int" = 0
+
+
+@frame(0x4A, CLIENT)
+class ReplayDead(Frame):
+    """These dead letters (raw, wire.LETTER) wait to run again, as if they never had.
+
+    Answered by Ok; ``count`` is how many: those that are replayed, dropped or handed out by now are
+    passed over, so that to ask twice is to ask once. They go to the queues where they died, or to
+    ``queue``; at once, or at ``due_ms`` (since 1970).
+    """
+
+    queue: "str" = ""
+    due_ms: "int" = 0
+    author: "str" = ""
+
+
+@frame(0x4B, CLIENT)
+class EditDead(Frame):
+    """A dead letter is another message from now on: the raw one, under the same id. Answered by Ok.
+
+    It stays where it is, with all that is known of it; a replay sends it to the queue that the
+    message names. ``count`` is 0 if there is no dead letter ``number`` at ``position``.
+    """
+
+    position: "int"
+    number: "int"
+    author: "str" = ""
+
+
+@frame(0x4C, CLIENT)
+class DropDead(Frame):
+    """These dead letters (raw, wire.LETTER) are over. Answered by Ok; ``count`` is how many.
+
+    What the archive knows of their end stays.
+    """
+
+    author: "str" = ""
+
+
 # Looking and operating.
 
 

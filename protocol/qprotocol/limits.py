@@ -55,6 +55,8 @@ INT_MAX = 2**64 - 1
 is ever over 2**63 - 1, so that languages without unsigned integers choose 63 random bits."""
 WATCH_MS_MAX = 3_600_000
 """How long one Watch may wait; a client asks again."""
+LETTERS_MAX = 1_000
+"""Dead letters in one ReplayDead or DropDead: one record, and a piece of a turn."""
 PARTED_MAX = 64
 """Frames of one connection whose parts are on their way at once: each costs memory by itself."""
 PRODUCER_WINDOW = 1024

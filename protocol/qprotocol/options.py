@@ -201,7 +201,7 @@ class QueueOptions:
         target = given.get("dead_letter_queue")
         if target:
             check_queue_name(target)
-            if not target.endswith(DEAD_SUFFIX):
+            if not is_dead_queue(target):
                 raise ValueError(
                     f"dead_letter_queue is {target!r}: {OPTIONS['dead_letter_queue'].wants}"
                 )
@@ -250,9 +250,14 @@ def row_of(name: object) -> OptionRow:
     return row
 
 
+def is_dead_queue(name: str) -> bool:
+    """Whether the queue with that name is one of dead letters: its name alone says so."""
+    return name.endswith(DEAD_SUFFIX)
+
+
 def dead_queue(name: str, options: QueueOptions) -> str:
     """Where a queue's dead letters go; those of a dead-letter queue stay where they are."""
-    if name.endswith(DEAD_SUFFIX):
+    if is_dead_queue(name):
         return name
     if options.dead_letter_queue:
         return options.dead_letter_queue

@@ -56,6 +56,9 @@ POSITION = Struct("<Q")
 PEEKED = Struct("<QQHHHBII")
 """A message looked at: position, due_ms, deliveries, failures, crashes, state, length of the
 reason, length of the error."""
+LETTER = Struct("<QQ")
+"""A dead letter, as it is told from all others, also from the same message once it dies again:
+its position, its number."""
 
 ENVELOPE_VERSION = 1
 

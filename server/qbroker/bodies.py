@@ -239,7 +239,7 @@ class Bodies:
 
 def body_of(position: int, record: r.Record) -> Body | None:
     """What to keep of a record, if it has messages or a result."""
-    if isinstance(record, r.Published):
+    if isinstance(record, r.Published | r.LetterEdited):
         batch = record.batch
         return Body(position, position, batch.count, batch.raw, 0, batch.offsets)
     if isinstance(record, r.PartStored):

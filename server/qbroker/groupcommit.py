@@ -77,7 +77,7 @@ class GroupCommit:
         self._bodies.note(position, record)
         if not record.lazy:
             self._head = self._batch.number
-            if isinstance(record, r.Published | r.PartStored):
+            if isinstance(record, r.Published | r.PartStored | r.LetterEdited):
                 self._note_keys(record.batch.keys)
             elif isinstance(record, r.Settled):
                 self._note_keys(record.follow_on.keys)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from qbroker.bodies import Bodies, Cold, Damaged, Lost
 from qbroker.core import effects as e
+from qbroker.letterrows import leave_out, letters_need, letters_report
 from qprotocol import wire
 from qprotocol.codec import encode, encode_in_parts
 from qprotocol.failure import Failure
@@ -43,6 +44,9 @@ class Outgoing:
             return self._deliver(effect)
         if isinstance(effect, e.Tell):
             return self._tell(effect)
+        if isinstance(effect, e.LettersShown):
+            found = letters_report(self._bodies, effect)
+            return encode_in_parts(report(found, effect.frame.correlation))
         assert isinstance(effect, e.Peeked)
         return self._peeked(effect)
 
@@ -55,6 +59,8 @@ class Outgoing:
         at = damaged.position
         if isinstance(effect, e.Tell):
             effect.entry = replace(effect.entry, record=0)
+        elif isinstance(effect, e.LettersShown):
+            leave_out(effect, at)
         elif isinstance(effect, e.Peeked):
             effect.rows = [
                 (*row[:7], 0 if row[7] == at else row[7])
@@ -86,6 +92,8 @@ class Outgoing:
             needed = [first for first, _ in effect.runs]
         elif isinstance(effect, e.Tell):
             return [effect.entry.record] if effect.entry.record and effect.kept is None else []
+        elif isinstance(effect, e.LettersShown):
+            needed = letters_need(effect)
         elif isinstance(effect, e.Peeked):
             needed = [row[0] for row in effect.rows]
             needed += [row[7] for row in effect.rows if row[7]]

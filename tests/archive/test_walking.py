@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qbroker.archive import questions, walking
-from qbroker.archive.following import COLUMNS, Changes
+from qbroker.archive.changes import COLUMNS, Changes
 from qbroker.archive.questions import Page, Questions
 from qbroker.archive.schema import FILE_NAME
 from qbroker.archive.store import Store, open_store

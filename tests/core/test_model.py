@@ -544,6 +544,64 @@ class Story(RuleBasedStateMachine):
         frame = f.CancelMany(queue=queue, task=task, states=states, purge=purge)
         self.ask(client, frame, lambda frame: None)
 
+    # Dead letters.
+
+    @rule(
+        nth=st.integers(0, 3),
+        to=st.sampled_from(["", "", *QUEUES]),
+        in_ms=st.sampled_from([0, 0, 3_000]),
+        twice=st.booleans(),
+    )
+    def replay_dead(self, nth: int, to: str, in_ms: int, twice: bool) -> None:
+        """It waits to run again; asked twice, it is replayed once."""
+        client, letters = self.connected(self.clients[0]), self.letters(nth)
+        due_ms = self.machine.wall_ms + in_ms if in_ms else 0
+        for raw in letters * (1 + twice):
+            frame = f.ReplayDead(queue=to, due_ms=due_ms, raw=raw)
+            self.ask(client, frame, lambda frame: None)
+
+    @rule(nth=st.integers(0, 3))
+    def drop_dead(self, nth: int) -> None:
+        client = self.connected(self.clients[0])
+        for raw in self.letters(nth):
+            body = self.body_at(wire.LETTER.unpack(raw)[0])
+            self.doubtful.add(body)
+            self.ask(client, f.DropDead(raw=raw), lambda frame, body=body: self.ended(frame, body))
+
+    @rule(nth=st.integers(0, 3), queue=st.sampled_from(QUEUES))
+    def edit_dead(self, nth: int, queue: str) -> None:
+        """Another message takes its place, under its id: the one before is over with that."""
+        client = self.connected(self.clients[0])
+        for raw in self.letters(nth):
+            position, number = wire.LETTER.unpack(raw)
+            body, after = self.body_at(position), self.new_body()
+            found = unpack_message(self.machine.bodies.message(position))
+            if found.id:
+                self.ids.setdefault(found.id, set()).add(after)
+                if found.id in self.cancelling:
+                    self.doubtful.add(after)
+            self.doubtful.add(body)
+            packed = Message(queue, after.encode(), id=found.id, task=found.task).pack()
+            frame = f.EditDead(position=position, number=number, raw=packed)
+
+            def answered(frame: f.Frame, body: str = body, after: str = after) -> None:
+                if self.ended(frame, body):
+                    self.promised.add(after)
+
+            self.ask(client, frame, answered)
+
+    def ended(self, frame: f.Frame, body: str) -> bool:
+        """Whether the answer says that the message with that body is over."""
+        assert isinstance(frame, f.Ok), frame
+        if frame.count:
+            self.over.add(body)
+        return bool(frame.count)
+
+    def letters(self, nth: int) -> list[bytes]:
+        """The nth dead letter, if there is one."""
+        found = self.machine.core.state.letters.ordered()
+        return [wire.LETTER.pack(p, letter.number) for p, letter in found[nth : nth + 1]]
+
     # Coming, going, time.
 
     @rule(who=st.integers(0, 3))
@@ -658,8 +716,8 @@ class Story(RuleBasedStateMachine):
         self.ask(last, frame, lambda frame: None)
         for client in self.clients[:3]:
             client.held.clear()
-        for _ in range(4):
-            self.machine.wait(40_000)
+        for wait_ms in (40_000, 40_000, 4_000_000, 4_000_000):  # dead letters wait for an hour
+            self.machine.wait(wait_ms)
             self.hear()
             for nth in range(len(last.held)):
                 self.ack(nth, 1)

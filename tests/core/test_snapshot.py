@@ -17,6 +17,7 @@ from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
+from qbroker.core.letters import Letter, Letters
 from qbroker.core.limits import Limit, Limits
 from qbroker.core.pauses import Pause
 from qbroker.core.policies import Policy, Terms
@@ -59,6 +60,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {"name", "number", "terms", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
         {
             *("options", "synced", "life", "retired", "held", "shelves", "gates", "gated"),
+            "holds_letters",
             *("selections", "behind", "opened", "parked", "_dirty"),
         },
     ),
@@ -84,6 +86,8 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
+    Letter: ({"number", "died_ms", "home", "worker", "expires_ms", "due_ms"}, set()),
+    Letters: ({"by_position", "count"}, {"_numbers", "_positions"}),
     Producer: ({"highest", "window", "seen_ms"}, set()),
     Upload: (
         {

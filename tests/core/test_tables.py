@@ -135,6 +135,14 @@ EXAMPLES: dict[str, r.Record] = {
         1_700_000_000_000,
     ),
     "limit_dropped": r.LimitDropped("shop.mail", "code", 1_700_000_000_000),
+    "replayed": r.Replayed(
+        [[1, 0, 0, 2 << 20, 0], [1, 5, 0, 3 << 20, 1_700_000_000_500]],
+        1_700_000_009_000,
+        "ana",
+        1_700_000_000_000,
+    ),
+    "letter_edited": r.LetterEdited(2 << 20, "q", "ana", 1_700_000_000_000, batch("new")),
+    "letters_dropped": r.LettersDropped([[2 << 20, 1, 0]], "ana", 1_700_000_000_000),
     "kept": r.Kept(1, 3, [[0, 1], [2, 1]], b"error", batch("a", "c").raw),
 }
 

@@ -304,6 +304,29 @@ FRAMES: dict[str, f.Frame] = {
     "consume_weighted": f.Consume(
         subscription=1, queues=["a", "b"], credit=1, weights={"a": 5}, correlation=7
     ),
+    "dead_letters": f.DeadLetters(
+        queue="emails",
+        task="shop.bill",
+        cause="failed",
+        error="Timeout",
+        worker="0193",
+        older_ms=60_000,
+        after=7,
+        limit=10,
+        detail=2,
+        id="order:42",
+        position=1,
+        correlation=51,
+    ),
+    "replay_dead": f.ReplayDead(
+        queue="slow",
+        due_ms=1_700_000_000_000,
+        author="ana",
+        raw=wire.LETTER.pack(3 << 20 | 7, 2),
+        correlation=52,
+    ),
+    "edit_dead": f.EditDead(position=3 << 20, number=2, author="ana", raw=PLAIN, correlation=53),
+    "drop_dead": f.DropDead(author="ana", raw=wire.LETTER.pack(3 << 20 | 7, 2), correlation=54),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -10,9 +10,9 @@ of a message itself (id, task, queue) is read through ``messages``, in runs of n
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
+from qbroker.archive.changes import COLUMNS, Changes, Row
 from qbroker.archive.columns import failure_of, meta_of, overlaps
 from qbroker.archive.known import Grant, Known, Lane, Queue
 from qbroker.archive.messages import Messages
@@ -20,6 +20,7 @@ from qbroker.core import records as r
 from qbroker.log.format import StoredRecord
 from qprotocol import wire
 from qprotocol.message import unpack_route
+from qprotocol.options import is_dead_queue
 from qprotocol.preview import preview_of
 from qprotocol.states import State
 
@@ -27,48 +28,6 @@ ROUTES_MAX = 100_000
 """Packed routes remembered; beyond it they are worked out again."""
 _FIXED = wire.MESSAGE.size
 _SUCCESS, _FAILURE, _REVOKED = int(State.SUCCESS), int(State.FAILURE), int(State.REVOKED)
-
-Row = tuple[Any, ...]
-"""The values of COLUMNS."""
-COLUMNS = (
-    *("position", "id", "task", "queue", "root", "parent", "preview", "published_ms"),
-    *("worker", "state", "failures", "started_ms", "finished_ms", "run_ms", "keep_until_ms"),
-    *("brief", "reason", "error", "message", "content"),
-)
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a transaction has to do to tasks and results, in this order."""
-
-    forgotten: set[int] = field(default_factory=set)
-    settled: dict[int, Row] = field(default_factory=dict)
-    """By position; they replace what is there: a dead letter may be settled again."""
-    acked: list[Row] = field(default_factory=list)
-    """They replace nothing: a dead letter that was acked stays a failure."""
-    results: dict[int, bytes] = field(default_factory=dict)
-    result_bytes: int = 0
-    shed: int = 0
-    """Rows that were not made, because the archive was too far behind."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.settled) + len(self.acked)
-
-    def keep(self, position: int, row: Row, result: bytes) -> None:
-        """The task is settled, with something to keep."""
-        self.settled[position] = row
-        self.results[position] = result
-        self.result_bytes += len(result)
-
-    def forget(self, positions: Iterable[int]) -> None:
-        """Rows of these are not there, however they came."""
-        gone = set(positions)
-        self.forgotten |= gone
-        for position in gone:
-            self.settled.pop(position, None)
-            self.results.pop(position, None)
-        self.acked = [row for row in self.acked if row[0] not in gone]
 
 
 class Follower:
@@ -228,7 +187,7 @@ class Follower:
         lane = grant.lane_of(record.position) if grant else -1
         if over:
             self._succeeded(record, grant, lane)
-        elif record.change in DEAD:
+        elif record.change in r.DEAD:
             self._failed(record, grant, lane)
         else:
             self._goes_on(record, stored.position, lane)
@@ -307,12 +266,47 @@ class Follower:
     def moved(self, stored: StoredRecord) -> None:
         """What is known of earlier tries goes along: a purge of the old queue is not about it."""
         record = unpacked(stored, r.Moved)
-        runs = [(to, first, count) for _, _, to, first, count in record.ready]
-        runs += [(to, position, 1) for _, _, to, position, _ in record.scheduled]
-        for to, first, count in runs if self.known.tries else ():
-            for position in range(first, first + count):
+        runs = [(lane, to, first, count) for lane, _, to, first, count in record.ready]
+        runs += [(lane, to, position, 1) for lane, _, to, position, _ in record.scheduled]
+        for lane, to, first, count in runs:
+            revived = self._is_dead(lane) and not self._is_dead(to)
+            for position in range(first, first + count) if revived or self.known.tries else ():
+                if revived:
+                    self.changes.forget((position,))
                 if position in self.known.tries:
                     self.known.tried(position, to)
+
+    # Dead letters.
+
+    def replayed(self, stored: StoredRecord) -> None:
+        """They are under way again: no row says that they ended."""
+        for _, _, to, position, _ in unpacked(stored, r.Replayed).entries:
+            self._revive(position, to)
+
+    def _revive(self, position: int, lane: int) -> None:
+        self.changes.forget((position,))
+        self.known.tried(position, lane).failures = 0
+
+    def letter_edited(self, stored: StoredRecord) -> None:
+        """What is known of the letter is known of the message in its place."""
+        self._messages.note(stored)
+        record = unpacked(stored, r.LetterEdited)
+        tries = self.known.forget(record.letter)
+        if tries:
+            after = self.known.tried(stored.position, record.batch.runs[0][0])
+            after.failures, after.published_ms = tries.failures, tries.published_ms
+        self.changes.rename(record.letter, stored.position)
+
+    def letters_dropped(self, stored: StoredRecord) -> None:
+        """Their rows say how they died."""
+        for position, _, _ in unpacked(stored, r.LettersDropped).positions:
+            self.known.forget(position)
+
+    def _is_dead(self, lane: int) -> bool:
+        """Whether the lane is one of dead letters."""
+        found = self.known.lanes.get(lane)
+        queue = self.known.queues.get(found.queue) if found else None
+        return queue is not None and is_dead_queue(queue.name)
 
     def quarantined(self, stored: StoredRecord) -> None:
         """Damaged on disk: nobody can read what they were, not even their ids."""
@@ -360,7 +354,6 @@ _NO_HEAD = (None,) * _PUBLISHED
 """All before the worker but the position, of a message that cannot be read any more."""
 _NOTHING_KEPT = (None, 0, 0, None, None, None, None)
 """run_ms, keep_until_ms, brief, reason, error, message, content of an acked message."""
-DEAD = (r.FAILED, r.REJECTED, r.POISONED)
 
 RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.QueueOpened.TYPE: Follower.queue_opened,
@@ -376,6 +369,9 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Moved.TYPE: Follower.moved,
     r.Quarantined.TYPE: Follower.quarantined,
     r.Overflowed.TYPE: Follower.overflowed,
+    r.Replayed.TYPE: Follower.replayed,
+    r.LetterEdited.TYPE: Follower.letter_edited,
+    r.LettersDropped.TYPE: Follower.letters_dropped,
     r.Purged.TYPE: Follower.purged,
     r.QueueDeleted.TYPE: Follower.queue_deleted,
     r.Forgotten.TYPE: Follower.forgotten,

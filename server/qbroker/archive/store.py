@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbroker.archive.following import COLUMNS, Changes
+from qbroker.archive.changes import COLUMNS, Changes
 from qbroker.archive.known import Known, Lane, Queue, Tries, pack_grant, unpack_grant
 from qbroker.archive.schema import PAGE_BYTES, judged, open_to_write
 
@@ -90,6 +90,10 @@ class Store:
 
     def _save_rows(self, changes: Changes) -> None:
         many = self._db.executemany
+        for position, after in changes.renamed:
+            for table in ("tasks", "results"):
+                statement = f"UPDATE OR REPLACE {table} SET position = ? WHERE position = ?"  # noqa: S608  # constants
+                self._db.execute(statement, (after, position))
         if changes.forgotten:
             gone = [(position,) for position in changes.forgotten]
             many("DELETE FROM tasks WHERE position = ?", gone)

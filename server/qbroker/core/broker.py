@@ -27,6 +27,7 @@ from qbroker.core import (
     asking,
     binding,
     consuming,
+    deadletters,
     declaring,
     definitions,
     deleting,
@@ -48,13 +49,12 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
 from qbroker.core.moment import Now
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, refusal
 from qbroker.core.results import Found
 from qbroker.core.settings import Settings
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import QueueStatistics, Statistics
 from qprotocol import frames as f
-from qprotocol.errors import ERRORS, Refused
 
 AppendRaw = Callable[[r.Record], int]
 
@@ -285,24 +285,6 @@ class Broker:
         return []
 
 
-def refusal(connection: int, frame: f.Frame, refused: Refused) -> Send:
-    """The answer to a frame that was not done.
-
-    One that has no answer gets it with correlation 0, which ends the connection.
-    """
-    row = ERRORS[refused.code]
-    error = f.Error(
-        code=refused.code,
-        message=refused.message,
-        retryable=row.retryable,
-        definite=row.definite,
-        retry_after_ms=refused.retry_after_ms,
-        details=refused.details,
-        correlation=0 if type(frame) is f.Part else frame.correlation,
-    )
-    return Send(connection, error)
-
-
 def apply_booted(state: BrokerState, position: int, record: r.Booted) -> None:
     """A new epoch: uploads that were under way are void, and what was in transient queues."""
     state.epoch = record.epoch
@@ -343,6 +325,8 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Unbind: binding.decide_unbind,
     f.SetLimit: limiting.decide_set_limit,
     f.DropLimit: limiting.decide_drop_limit,
+    f.ReplayDead: deadletters.decide_replay,
+    f.DropDead: deadletters.decide_drop,
     f.Bye: sessions.decide_bye,
 }
 ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], Decision]] = {
@@ -353,6 +337,8 @@ ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], De
     f.CancelMany: orders.decide_cancel_many,
     f.Move: orders.decide_move,
     f.Why: why.decide_why,
+    f.DeadLetters: deadletters.decide_dead_letters,
+    f.EditDead: deadletters.decide_edit,
 }
 """Rules that may need to know which message an id or token means."""
 
@@ -385,6 +371,9 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Quarantined: quarantine.apply_quarantined,
     r.Archived: asking.apply_archived,
     r.Moved: moving.apply_moved,
+    r.Replayed: deadletters.apply_replayed,
+    r.LetterEdited: deadletters.apply_edited,
+    r.LettersDropped: deadletters.apply_dropped_letters,
     r.QueuePaused: pausing.apply_paused,
     r.QueueResumed: pausing.apply_resumed,
     r.ExchangeDeclared: binding.apply_exchange_declared,

@@ -132,7 +132,7 @@ def opened(record: r.Record) -> r.Kept:
         batch, own = record.batch, 0
         head, raw = batch.raw[: record.lead], batch.raw[record.lead :]
     else:
-        assert isinstance(record, r.Published), record
+        assert isinstance(record, r.Published | r.LetterEdited), record
         batch, own, head, raw = record.batch, 0, b"", record.batch.raw
     return r.Kept(own, batch.count, [[0, batch.count]] if batch.count else [], head, raw)
 

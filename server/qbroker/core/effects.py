@@ -7,12 +7,24 @@ engine puts the bytes in.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qbroker.core.results import Finished
-from qprotocol.frames import Frame
+from qprotocol.frames import DeadLetters, Frame
 from qprotocol.message import Delivery
 
-__all__ = ["Close", "Delivery", "Effect", "Hand", "Lookup", "Peeked", "Send", "Tell"]
+__all__ = [
+    "Close",
+    "Delivery",
+    "Effect",
+    "Hand",
+    "LetterRow",
+    "LettersShown",
+    "Lookup",
+    "Peeked",
+    "Send",
+    "Tell",
+]
 
 
 Continued = dict[int, list[int]]
@@ -68,6 +80,44 @@ class Peeked(Effect):
     correlation: int
     rows: list[tuple[int, int, int, int, int, int, str, int]]
     """(position, due_ms, deliveries, failures, crashes, state, reason, error record)"""
+    continued: Continued = field(kw_only=True, default_factory=dict)
+
+
+class LetterRow(NamedTuple):
+    """A dead letter, as far as the core knows it."""
+
+    position: int
+    number: int
+    queue: str
+    """Where it died."""
+    dead_queue: str
+    task: str
+    priority: int
+    cause: str
+    reason: str
+    died_ms: int
+    worker: str
+    deliveries: int
+    failures: int
+    crashes: int
+    due_ms: int
+    expires_ms: int
+    is_leased: bool
+    error: int
+    """The record that holds its last error; 0 is none."""
+
+
+@dataclass(slots=True)
+class LettersShown(Effect):
+    """Answer DeadLetters: the engine reads what is in the log, and looks for the error."""
+
+    frame: DeadLetters
+    last: int
+    rows: list[LetterRow] = field(default_factory=list)
+    next: int = 0
+    looked: int = 0
+    unread: set[int] = field(default_factory=set)
+    """Positions of rows whose message is damaged."""
     continued: Continued = field(kw_only=True, default_factory=dict)
 
 

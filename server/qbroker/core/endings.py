@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from qbroker.core import records as r
+from qbroker.core.burying import buried, revive
 from qbroker.core.effects import Send
 from qbroker.core.leases import Attempts, Grant
 from qbroker.core.publishing import apply_messages
@@ -37,8 +38,12 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
 
 def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
     """The lease is over; what is next depends on the change."""
+    session = state.leases[record.position].member.session
     run = state.unlease(record.position)
     CHANGES[record.change](state, position, record, run)
+    if record.change in r.DEAD:
+        worker = session.id if session else b""
+        buried(state, run, record.position, record.finished_ms, worker)
     if record.follow_on.count:
         if record.replaced:
             state.replace(record.position, position + 1)
@@ -51,6 +56,8 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
             state.attempts[position + 1] = state.attempts[position + 1]._replace(
                 run=after, waits=bool(record.due_ms)
             )
+            if not after.lane.queue.holds_letters and position + 1 in state.letters.by_position:
+                revive(state, position + 1)
             ordering = run.lane.ordering
             if ordering and after.lane.ordering is ordering:
                 ordering.waits(after, position + 1, is_ready=not record.due_ms)
@@ -116,6 +123,7 @@ def wait_again(state: BrokerState, record: r.Settled, run: Run, known: Attempts)
     )
     if record.due_ms:
         state.later(run, record.position, record.due_ms)
+        state.letters.waits(record.position, record.due_ms)
     else:
         state.ready_again(run, record.position, 1)
 
@@ -138,7 +146,6 @@ def bury(state: BrokerState, position: int, record: r.Settled, run: Run) -> None
         waits=False,
         claims_from=record.grant + 1,
     )
-    state.buried(run, target, record.position, record.finished_ms)
     entry = finished(record, position, known.failures)
     state.finish(record.position, entry, keep=True, synced=queue.synced)
 

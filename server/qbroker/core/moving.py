@@ -6,6 +6,7 @@ in which it waits. Look-ups, cancels, claims and expiries go by that before they
 """
 
 from qbroker.core import records as r
+from qbroker.core.burying import revive
 from qbroker.core.leases import UNSEEN, Attempts
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
@@ -55,6 +56,9 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
 def note(state: BrokerState, source: Run, target: Run, positions: range, *, waits: bool) -> None:
     """What is known of the messages says where they wait now."""
     attempts = state.attempts
+    if source.lane.queue.holds_letters and not target.lane.queue.holds_letters:
+        for position in [each for each in positions if state.letters.get(each)]:
+            revive(state, position)
     before: Attempts | None = None
     after = UNSEEN
     for position in positions:

@@ -22,7 +22,6 @@ from qbroker.core.state import BrokerState
 from qbroker.core.survey import limit
 from qbroker.core.walking import PLACES, READY, SCHEDULED, STARTED, Picked, Spot, walk
 from qprotocol.frames import CancelMany, Move, Ok
-from qprotocol.options import DEAD_SUFFIX
 
 Act = Callable[[BrokerState, Now, list[Spot]], list[r.Record]]
 
@@ -102,7 +101,7 @@ def decide_cancel_many(
     usual = (READY, SCHEDULED) if frame.purge else PLACES
     queues = [queue_named(state, frame.queue)] if frame.queue else [*state.queues.values()]
     if not frame.purge:
-        queues = [queue for queue in queues if not queue.name.endswith(DEAD_SUFFIX)]
+        queues = [queue for queue in queues if not queue.holds_letters]
         if not queues and frame.queue:
             raise RefusedError(
                 "BAD_REQUEST",

@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heapreplace
 from itertools import islice
 
 from qbroker.core import records as r
+from qbroker.core.burying import buried
 from qbroker.core.leases import UNSEEN
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
@@ -25,7 +26,7 @@ from qbroker.core.settings import OVERFLOW_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
 from qbroker.core.uploads import Upload
-from qprotocol.options import DEAD_LETTER_OLDEST, DEAD_SUFFIX
+from qprotocol.options import DEAD_LETTER_OLDEST
 from qprotocol.states import State
 
 Append = Callable[[r.Record], object]
@@ -97,7 +98,7 @@ def relieve_more(state: BrokerState, now: Now, append: Append) -> None:
 def makes_room(queue: Queue) -> bool:
     """Whether the oldest go, and not what comes."""
     overflow = queue.options.overflow
-    return overflow == DEAD_LETTER_OLDEST or queue.name.endswith(DEAD_SUFFIX)
+    return overflow == DEAD_LETTER_OLDEST or queue.holds_letters
 
 
 def take_out(
@@ -111,7 +112,7 @@ def take_out(
     beside those that came.
     """
     queue = victims.queue
-    last = queue.name.endswith(DEAD_SUFFIX)
+    last = queue.holds_letters
     reason = reason_of(victims)
     most = OVERFLOW_MESSAGES_MAX + sum(len(positions) for _, positions in came)
     if makes_room(queue):
@@ -185,7 +186,7 @@ def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) ->
             if target is not None:
                 known = state.attempts.get(each, UNSEEN)
                 state.attempts[each] = known._replace(reason=record.reason, run=target, waits=False)
-                state.buried(run, target, each, record.finished_ms)
+                buried(state, run, each, record.finished_ms)
             state.finish(each, entry, keep=target is not None, synced=queue.synced)
             if target is None:
                 state.catalogue.gone(queue, each)

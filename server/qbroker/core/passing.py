@@ -5,6 +5,7 @@ Each step is bounded; what is left is done in the next turn.
 
 from qbroker.core import records as r
 from qbroker.core.alone import look_again
+from qbroker.core.burying import expiring_run
 from qbroker.core.consuming import Append
 from qbroker.core.declaring import piece
 from qbroker.core.deleting import bury_more, overdue
@@ -51,10 +52,10 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
 def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     """The record for messages whose time is over while they wait; running ones go on."""
     over = []
-    for _, position, number in state.expiries.pop(count):
+    for due_ms, position, number in state.expiries.pop(count):
         if position in state.leases:
             state.late.add(position)
-        elif run := state.waiting_run(number, position):
+        elif run := expiring_run(state, due_ms, number, position):
             over.append([position, run.lane.number, run.priority])
     if not over:
         return []

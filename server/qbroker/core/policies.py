@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from qprotocol.options import DEAD_SUFFIX, OPTIONS, QueueOptions, Value
+from qprotocol.options import OPTIONS, QueueOptions, Value, is_dead_queue
 
 DECLARATION, SET, DEFAULT = "declaration", "set", "default"
 
@@ -34,7 +34,7 @@ class Policy:
 
     def fits(self, queue: str) -> bool:
         """Whether it is for the queue with that name."""
-        if queue.endswith(DEAD_SUFFIX) and not self.pattern.endswith(DEAD_SUFFIX):
+        if is_dead_queue(queue) and not is_dead_queue(self.pattern):
             return False
         return fnmatchcase(queue, self.pattern)
 

@@ -17,7 +17,7 @@ from qbroker.core.policies import Terms
 from qbroker.core.runs import Run
 from qbroker.core.shelves import Selection, Shelf
 from qbroker.core.timers import Tree
-from qprotocol.options import QueueOptions
+from qprotocol.options import QueueOptions, is_dead_queue
 
 if TYPE_CHECKING:
     from qbroker.core.gates import Gate
@@ -34,6 +34,7 @@ class Queue:
         "gated",
         "gates",
         "held",
+        "holds_letters",
         "lanes",
         "leased",
         "life",
@@ -63,6 +64,8 @@ class Queue:
         # Durable: set by apply.
         self.number = number
         self.name = name
+        self.holds_letters = is_dead_queue(name)
+        """It is a queue of dead letters: they fail there, and stay."""
         self.options = options
         self.terms = Terms()
         self.synced = synced

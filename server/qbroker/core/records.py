@@ -247,7 +247,8 @@ RELEASED = 4
 CRASHED = 5
 REJECTED = 6
 POISONED = 7
-# FAILED, REJECTED and POISONED made it a dead letter.
+DEAD = (FAILED, REJECTED, POISONED)
+"""These made it a dead letter."""
 
 
 @dataclass(slots=True)
@@ -599,6 +600,54 @@ class LimitDropped(Record):
 
 
 @dataclass(slots=True)
+class Replayed(Record):
+    """Dead letters wait to run again, as if they never had."""
+
+    TYPE: ClassVar[int] = 44
+    entries: list[list[int]]
+    """[lane number, priority, lane number it is now, position, due_ms it waited for or 0]"""
+    due_ms: int
+    """When they are ready; 0 is at once."""
+    author: str
+    wall_ms: int
+
+
+@dataclass(slots=True)
+class LetterEdited(Record):
+    """The message of this batch, at this record's position, takes a dead letter's place."""
+
+    TYPE: ClassVar[int] = 45
+    letter: int
+    """The position of the dead letter."""
+    home: str
+    """Where a replay sends it."""
+    author: str
+    wall_ms: int
+    batch: MessageBatch
+
+    def listed(self) -> list[Any]:
+        """All but the message."""
+        said = self.letter, self.home, self.author, self.wall_ms
+        return [*said, self.batch.listed()]
+
+    @property
+    def raw(self) -> bytes:
+        """The packed message."""
+        return self.batch.raw
+
+
+@dataclass(slots=True)
+class LettersDropped(Record):
+    """Dead letters are over. What became of their tasks is what it was."""
+
+    TYPE: ClassVar[int] = 46
+    positions: list[list[int]]
+    """[position, lane number, priority]"""
+    author: str
+    wall_ms: int
+
+
+@dataclass(slots=True)
 class Kept(Record):
     """What cleaning has left of a record with messages or a result: bytes, no history.
 
@@ -632,7 +681,8 @@ class Kept(Record):
 
 
 RECORDS: dict[int, type[Record]] = {cls.TYPE: cls for cls in Record.__subclasses__()}
-HAS_RAW = {number: cls in (Published, PartStored, Settled, Kept) for number, cls in RECORDS.items()}
+WITH_RAW = (Published, PartStored, Settled, LetterEdited, Kept)
+HAS_RAW = {number: cls in WITH_RAW for number, cls in RECORDS.items()}
 NAMES = {number: cls.__name__ for number, cls in RECORDS.items()}
 
 

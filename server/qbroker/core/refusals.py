@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from qprotocol.errors import Refused
+from qbroker.core.effects import Send
+from qprotocol.errors import ERRORS, Refused
+from qprotocol.frames import Error, Frame, Part
 
 if TYPE_CHECKING:
     from qbroker.core.queues import Queue
@@ -25,3 +27,21 @@ def queue_named(state: "BrokerState", name: str) -> "Queue":
     if queue is None:
         raise RefusedError("NO_QUEUE", f"there is no queue {name!r}")
     return queue
+
+
+def refusal(connection: int, frame: Frame, refused: Refused) -> Send:
+    """The answer to a frame that was not done.
+
+    One that has no answer gets it with correlation 0, which ends the connection.
+    """
+    row = ERRORS[refused.code]
+    error = Error(
+        code=refused.code,
+        message=refused.message,
+        retryable=row.retryable,
+        definite=row.definite,
+        retry_after_ms=refused.retry_after_ms,
+        details=refused.details,
+        correlation=0 if type(frame) is Part else frame.correlation,
+    )
+    return Send(connection, error)

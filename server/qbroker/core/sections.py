@@ -16,10 +16,11 @@ from qbroker.core.leases import Attempts, Grant, Session
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import Policy
 from qbroker.core.results import Results
+from qbroker.core.savedletters import find_letters, restore_letters, save_letters
 from qbroker.core.savedlimits import restore_limits, restore_orderings, save_limits, save_orderings
+from qbroker.core.saveduploads import restore_uploads, save_uploads
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
-from qbroker.core.uploads import Upload
 from qbroker.core.weights import Weights
 from qprotocol.limits import PRODUCER_WINDOW
 from qprotocol.options import QueueOptions
@@ -41,6 +42,8 @@ class Section:
     restore: Callable[[BrokerState, Block], None]
     since: int = 1
     """The version that it came with: it may be missing in one before, and is empty then."""
+    without: Callable[[BrokerState], None] | None = None
+    """What makes its fields where it is missing, if they follow from others."""
 
 
 # Queues, lanes and what waits in them.
@@ -326,46 +329,6 @@ def restore_results(state: BrokerState, block: Block) -> None:
     state.results = Results.restored(state.settings.results_max, *unpack_columns(block))
 
 
-def save_uploads(state: BrokerState) -> bytes:
-    """A row an upload; a column for each run it has staged, then those of its timers."""
-    rows, columns = [], []
-    for key, upload in state.uploads.items():
-        timers, expiries = upload.timers.saved(), upload.expiries.saved()
-        delayed = {group: list(positions) for group, positions in upload.delayed.items()}
-        rows.append(
-            [
-                *(
-                    key,
-                    list(upload.staged),
-                    timers[0],
-                    expiries[0],
-                    delayed,
-                    list(upload.named.items()),
-                ),
-                *(upload.continued, upload.weighed, upload.last, upload.count, upload.parts),
-            ]
-        )
-        columns += [*upload.staged.values(), *timers[1], *expiries[1]]
-    return pack_columns(rows, columns)
-
-
-def restore_uploads(state: BrokerState, block: Block) -> None:
-    rows, columns = unpack_columns(block)
-    waiting = iter(columns)
-    for key, staged, timers, expiries, delayed, named, continued, *rest in rows:
-        weighed = rest.pop(0) if len(rest) > 3 else []  # version 4
-        state.uploads[tuple(key)] = Upload(
-            {tuple(run): next(waiting) for run in staged},
-            Timers.restored(timers, list(islice(waiting, 3 * len(timers)))),
-            Timers.restored(expiries, list(islice(waiting, 3 * len(expiries)))),
-            {group: set(positions) for group, positions in delayed.items()},
-            dict(named),
-            continued,
-            [tuple(each) for each in weighed],
-            *rest,
-        )
-
-
 def save_exchanges(state: BrokerState) -> bytes:
     """A row an exchange, with its bindings."""
     return pack_columns(state.exchanges.saved())
@@ -396,5 +359,6 @@ SECTIONS: dict[str, Section] = {
     "orderings": Section(("orderings",), save_orderings, restore_orderings, since=4),
     "pauses": Section(("pauses",), save_pauses, restore_pauses, since=4),
     "exchanges": Section(("exchanges",), save_exchanges, restore_exchanges, since=4),
+    "letters": Section(("letters",), save_letters, restore_letters, since=4, without=find_letters),
 }
 """What a snapshot holds. Lanes come before what waits in them."""

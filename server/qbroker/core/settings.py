@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from qprotocol.options import RETRIES_FOREVER, RetryPolicy
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -107,3 +109,11 @@ DELETED_QUEUES_MAX = 100
 """Queues deleted in one turn because their time is over."""
 ROUTES_FORGOTTEN_MAX = 1_000
 """Lanes of a deleted queue whose routes are forgotten one by one; of more, all routes are."""
+LETTERS_LOOKED_MAX = 10_000
+"""Dead letters that one page looks at, whatever it finds."""
+LETTER_ROWS_MAX = 200
+"""Dead letters shown on one page: of each its record and its error are read."""
+LETTER_NUMBERS_MAX = 2_000
+"""The same where only positions and numbers are asked for."""
+LETTER_BACKOFF = RetryPolicy(RETRIES_FOREVER, 1_000, 3_600_000)
+"""When a dead letter that failed once more is handed out again, by its deliveries."""

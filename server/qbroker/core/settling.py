@@ -7,6 +7,7 @@
     crash, lost while it ran - below limit > waits again, crash counted
       '------- poison limit reached, early > dead letter, FAILURE
     reject --------------------------------> dead letter, FAILURE
+    any of these in a queue of dead letters > waits there again, LETTER_BACKOFF
 
 A record that settles holds everything that becomes true with it: the result, the
 counters, and the follow-on messages.
@@ -23,6 +24,7 @@ from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import (
     ACK_MESSAGES_MAX,
     DELIVER_MESSAGES_MAX,
+    LETTER_BACKOFF,
     REASON_BYTES_MAX,
 )
 from qbroker.core.state import BrokerState
@@ -277,19 +279,35 @@ def settle_reject(survey: Survey, outcome: Outcome, grant: Grant) -> r.Record:
 
 def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: str) -> r.Settled:
     """The record that makes the message a dead letter with a FAILURE. Nothing replaces it."""
-    number = survey.dead_lane(grant.run_of(outcome.position).lane)
+    lane = grant.run_of(outcome.position).lane
     if outcome.flags & wire.HAS_REPLACEMENT:
         outcome.flags &= ~wire.HAS_REPLACEMENT
         outcome.follow_on = outcome.follow_on[1:]
+    if lane.queue.holds_letters:
+        return stays_dead(survey, outcome, change)
+    number = survey.dead_lane(lane)
     return outcome_record(
         survey, outcome, change, State.FAILURE, lane=number, keep=True, reason=reason
     )
 
 
+def stays_dead(survey: Survey, outcome: Outcome, change: int) -> r.Settled:
+    """The record for one that failed among the dead letters: it waits there, longer each time.
+
+    So a consumer of dead letters that fails at each of them does not spin.
+    """
+    deliveries = survey.state.known(outcome.position).deliveries
+    due = survey.now.wall_ms + LETTER_BACKOFF.delay_ms(deliveries, outcome.position ^ deliveries)
+    if change == r.POISONED:
+        return outcome_record(survey, outcome, r.CRASHED, State.QUEUED, due_ms=due)
+    return outcome_record(survey, outcome, r.RETRIED, State.RETRY, due_ms=due)
+
+
 def worn_out(survey: Survey, outcome: Outcome, grant: Grant) -> str:
     """Why the message is dead after so many deliveries; empty if it may be handed out again."""
     state = survey.state
-    most = grant.run_of(outcome.position).lane.queue.options.deliveries_max
+    queue = grant.run_of(outcome.position).lane.queue
+    most = 0 if queue.holds_letters else queue.options.deliveries_max
     deliveries = state.known(outcome.position).deliveries
     return f"handed out {deliveries} times" if most and deliveries >= most else ""
 

@@ -10,6 +10,7 @@ Rule. Nothing is worked out from messages' bytes: a snapshot is the state, no mo
 
 from collections.abc import Iterator, Mapping
 
+from qbroker.core.burying import expiring_run
 from qbroker.core.purging import finish
 from qbroker.core.sections import SECTIONS, Block, version_of
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
@@ -59,6 +60,8 @@ def decode(settings: Settings, sections: Sections) -> BrokerState:
     for name, section in SECTIONS.items():
         if name not in sections:
             if section.since > 1 and version_of(sections["broker"]) < section.since:
+                if section.without:
+                    section.without(state)
                 continue
             raise SnapshotError(f"section {name!r} is missing")
         try:
@@ -81,7 +84,7 @@ def tidy(state: BrokerState, wall_ms: int) -> None:
         del state.producers[number]
     due = state.expiries.pop(state.expiries.due(wall_ms, state.expiries.size))
     for due_ms, position, number in due:
-        if position in state.leases or state.waits_in(number, position):
+        if position in state.leases or expiring_run(state, due_ms, number, position):
             group = state.run_numbered(number).lane.queue.number
             state.expiries.push(group, due_ms, position, number)
     state.limits.forget(wall_ms, len(state.lanes))

@@ -16,6 +16,7 @@ from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper, credit
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
+from qbroker.core.letters import Letters
 from qbroker.core.limits import Limits
 from qbroker.core.ordering import Ordering
 from qbroker.core.pauses import Pauses
@@ -70,6 +71,7 @@ class BrokerState:
     continued: dict[int, list[int]] = field(default_factory=dict)
     quarantined: dict[int, tuple[int, int, str, str]] = field(default_factory=dict)
     """Positions set aside: (lane number, since when in ms, why, file of evidence)."""
+    letters: Letters = field(default_factory=Letters)
     producers: dict[int, Producer] = field(default_factory=dict)
     catalogue: Catalogue = field(default_factory=Catalogue)
     """The policies; and, made of them and the queues' terms, what is to be looked after."""
@@ -239,17 +241,6 @@ class BrokerState:
             consumer.unsettled -= count
             self.listen_again(consumer)
 
-    def buried(self, run: Run, target: Run, position: int, wall_ms: int) -> None:
-        """A message that is a dead letter now waits in ``target``, and may expire there."""
-        queue, options = target.lane.queue, target.lane.queue.options
-        self.ready(target, position, 1)
-        size = self.catalogue.gone(run.lane.queue, position)
-        if options.message_ttl_ms:
-            expires_ms = wall_ms + options.message_ttl_ms
-            self.expiries.push(queue.number, expires_ms, position, target.number)
-        if options.is_bounded:
-            self.catalogue.arrive(target, position, size)
-
     def withdraw(self, run: Run, position: int) -> None:
         """A message that waits, ready or for its time, is in no place now."""
         attempts = self.attempts.get(position)
@@ -269,24 +260,6 @@ class BrokerState:
             return True
         held = self.timers.holds(run.lane.queue.number, due_ms, position)
         return held and position not in self.cancelled
-
-    def waits_in(self, run_number: int, position: int) -> bool:
-        """Whether the message waits to begin, ready or for its time."""
-        return self.waiting_run(run_number, position) is not None
-
-    def waiting_run(self, run_number: int, position: int) -> Run | None:
-        """The run in which a message waits to begin, if it does; it was published to that one.
-
-        Or as a dead letter in the one it was buried in: those may expire there.
-        """
-        attempts = self.attempts.get(position)
-        if attempts:
-            run = attempts.run
-            if run is None or run.is_purged:
-                return None
-            return run if not attempts.reason or run.number == run_number else None
-        run = self.run_numbered(run_number)
-        return run if position in run.lane.queue.delayed or position in run else None
 
     def listen_again(self, consumer: Consumer) -> None:
         """The consumer may have room: look at its queues."""
@@ -332,7 +305,9 @@ class BrokerState:
 
     def forget(self, position: int) -> None:
         """The message is over: drop what is kept beside the runs."""
-        self.attempts.pop(position, None)
+        known = self.attempts.pop(position, None)
+        if known and known.reason:
+            self.letters.gone(position)
         self.continued.pop(position, None)
         self.late.discard(position)
         name = self.names.pop(position, None)
@@ -366,6 +341,7 @@ class BrokerState:
         self.origin[after] = first
         self.results.move(position, after)
         self.attempts[after] = self.attempts.pop(position)
+        self.letters.rename(position, after)
 
     def drop_move(self, position: int) -> None:
         """Nobody will ask for the message any more."""

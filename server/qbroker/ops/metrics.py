@@ -42,6 +42,9 @@ OUTCOMES = (
     "moved_out",
     "moved_in",
     "overflowed",
+    "replayed",
+    "edited",
+    "dropped",
     "quarantined",
 )
 """What is counted of messages, in the order of their lives."""

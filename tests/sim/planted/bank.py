@@ -330,8 +330,8 @@ BANK = [
     Planted(
         "dead_letter_dropped",
         "what has failed for good is gone",
-        "qbroker.core.endings:bury",
-        "state.buried(run, target, record.position, record.finished_ms)",
+        "qbroker.core.endings:apply_settled",
+        "buried(state, run, record.position, record.finished_ms, worker)",
         "state.forget(record.position)",
     ),
     # Publishing

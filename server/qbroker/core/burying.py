@@ -1,0 +1,50 @@
+"""Into the queue of dead letters and out of it: what changes of a message, and of its expiry."""
+
+from qbroker.core.letters import Letter
+from qbroker.core.runs import Run
+from qbroker.core.state import BrokerState
+
+
+def buried(state: BrokerState, run: Run, position: int, wall_ms: int, worker: bytes = b"") -> None:
+    """A message of ``run`` is a dead letter now: it waits where its counters say, and may expire
+    there.
+    """
+    target = state.attempts[position].run
+    assert target is not None, position
+    queue, options = target.lane.queue, target.lane.queue.options
+    state.ready(target, position, 1)
+    size = state.catalogue.gone(run.lane.queue, position)
+    expires_ms = wall_ms + options.message_ttl_ms if options.message_ttl_ms else 0
+    if expires_ms:
+        state.expiries.push(queue.number, expires_ms, position, target.number)
+    if options.is_bounded:
+        state.catalogue.arrive(target, position, size)
+    letter = Letter(0, wall_ms, run.lane.queue.name, worker, expires_ms)
+    state.letters.add(position, letter)
+
+
+def revive(state: BrokerState, position: int) -> None:
+    """The message is no dead letter any more, and nothing of its end is remembered."""
+    state.letters.gone(position)
+    state.results.drop(position)
+    state.attempts[position] = state.attempts[position]._replace(reason="")
+
+
+def expiring_run(state: BrokerState, due_ms: int, number: int, position: int) -> Run | None:
+    """Where a message waits whose entry in the expiries is due, if that counts.
+
+    An entry was made when the message was published to the run with that number, or when it died
+    into it. It counts wherever the message was moved, but one of the queue of dead letters only
+    there, and only there while it is dead; one of an earlier death counts no more.
+    """
+    attempts = state.attempts.get(position)
+    run = state.run_numbered(number)
+    if attempts is None:
+        return run if position in run.lane.queue.delayed or position in run else None
+    waits = attempts.run
+    if waits is None or waits.is_purged:
+        return None
+    letter = state.letters.get(position)
+    if waits is run:
+        return waits if letter is None or due_ms >= letter.expires_ms else None
+    return None if attempts.reason or run.lane.queue.holds_letters else waits

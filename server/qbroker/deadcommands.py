@@ -1,0 +1,388 @@
+"""``qbroker dead``: look through dead letters, replay, edit and drop them."""
+
+import getpass
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+import click
+
+from qbroker.ops import letters
+from qbroker.ops.admin import Admin, RefusedByBroker
+from qbroker.ops.exits import Exit, Trouble
+from qbroker.ops.letters import NUMBERS, ROWS, WHOLE, Filter, Pace, Row, Where
+from qbroker.ops.lettertexts import CannotEditError, Setting, changed, shown
+from qbroker.ops.show import ago, printable
+from qbroker.ordercommands import Span
+from qbroker.taskcommands import moment, why
+from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
+from qprotocol.causes import LETTER_CAUSES
+from qprotocol.frames import Report, Search
+from qprotocol.limitrules import parse_rate
+
+F = TypeVar("F", bound=Callable[..., Any])
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Only count them.")
+ALL = click.option("--all", "all_of_them", is_flag=True, help="All there are.")
+
+
+def filters(command: F) -> F:
+    """--queue, --task, --cause, --error, --worker and --older."""
+    for option in (
+        click.option("--older", "older_ms", type=Span(), default=0, metavar="SPAN",
+                     help="Dead for longer: 90s, 10m, 2h or 1d."),
+        click.option("--worker", default="", help="Its worker's session, or how it begins."),
+        click.option("--error", default="", help="Any part of the error, or of the reason."),
+        click.option("--cause", type=click.Choice(LETTER_CAUSES), default=None,
+                     help="Why it is dead."),
+        click.option("--task", default="", help="Only of this task."),
+        click.option("--queue", default="", help="Where it died, or its queue of dead letters."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def filter_of(given: dict[str, Any]) -> Filter:
+    """The filter that the options say."""
+    return Filter(**{**given, "cause": given["cause"] or ""})
+
+
+@click.group("dead", cls=Commands)
+def dead_group() -> None:
+    """Look through dead letters, replay, edit and drop them."""
+
+
+@dead_group.command("list")
+@filters
+@click.option("-n", "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
+@click.option("--after", type=int, default=0, metavar="NUMBER", help="Go on behind this one.")
+@BROKER
+@JSON
+def list_command(*, limit: int, after: int, broker: str, as_json: bool, **given: Any) -> None:
+    """List dead letters, those that died first first."""
+    show_letters(filter_of(given), limit, after, broker, as_json=as_json)
+
+
+@dead_group.command("search")
+@click.argument("text")
+@filters
+@click.option("-n", "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
+@BROKER
+@JSON
+def search_command(*, text: str, limit: int, broker: str, as_json: bool, **given: Any) -> None:
+    """List dead letters with TEXT in their error or reason."""
+    which = filter_of({**given, "error": text})
+    show_letters(which, limit, 0, broker, as_json=as_json)
+
+
+def show_letters(which: Filter, limit: int, after: int, broker: str, *, as_json: bool) -> None:
+    """A line a letter."""
+    with asking(broker) as admin:
+        rows = list(letters.found(admin, which, ROWS, limit, after))
+    if as_json:
+        echo_json(rows)
+        return
+    now_ms = time.time_ns() // 1_000_000
+    header = ("number", "id", "task", "queue", "dead for", "cause", "failures", "worker", "why")
+    table = [
+        (
+            *(row["number"], row["id"] or "", row["task"], row["queue"]),
+            ago(max(0, now_ms - row["died_ms"])) if row["died_ms"] else "",
+            *(row["cause"].replace("_", " "), row["failures"], row["worker"][:8], why(row)),
+        )
+        for row in rows
+    ]
+    echo_table(header, table)
+    if len(rows) == limit:
+        click.echo(f"perhaps more; to go on: --after {rows[-1]['number']}", err=True)
+
+
+@dead_group.command("show")
+@click.argument("task_id", metavar="ID")
+@BROKER
+@JSON
+def show_command(task_id: str, broker: str, as_json: bool) -> None:
+    """Show all that is known of one dead letter: its arguments, its error, its attempts."""
+    with asking(broker) as admin:
+        row = there(admin, task_id)
+        row["attempts"] = attempts_of(admin, task_id)
+    row["content"] = shown(letters.message_of(row))
+    del row["raw"]
+    if as_json:
+        echo_json(row)
+        return
+    trace, attempts = row.pop("traceback") or "", row.pop("attempts")
+    content = row.pop("content")
+    table = [
+        (
+            name.removesuffix("_ms").replace("_", " "),
+            moment(value) if name.endswith("_ms") else value,
+        )
+        for name, value in row.items()
+        if value not in (None, "", 0, False)
+    ]
+    table += [
+        (name, json.dumps(value, ensure_ascii=False))
+        for name, value in content.items()
+        if name != "queue"
+    ]
+    echo_table(("what", "value"), table)
+    for line in trace.splitlines():
+        click.echo(printable(line))
+    if attempts:
+        click.echo()
+        echo_table(("attempt", "began", "ended", "worker", "outcome", "why"), list(told(attempts)))
+
+
+def told(attempts: list[Row]) -> Iterator[tuple[object, ...]]:
+    """A line an attempt."""
+    for number, each in enumerate(attempts, 1):
+        began = moment(each["started_ms"]) if each["started_ms"] else ""
+        worker = (each["worker"] or "")[:8]
+        yield number, began, moment(each["ended_ms"]), worker, each["outcome"], why(each)
+
+
+def attempts_of(admin: Admin, task_id: str) -> list[Row]:
+    """What the archive knows of its attempts; nothing where there is none."""
+    try:
+        found = json.loads(admin.ask(Search(id=task_id), Report).raw)["task"]
+    except RefusedByBroker as error:
+        click.echo(f"its attempts cannot be shown: {error}", err=True)
+        return []
+    attempts: list[Row] = found.get("attempts", []) if found else []
+    return attempts
+
+
+def there(admin: Admin, task_id: str) -> Row:
+    """The dead letter with that id. Raises Trouble if there is none."""
+    row = letters.one(admin, task_id, WHOLE)
+    if row is None:
+        raise Trouble(f"there is no dead letter with the id {task_id}", Exit.FAILED)
+    return row
+
+
+# Orders.
+
+
+def meant(admin: Admin, ids: tuple[str, ...], which: Filter, detail: int) -> Iterator[Row]:
+    """The letters that a command is about. Raises Trouble for an id that is none's."""
+    if ids:
+        for each in ids:
+            row = letters.one(admin, each)
+            if row is None:
+                raise Trouble(f"there is no dead letter with the id {each}", Exit.FAILED)
+            yield row
+    else:
+        yield from letters.found(admin, which, detail)
+
+
+def check_meant(ids: tuple[str, ...], which: Filter, *, all_of_them: bool) -> None:
+    """Raise Trouble unless a command says in one way which letters it is about."""
+    if (bool(ids), which != Filter(), all_of_them).count(True) != 1:
+        raise Trouble("name IDs, or filters such as --queue, or else --all", Exit.USAGE)
+
+
+class Moment(click.ParamType[int]):
+    """A time, in so long or a date, as ms since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return int(datetime.fromisoformat(value).astimezone().timestamp() * 1000)
+        except ValueError:
+            return time.time_ns() // 1_000_000 + Span().convert(value, param, ctx)
+
+
+@dead_group.command("replay")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@filters
+@ALL
+@click.option("--to", default="", metavar="QUEUE", help="Not where they died, but there.")
+@click.option("--eta", type=Moment(), default=0, metavar="TIME", help="In 10m or 2h, or at a date.")
+@click.option("--rate", metavar="N/TIME", help="No faster than that: 10/s, 100/m.")
+@click.option(
+    "--canary",
+    type=click.IntRange(1, 1_000),
+    metavar="N",
+    help="Replay N first; go on only if all of them succeed.",
+)
+@click.option(
+    "--canary-timeout",
+    "timeout_ms",
+    type=Span(),
+    default="10m",
+    metavar="SPAN",
+    help="How long they may take.",
+    show_default=True,
+)
+@DRY_RUN
+@BROKER
+@JSON
+def replay_command(
+    *,
+    ids: tuple[str, ...],
+    all_of_them: bool,
+    to: str,
+    eta: int,
+    rate: str | None,
+    canary: int | None,
+    timeout_ms: int,
+    dry_run: bool,
+    broker: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Let dead letters run again: these IDs, those that the filters say, or all.
+
+    Each keeps its id and begins anew, as if it had never run. One that dies meanwhile is not met.
+    """
+    which = filter_of(given)
+    check_meant(ids, which, all_of_them=all_of_them)
+    try:
+        pace = Pace(*parse_rate(rate)) if rate else Pace()
+    except ValueError as error:
+        raise Trouble(str(error), Exit.USAGE) from error
+    where, count, proved = Where(to, eta, getpass.getuser()), 0, 0
+    with asking(broker) as admin:
+        rows = meant(admin, ids, which, ROWS if canary else NUMBERS)
+        if dry_run:
+            count = sum(1 for _ in rows)
+        else:
+            if canary:
+                first = list(islice(rows, canary))
+                count = proved = try_out(admin, first, where, timeout_ms)
+            count += letters.replay(admin, rows, where, pace)
+    if as_json:
+        echo_json({"replayed": count, "canaries": proved, "dry_run": dry_run})
+    else:
+        click.echo(said(count, "replayed", dry_run=dry_run))
+
+
+def said(count: int, done: str, *, dry_run: bool) -> str:
+    """The sentence at the end."""
+    noun = "dead letter" if count == 1 else "dead letters"
+    return f"{count:,} {noun} would be {done}" if dry_run else f"{count:,} {noun} {done}"
+
+
+def try_out(admin: Admin, first: list[Row], where: Where, timeout_ms: int) -> int:
+    """These were replayed, and all succeeded. Raises Trouble if not: nothing else is replayed."""
+    if nameless := [row for row in first if not row["id"]]:
+        raise Trouble(
+            f"the letter at {nameless[0]['position']} has no id, so nobody can see what becomes "
+            "of it: leave --canary out, or filter by --task",
+            Exit.USAGE,
+        )
+    count = letters.replay(admin, first, where, Pace())
+    ended = letters.outcomes(admin, [row["id"] for row in first], timeout_ms / 1000)
+    bad = {name: state for name, state in ended.items() if state != "SUCCESS"}
+    if bad:
+        name, state = next(iter(bad.items()))
+        raise Trouble(
+            f"{len(bad)} of {len(first)} canaries did not succeed ({name} is {state.lower()}): "
+            "nothing else was replayed",
+            Exit.FAILED,
+        )
+    return count
+
+
+@dead_group.command("drop")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@filters
+@ALL
+@DRY_RUN
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@BROKER
+@JSON
+def drop_command(
+    *,
+    ids: tuple[str, ...],
+    all_of_them: bool,
+    dry_run: bool,
+    yes: bool,
+    broker: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Drop dead letters: these IDs, those that the filters say, or all. There is no way back."""
+    which = filter_of(given)
+    check_meant(ids, which, all_of_them=all_of_them)
+    with asking(broker) as admin:
+        rows = list(meant(admin, ids, which, NUMBERS))
+        count = len(rows)
+        if not dry_run:
+            if not (yes or ids):
+                confirm(f"drop {count:,} dead letters?")
+            count = letters.drop(admin, rows, getpass.getuser())
+    if as_json:
+        echo_json({"dropped": count, "dry_run": dry_run})
+    else:
+        click.echo(said(count, "dropped", dry_run=dry_run))
+
+
+@dead_group.command("edit")
+@click.argument("task_id", metavar="ID")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="queue, priority, retries, args, kwargs, kwargs.NAME, args.0 or body.",
+)
+@click.option("--replay", is_flag=True, help="And let it run again.")
+@click.option("--eta", type=Moment(), default=0, metavar="TIME", help="With --replay: not before.")
+@BROKER
+@JSON
+def edit_command(
+    *,
+    task_id: str,
+    settings: tuple[str, ...],
+    replay: bool,
+    eta: int,
+    broker: str,
+    as_json: bool,
+) -> None:
+    """Change a dead letter: by --set, else in $EDITOR. It stays dead until it is replayed."""
+    if eta and not replay:
+        raise Trouble("--eta goes with --replay", Exit.USAGE)
+    who = getpass.getuser()
+    with asking(broker) as admin:
+        row = there(admin, task_id)
+        before = letters.message_of(row)
+        try:
+            after = changed(before, wanted(shown(before), settings))
+        except (CannotEditError, ValueError) as error:
+            raise Trouble(str(error), Exit.USAGE) from error
+        if not letters.edit(admin, row, after, who):
+            raise Trouble(f"{task_id} is no dead letter any more: nothing was done", Exit.FAILED)
+        replayed = 0
+        if replay:
+            now = letters.one(admin, task_id)
+            replayed = letters.replay(admin, [now] if now else [], Where("", eta, who), Pace())
+    if as_json:
+        echo_json({"edited": 1, "replayed": replayed, "content": shown(after)})
+    else:
+        click.echo(f"{task_id} is edited" + (" and replayed" if replayed else ""))
+
+
+def wanted(now: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
+    """What it is to say: by settings, or by a person in an editor. Raises CannotEditError."""
+    if settings:
+        to: dict[str, Any] = json.loads(json.dumps(now))
+        for text in settings:
+            Setting.parse(text).apply(to)
+        return to
+    written = click.edit(json.dumps(now, indent=2, ensure_ascii=False) + "\n", extension=".json")
+    if written is None:
+        raise Trouble("nothing was changed", Exit.FAILED)
+    try:
+        found = json.loads(written)
+    except ValueError as error:
+        raise CannotEditError(f"what was written is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CannotEditError("what was written is no JSON object")
+    return found
