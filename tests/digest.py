@@ -56,7 +56,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         },
         "results": {
             p: entry
-            for p, entry in sorted(state.results.finished.items())
+            for p, entry in sorted(state.results.entries())
             if entry.keep_until_ms > now.wall_ms
         },
         "paused": {q.name: state.pauses.of(q.number) for q in state.numbered},
@@ -116,7 +116,7 @@ def exact(state: BrokerState) -> dict[str, Any]:
             for g in grants
         ),
         "seen": {number: p.seen_ms for number, p in state.producers.items()},
-        "results": list(state.results.finished.items()),
+        "results": list(state.results.entries()),
         "named results": state.results.names,
         "runs": {run.number: list(run) for x in state.lanes for run in x.runs if run.size},
         "uploads": {key: staged(upload) for key, upload in state.uploads.items()},

@@ -20,7 +20,7 @@ from qprotocol.message import Message
 
 BATCH = 100
 YEAR_MS = 364 * 86_400_000
-WARM = 1_000_000
+WARM = 150_000
 SOON = 20_000
 SOON_MS = 20_000
 LOAD_A_SECOND = 50_000

@@ -81,7 +81,7 @@ def test_results_are_read_and_ids_found_in_what_is_left(room) -> None:
     room.take(name(7), result=b"seven")
     room.take(*(name(each) for each in range(100) if each != 7))
     state = room.machine.core.state
-    ((position, entry),) = state.results.finished.items()
+    ((position, entry),) = state.results.entries()
     for _ in range(2):
         fill(room, 200, 4)
         room.keep(50)

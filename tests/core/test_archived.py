@@ -26,7 +26,7 @@ def test_nothing_goes_that_the_archive_has_not() -> None:
     assert results.releasable(100) == 4
     assert len(results.release(4)) == 4
     assert results.releasable(100) == 0
-    assert [entry.settled for entry in results.finished.values()] == [5, 6, 7, 8, 9, 10]
+    assert [entry.settled for _, entry in results.entries()] == [5, 6, 7, 8, 9, 10]
 
 
 def test_of_very_many_some_go_at_a_time() -> None:
@@ -68,3 +68,21 @@ def test_without_an_archive_nothing_is_kept_of_what_was_forgotten() -> None:
         machine = Machine(settings=Settings(archive=is_on))
         machine.core.replay(5 << 20, Forgotten([3 << 20]))
         assert machine.core.is_forgotten(3 << 20) is is_on
+
+
+def test_entries_are_kept_as_they_were() -> None:
+    results = Results(10)
+    entries = [
+        Finished(State.SUCCESS, 1 << 63, 255, 1 << 42, (1 << 32) - 1, 1 << 43, settled=1 << 63),
+        Finished(State.FAILURE, 0, 0, 1, 0, 1 << 43, 7, "zu spät", b"\x00name", 3),
+        Finished(State.REVOKED, 0, 0, 1, 0, 1 << 43, 0, "cancelled"),
+    ]
+    for position, entry in enumerate(entries, 1):
+        results.store(position, entry)
+    assert [results.get(position, 1) for position in (1, 2, 3, 4)] == [*entries, None]
+    assert results.get(2, 1 << 43) is None
+    assert results.names == {b"\x00name": 2}
+    results.drop(1)
+    results.drop(2)
+    assert list(results.entries()) == [(3, entries[2])]
+    assert not results.names

@@ -39,7 +39,7 @@ def body(each: StoredRecord) -> Body | None:
 def expected(state: BrokerState) -> set[int]:
     """Everything that an answer or a delivery may show, found without any index."""
     errors = {each.error for each in state.attempts.values()}
-    results = {each.record for each in state.results.finished.values()}
+    results = {each.record for _, each in state.results.entries()}
     parts = {at for parts in state.continued.values() for at in parts}
     staged = {
         at for upload in state.uploads.values() for run in upload.staged.values() for at in run

@@ -91,7 +91,7 @@ def others(state: BrokerState) -> Iterator[int]:
     yield from state.leases
     yield from state.quarantined
     yield from (each.error for each in state.attempts.values() if each.error)
-    yield from (each.record for each in state.results.finished.values() if each.record)
+    yield from (each.record for _, each in state.results.entries() if each.record)
     for parts in state.continued.values():
         yield from parts
     for upload in state.uploads.values():

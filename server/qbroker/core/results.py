@@ -2,16 +2,20 @@
 
 An entry is an index: the bytes are in the log, at ``record``. Entries live until the archive
 has them, their time is over, they are forgotten on demand, or the limit drops the oldest.
+
+A million may wait for the archive, so entries are kept packed: a third of the memory that
+objects take, and the collector of garbage, which would stop a turn to walk those, has none.
 """
 
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
+from struct import Struct
 from typing import Any, TypeVar
 
+from qbroker.core.generations import Generations
 from qprotocol.states import State
 
 DEADLINES_SPARE = 1_000
@@ -41,7 +45,30 @@ class Finished:
         """Whether the task is known and something will still become of it."""
         return self.state is not State.UNKNOWN and not self.state.finished
 
+    def pack(self) -> bytes:
+        """The entry as it is kept."""
+        reason = self.reason.encode()
+        fixed = _PACKED.pack(
+            *(self.settled, self.keep_until_ms, self.record, self.finished_ms),
+            *(self.run_ms, self.failures, len(reason), self.state, self.content),
+        )
+        return fixed + reason + self.name if reason or self.name else fixed
 
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Finished":
+        """The entry that ``pack`` made these bytes of."""
+        settled, until, record, finished, run, failures, n_reason, state, content = (
+            _PACKED.unpack_from(raw)
+        )
+        middle = _PACKED.size + n_reason
+        reason = raw[_PACKED.size : middle].decode()
+        rest = until, failures, reason, raw[middle:], settled
+        return cls(State(state), record, content, finished, run, *rest)
+
+
+_PACKED = Struct("<4Q3I2B")
+"""settled, keep_until_ms, record, finished_ms; run_ms, failures, length of the reason; state,
+content. The reason follows, then the name."""
 _NUMBERS = (
     *("state", "record", "content", "finished_ms", "run_ms", "keep_until_ms", "failures"),
     "settled",
@@ -95,7 +122,8 @@ class Results:
     """Finished tasks, oldest first, and the waiters of unfinished ones."""
 
     limit: int
-    finished: "OrderedDict[int, Finished]" = field(default_factory=OrderedDict)
+    finished: Generations[bytes] = field(default_factory=Generations)
+    """Packed; see ``entries``."""
     dropped: int = 0
     """Entries the limit cost since the start."""
     names: dict[bytes, int] = field(default_factory=dict)
@@ -113,7 +141,7 @@ class Results:
     def store(self, position: int, entry: Finished) -> int:
         """Keep ``entry`` under the message's position. The position the limit cost, or 0."""
         self.drop(position)
-        self.finished[position] = entry
+        self.finished.add(position, entry.pack())
         if entry.name:
             self.names[entry.name] = position
         if len(self.finished) <= self.limit:
@@ -125,20 +153,26 @@ class Results:
 
     def drop(self, position: int) -> None:
         """The entry is gone, if there was one."""
-        entry = self.finished.pop(position, None)
-        if entry and entry.name and self.names.get(entry.name) == position:
-            del self.names[entry.name]
+        raw = self.finished.pop(position)
+        if raw and self.names:
+            name = Finished.unpack(raw).name
+            if self.names.get(name) == position:
+                del self.names[name]
 
     def get(self, position: int, wall_ms: int) -> Finished | None:
         """What became of the message, if it is finished and still remembered."""
-        entry = self.finished.get(position)
-        return entry if entry and entry.keep_until_ms > wall_ms else None
+        raw = self.finished.get(position)
+        return Finished.unpack(raw) if raw and until_of(raw) > wall_ms else None
+
+    def entries(self) -> Iterator[tuple[int, Finished]]:
+        """Positions and entries, oldest first. They must not change meanwhile."""
+        return ((position, Finished.unpack(raw)) for position, raw in self.finished.items())
 
     def prune(self, wall_ms: int, limit: int) -> list[int]:
         """Drop entries whose time is over, at most ``limit``, oldest first; their positions."""
         over: list[int] = []
-        for position, entry in self.finished.items():
-            if entry.keep_until_ms > wall_ms or len(over) == limit:
+        for position, raw in self.finished.items():
+            if until_of(raw) > wall_ms or len(over) == limit:
                 break
             over.append(position)
         for position in over:
@@ -147,7 +181,7 @@ class Results:
 
     def saved(self) -> "tuple[list[Any], list[array[int]]]":
         """A column a number of the entries, oldest first; their texts by row; what has no row."""
-        entries = self.finished.values()
+        entries = [Finished.unpack(raw) for raw in self.finished.values()]
         reasons = {row: each.reason for row, each in enumerate(entries) if each.reason}
         names = {row: each.name for row, each in enumerate(entries) if each.name}
         columns = [
@@ -162,15 +196,18 @@ class Results:
         reasons, names, positions, forgotten = values
         results = cls(limit, names=positions, forgotten=forgotten)
         for row, (position, state, *numbers, settled) in enumerate(zip(*columns, strict=True)):
-            entry = results.finished[position] = Finished(State(state), *numbers)
+            entry = Finished(State(state), *numbers)
             entry.reason, entry.name = reasons.get(row, ""), names.get(row, b"")
             entry.settled = settled
+            results.finished.add(position, entry.pack())
         return results
 
     def releasable(self, limit: int) -> int:
         """The record up to which entries may go, about ``limit`` at most; 0 if none may."""
         upto = self.archived
-        settled = (entry.settled for entry in self.finished.values())
+        if not self.holds(upto):
+            return 0  # most turns: without a walk over so many
+        settled = map(settled_of, self.finished.values())
         for records in (settled, iter(self.forgotten.values())):
             upto = min(upto, next(islice(records, limit - 1, None), upto))
         return upto if self.holds(upto) else 0
@@ -179,11 +216,11 @@ class Results:
         """Whether there is anything that the archive knows up to the record ``upto``."""
         first = next(iter(self.finished.values()), None)
         gone = next(iter(self.forgotten.values()), upto + 1)
-        return gone <= upto or (first is not None and first.settled <= upto)
+        return gone <= upto or (first is not None and settled_of(first) <= upto)
 
     def release(self, upto: int) -> list[int]:
         """The archive is asked from now on for what was settled up to ``upto``; the positions."""
-        over = first_ones(self.finished.items(), lambda entry: entry.settled <= upto)
+        over = first_ones(self.finished.items(), lambda raw: settled_of(raw) <= upto)
         for position in over:
             self.drop(position)
         for position in first_ones(self.forgotten.items(), lambda record: record <= upto):
@@ -242,6 +279,16 @@ class Results:
         left.remove(waiter)
         if not left:
             del self.waiters[waiter.position]
+
+
+def settled_of(raw: bytes) -> int:
+    """Of a packed entry."""
+    return int.from_bytes(raw[:8], "little")
+
+
+def until_of(raw: bytes) -> int:
+    """Its ``keep_until_ms``."""
+    return int.from_bytes(raw[8:16], "little")
 
 
 T = TypeVar("T")
