@@ -15,7 +15,7 @@ TYPING   := $(wildcard tests/typing/*.py)
 PURE     := tests/wire tests/core tests/scenarios tests/log
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-services check format lint types coverage generated bench bench-storage crash simulate planted rewrite docs clean
+.PHONY: help demo test test-services check format lint types coverage generated bench bench-storage bench-lanes crash simulate planted rewrite docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ bench: .venv/installed ## the figures, compared; see bench/README.md; ARGS="--qu
 
 bench-storage: .venv/installed ## the figures of storage: deep queues, starts, disk; ARGS as for bench
 	@$(RUN) bench/run.py --group storage $(ARGS)
+
+bench-lanes: .venv/installed ## what limits, keys and many queues cost; ARGS as for bench
+	@$(RUN) bench/run.py --group lanes $(ARGS)
 
 crash: .venv/installed ## kill the broker N=200 times under load, and count messages
 	@$(RUN) tests/e2e/crash.py --cycles $(N) $(ARGS)

@@ -11,7 +11,7 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ from qprotocol.message import Message
 F = TypeVar("F", bound=Frame)
 _RECEIVE_BYTES = 1 << 18
 _DEADLINE_S = 120.0
+_QUEUES_A_FRAME = 64
 
 
 @dataclass
@@ -53,6 +54,12 @@ class Load:
     batch: int
     size: int
     total: int
+    messages: Sequence[bytes] = ()
+    """Packed: the frames take of them in turn. Without, plain ones to `queue` of `size` bytes."""
+    queues: Sequence[str] = ()
+    """What is taken from, if not `queue` alone."""
+    tasks: Sequence[str] = ()
+    """Which tasks the takers know. Without, all."""
 
     @property
     def window(self) -> int:
@@ -171,8 +178,9 @@ def publish(port: int, load: Load) -> float:
 
 
 def _producer(port: int, load: Load) -> _Producer:
-    message = Message(load.queue, b"x" * load.size).pack()
-    raw = message * load.batch
+    messages = load.messages or (Message(load.queue, b"x" * load.size).pack(),) * load.batch
+    turns = max(1, len(messages) // load.batch)
+    raws = [b"".join(messages[at * load.batch : (at + 1) * load.batch]) for at in range(turns)]
     identity = secrets.randbits(62)
     stream, ends = bytearray(), []
     for sequence in range(1, load.total // load.batch // load.peers + 1):
@@ -182,7 +190,7 @@ def _producer(port: int, load: Load) -> _Producer:
                 sequence=sequence,
                 count=load.batch,
                 correlation=sequence,
-                raw=raw,
+                raw=raws[sequence % turns],
             )
         )
         ends.append(len(stream))
@@ -227,6 +235,15 @@ class _Consumer:
         return b"".join(frames)
 
 
+def subscriptions(load: Load, credit: int) -> Iterator[Consume]:
+    """To all the load's queues, as many a frame as go into its header."""
+    raw = b"".join(bytes((len(name),)) + name.encode() for name in load.tasks)
+    queues = list(load.queues) or [load.queue]
+    for number, at in enumerate(range(0, len(queues), _QUEUES_A_FRAME), 1):
+        some = queues[at : at + _QUEUES_A_FRAME]
+        yield Consume(subscription=number, queues=some, credit=credit, correlation=3, raw=raw)
+
+
 def consume(port: int, load: Load) -> float:
     """Takes and acknowledges the load, each ack confirmed; answers with messages a second.
 
@@ -239,9 +256,8 @@ def consume(port: int, load: Load) -> float:
     with selectors.DefaultSelector() as selector:
         for consumer in consumers:
             selector.register(consumer.connection.socket, selectors.EVENT_READ, consumer)
-            consumer.connection.send(
-                Consume(subscription=1, queues=[load.queue], credit=credit, correlation=3)
-            )
+            for frame in subscriptions(load, credit):
+                consumer.connection.send(frame)
         while taken < load.total or any(consumer.unconfirmed for consumer in consumers):
             ready = selector.select(_DEADLINE_S)
             if not ready:

@@ -193,6 +193,45 @@ SCENARIOS: dict[str, Scenario] = {
         sides=(OURS,),
         group="storage",
     ),
+    "lanes_cost": Scenario(
+        (
+            Figure("rate_plain", "end to end without any limit", "tasks/s"),
+            Figure("limited_percent", "less with limits", "%", "lower", absolute=15),
+        ),
+        sides=(OURS,),
+        group="lanes",
+    ),
+    "lanes_dispatch": Scenario(
+        (
+            Figure("limited_rate", "raw dispatch and ack with limits", "messages/s", absolute=60e3),
+            Figure("limited_percent", "the same, of without", "%"),
+        ),
+        sides=(OURS,),
+        group="lanes",
+    ),
+    "lanes_head": Scenario(
+        (
+            Figure(
+                "limited_percent", "others' rate, 1 M of a limited lane before", "%", absolute=90
+            ),
+            Figure(
+                "unknown_percent", "others' rate, 1 M of an unknown task before", "%", absolute=90
+            ),
+        ),
+        sides=(OURS,),
+        group="lanes",
+    ),
+    "lanes_many": Scenario(
+        (
+            Figure("one_rate", "published and taken, one key, limited", "messages/s"),
+            Figure("keys_percent", "with 100,000 keys, of one", "%", absolute=80),
+            Figure("bytes_a_key", "RAM a key", "B", "lower", absolute=1024),
+            Figure("queues_percent", "with 10,000 queues, of one", "%", absolute=80),
+            Figure("bytes_a_queue", "RAM a queue", "B", "lower", absolute=1024),
+        ),
+        sides=(OURS,),
+        group="lanes",
+    ),
 }
 """In the order in which they run."""
 
