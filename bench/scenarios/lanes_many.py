@@ -22,7 +22,7 @@ def measure(arena: Arena) -> dict[str, float]:
     """Percent of the rate with one, of the same round; bytes of memory for each of the many."""
     keys = list(named("key", arena.many(ours=100_000, theirs=0)))
     queues = list(named("queue", arena.many(ours=10_000, theirs=0)))
-    arena.fresh_broker(QBROKER_QUEUES_MAX=str(len(queues) + 10))
+    arena.fresh_broker(QBROKER_QUEUES_MAX=str(len(queues) + 10), QBROKER_LANES_MAX="200000")
     set_limit(arena.port, "keys", task=TASK, per_key=True, concurrency=10_000)
     warm = arena.many(ours=WARM, theirs=0)
     moved(arena, warm, [packed("warm", BODY_BYTES)] * 100, ["warm"])  # bodies, buffers, free lists
