@@ -239,8 +239,8 @@ BANK = [
         "pause_ignored",
         "a queue that is paused hands out",
         "qbroker.core.consuming:Handout.serve",
-        "if queue.held:",
-        "if False:",
+        "goes_on = not queue.held",
+        "goes_on = True",
         focus=frozenset(("tasks", "pause")),
     ),
     Planted(
