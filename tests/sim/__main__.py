@@ -24,12 +24,16 @@ ROOT = Path(__file__).parent.parent.parent
 REGRESSIONS = ROOT / "tests" / "regressions"
 LINES = 60
 NEEDED = (
+    "a backup was restored",
     "a checkpoint was written",
+    "a child came for what its parent had claimed",
     "a chunk was sent again",
     "a commit outlived its archivist",
     "a duplicate was recognised",
     "a message became several",
+    "a publish was broken off",
     "a publish was refused: SEQUENCE_TOO_OLD",
+    "a queue was closed to publishes",
     "a read was refused",
     "a message was set aside",
     "a request was given up",
@@ -50,6 +54,8 @@ NEEDED = (
     "an archivist could not read the log",
     "an archivist outlived its broker",
     "dead segments were dropped",
+    "many were cancelled",
+    "messages were moved",
     "publishes were refused until the archive caught up",
     "replay was compared with the live state",
     "rows were held against the oracle",

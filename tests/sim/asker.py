@@ -11,11 +11,13 @@ from qprotocol.limitrules import LimitRule
 from qprotocol.states import State
 from sim import limits
 from sim.client import Client
-from sim.maker import EXCHANGE, Maker
+from sim.maker import EXCHANGE, TASKS, Maker
 from sim.oracle import MAYBE, NO, YES, Known, Snapshot
 from sim.world import MS, Mark, Violation
 
 CERTAIN_MS = 2_000
+LIMITING = {"fsync", "max_length", "single_active_consumer"}
+"""Options that say of a message what would have to be said anew once it is moved."""
 
 
 class Asker(Client):
@@ -26,7 +28,7 @@ class Asker(Client):
         self.maker = maker
         self.unbound: set[tuple[str, str]] = set()
         self.calm = False
-        self.purges = 2
+        self.purges = self.cancels = 2
         self.declared = False
         self.rules = limits.rules(self.rng) if self.swarm.has("limits") else {}
         """Limits that were not said to the broker yet; in the end, that were not dropped."""
@@ -37,6 +39,11 @@ class Asker(Client):
         # A pause is durable, and its end is as the wall clock says, where both can be relied on.
         certain = self.swarm.config["fsync"] == "always" and not self.swarm.fails("wall jump")
         self.ways += [self.pause] * (has("pause") and certain)
+        self.ways += [self.close_queue] * (has("intake pauses") and certain)
+        self.ways += [self.cancel_many] * has("cancels of many")
+        # What is moved goes by the options of another queue, and by other limits.
+        is_plain = not has("limits") and not has("ordering keys")
+        self.ways += [self.move] * (has("moves") and is_plain and self.default_is_safe)
         # With a queue its bindings go: nobody could say how many copies there are to be.
         self.ways += [self.delete] * (has("delete") and not has("routing"))
 
@@ -214,6 +221,24 @@ class Asker(Client):
             self.world.sometimes["a queue was paused"] += 1
             self.oracle.paused(queue, until_ms, mark)
 
+    def close_queue(self) -> None:
+        """Nothing is published into a queue for some seconds."""
+        if self.rng.random() < 0.8:
+            return
+        queue = self.rng.choice(list(self.swarm.queues))
+        for_ms = self.rng.choice((500, 2_000, 6_000))
+        until_ms = self.world.wall_ms() + for_ms
+        self.oracle.pausing(queue)
+        frame = f.PauseQueue(queue=queue, intake=True, reason="sim", for_ms=for_ms)
+        self.ask(frame, lambda answer, mark: self.was_closed(queue, until_ms, answer, mark))
+
+    def was_closed(
+        self, queue: str, until_ms: int, answer: f.Frame | None, mark: Mark | None
+    ) -> None:
+        if isinstance(answer, f.Ok) and mark is not None:
+            self.world.sometimes["a queue was closed to publishes"] += 1
+            self.oracle.closed_to(queue, until_ms, mark)
+
     def purge(self) -> None:
         """What waits in a queue is over."""
         queue = self.rng.choice(list(self.swarm.queues))
@@ -226,6 +251,73 @@ class Asker(Client):
             queue = self.rng.choice(plain)
             self.oracle.pausing(queue)  # a pause goes with its queue
             self.empty(queue, f.DeleteQueue(queue=queue))
+
+    @property
+    def default_is_safe(self) -> bool:
+        return bool(self.swarm.config["fsync"] == "always")
+
+    def move(self) -> None:
+        """What waits in a queue, or some of it, waits in another one."""
+        plain = [name for name, each in self.swarm.queues.items() if not each.keys() & LIMITING]
+        if len(plain) < 2 or self.rng.random() < 0.4:
+            return
+        source, target = self.rng.sample(plain, 2)
+        task = self.rng.choice(("", *TASKS))
+        states = self.rng.choice(("", "ready", "scheduled"))
+        is_dry = self.rng.random() < 0.2
+        frame = f.Move(queue=source, to=target, task=task, states=states, dry_run=is_dry)
+        self.world.note(self.name, "moves %s of %s to %s", task or "all", source, target)
+        if is_dry:
+            self.ask(frame, lambda answer, mark: None)
+        else:
+            self.moving(source, target, task)
+            self.ask(frame, lambda answer, mark: self.moved(source, target, task, answer))
+
+    def moving(self, source: str, target: str, task: str) -> None:
+        meant = self.oracle.may_be_in(source)
+        self.oracle.moving(
+            [each for each in meant if not task or each.message.task == task], target
+        )
+
+    def moved(self, source: str, target: str, task: str, answer: f.Frame | None) -> None:
+        self.moving(source, target, task)  # and what came meanwhile
+        if isinstance(answer, f.Ok):
+            self.world.sometimes["messages were moved"] += answer.count
+
+    def cancel_many(self) -> None:
+        """All of a task, or of a queue, is cancelled; or it is counted alone."""
+        if not self.cancels or self.rng.random() < 0.7:
+            return
+        queue = self.rng.choice(("", *self.swarm.queues))
+        task = self.rng.choice(("", *TASKS) if queue else TASKS)
+        is_dry = self.rng.random() < 0.5
+        frame = f.CancelMany(
+            queue=queue,
+            task=task,
+            states=self.rng.choice(("", "ready", "scheduled", "started")),
+            dry_run=is_dry,
+            terminate=self.rng.random() < 0.5,
+        )
+        if is_dry:
+            self.ask(frame, lambda answer, mark: None)
+            return
+        self.cancels -= 1
+        self.cancelling(queue, task)
+        self.world.note(self.name, "cancels all of %r in %r", task, queue)
+        self.ask(frame, lambda answer, mark: self.cancelled(queue, task, answer))
+
+    def cancelling(self, queue: str, task: str) -> None:
+        """An order takes several turns: what comes before it is over may be meant, too."""
+        there = self.oracle.may_be_in(queue) if queue else self.oracle.known.values()
+        for known in there:
+            if not task or known.message.task == task:
+                known.cancel_asked = True
+                known.over = max(known.over, MAYBE)
+
+    def cancelled(self, queue: str, task: str, answer: f.Frame | None) -> None:
+        self.cancelling(queue, task)
+        if isinstance(answer, f.Ok):
+            self.world.sometimes["many were cancelled"] += answer.count
 
     def empty(self, queue: str, order: f.Frame) -> None:
         if not self.purges or self.rng.random() < 0.7:
@@ -257,6 +349,7 @@ class Asker(Client):
             and not known.cancel_asked
             and not known.message.expires_ms
             and not known.may_overflow
+            and not known.elsewhere
         ]
         if answer.count < len(far):
             raise Violation(f"{answer.count} purged of {queue}, where {len(far)} must have waited")

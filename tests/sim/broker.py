@@ -35,6 +35,7 @@ from sim.archivist import Books, end_quietly, spawn
 from sim.disk import FaultyDisk
 from sim.loop import SimLoop, machine
 from sim.net import Net
+from sim.restores import Restores
 from sim.swarm import Swarm
 from sim.world import PowerCut, Violation, World
 
@@ -61,6 +62,7 @@ class Process:
         self.shelf = Shelf(self.checkpoints)
         self.books = Books(world, swarm, data, disk)
         self.books.excuse = lambda: self.troubled or self.damaged or self.unreadable
+        self.restores = Restores(world, data, self.settings)
         self.may_miss_damage = swarm.has("checkpoints")
         """What a checkpoint stands for is not read at a start."""
         self.log_settings = LogSettings(swarm.segment_bytes, swarm.batch_bytes_max)
@@ -171,6 +173,7 @@ class Process:
         self.state = "up"
         self.started_at = self.world.now
         epoch = found.core.state.epoch
+        self.restores.note(epoch, f"life {self.world.life}")
         self.world.note("broker", "life %d begins: epoch %d", self.world.life, epoch)
 
     def _terms(self, engine: Engine) -> Terms:

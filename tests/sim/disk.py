@@ -19,7 +19,7 @@ from qbroker.log.format import (
     unpack_segment_header,
 )
 from sim.world import PowerCut
-from simdisk import Call, Inode, SimDisk, SimFile, kind_of
+from simdisk import SECTOR, Call, Inode, SimDisk, SimFile, kind_of
 from simdisk import keep_all as keep_everything
 from simdisk import lose_all as lose_everything
 
@@ -31,7 +31,7 @@ class FaultyFile(SimFile):
 
     def read_at(self, offset: int, length: int) -> bytes:
         data = super().read_at(offset, length)
-        start, stop = self.disk.bad.get(id(self.inode), (0, 0))
+        start, stop = self.disk.bad.get(self.inode, (0, 0))
         if start < offset + len(data) and offset < stop:
             self.disk.refused += 1
             raise OSError(errno.EIO, os.strerror(errno.EIO), "read")
@@ -78,8 +78,8 @@ class FaultyDisk(SimDisk):
         self.off = False
         self.machines = 0
         """Power cuts so far."""
-        self.bad: dict[int, tuple[int, int]] = {}
-        """Sectors that cannot be read: by the file's inode, from which byte to which."""
+        self.bad: dict[Inode, tuple[int, int]] = {}
+        """Sectors that cannot be read: of which file, from which byte to which."""
         self.refused = 0
         """Reads that met some."""
         self.cut_at = 0
@@ -135,11 +135,11 @@ class FaultyDisk(SimDisk):
     def batches_at(self, inode: Inode, at: int, length: int = 1) -> tuple[int, int]:
         """The batches, first and last, that may be lost with the bytes there: those they are of.
 
-        (1, 0) for none.
+        (1, 0) for none. Also those that are only written: who reads them may be told so.
         """
         numbers = [
             info.number
-            for start, info in self._headers(bytes(inode.durable))
+            for start, info in self._headers(bytes(inode.cached))
             if start < at + length and at < start + info.length
         ]
         return (numbers[0], numbers[-1]) if numbers else (1, 0)
@@ -158,13 +158,17 @@ class FaultyDisk(SimDisk):
         return ends.get(proved, 0)
 
     def _headers(self, data: bytes) -> Iterator[tuple[int, BatchInfo]]:
-        """Where each batch of a segment begins, and what its header says, while they are whole."""
+        """Where each batch of a segment begins, and what its header says, if that is whole."""
         at = SEGMENT_HEADER_BYTES
         try:
             seed = unpack_segment_header(data[:SEGMENT_HEADER_BYTES]).seed
-            while at < len(data):
-                info = unpack_batch_header(data, at, seed)
-                yield at, info
-                at += info.length
         except Malformed:
             return
+        while at < len(data):
+            try:
+                info = unpack_batch_header(data, at, seed)
+            except Malformed:
+                at += SECTOR
+            else:
+                yield at, info
+                at += info.length

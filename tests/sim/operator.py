@@ -23,6 +23,7 @@ from sim.worker import Consumer, Worker
 from sim.world import MS, S, World
 from simdisk import Inode
 
+LAST_BATCH = 1 << 44
 WALL_JUMP_MS_MAX = 25 * 60_000
 """In all: the broker forgets producers that are silent for an hour of wall time."""
 
@@ -54,8 +55,9 @@ class Operator:
         self.flips = False
         self.flipped: tuple[str, int, int] | None = None
         self.hopeless: list[tuple[Inode, int, int]] = []
-        """Files, and where, for how many bytes, nothing is read of them any more."""
-        """Files of which reads may be refused for so long that it counts as damage."""
+        """Files, and where, for how many bytes, reads may be refused so long that it is damage."""
+        self.failing_since = 0
+        """When the disk was last told to fail, and to go on failing."""
         self.rotten: tuple[Inode, int, int] | None = None
         self.cut_is_power = True
         process.on_end = self.ended
@@ -96,6 +98,7 @@ class Operator:
             ("credit changes", self.change_credit),
             ("stale settle", self.stale_settle),
             ("checkpoints", self.process.keep),
+            ("restores", self.process.restores.restore),
             ("archivist killed", self.kill_archivist),
             ("archivist stalled", self.stall_archivist),
         ]
@@ -126,6 +129,8 @@ class Operator:
             self.oracle.power_lost()  # what a failed sync leaves in the cache is not on the disk
 
     def ended(self, how: str) -> None:
+        if self.swarm.has("restores") and not self.flips and not self.flipped:
+            self.process.restores.take(self.disk, self.process.checkpoints)
         if self.flips and how != "refused" and not self.healed:
             self.flip()
         elif self.flipped:
@@ -207,12 +212,24 @@ class Operator:
 
     def fail(self) -> None:
         self.world.fault("eio")
-        self.process.hurt = self.process.troubled
+        self.no_longer_fails()
         self.disk.fail(self.rng.randint(1, 30), errno.EIO, sticky=self.rng.random() < 0.3)
+        self.failing_since = self.world.now
+
+    def no_longer_fails(self) -> None:
+        """What was wrong with the disk is over, or something else will be: a write may succeed.
+
+        Reads that were refused all the time count as damage, if nothing was written meanwhile.
+        """
+        self.process.hurt = self.process.troubled
+        took = self.world.now - max(self.failing_since, self.process.started_at)
+        if self.disk.sticky and self.disk.failed and took >= HOPELESS_MS * MS:
+            self.world.sometimes["a disk failed for long, and nothing was written"] += 1
+            self.oracle.rots(1, LAST_BATCH)
 
     def short_write(self) -> None:
         self.world.fault("short write")
-        self.process.hurt = self.process.troubled
+        self.no_longer_fails()
         self.disk.fail(self.rng.randint(1, 10), "short")
 
     def fill(self) -> None:
@@ -272,7 +289,7 @@ class Operator:
         span = self.rng.choice((PAGE_BYTES, 2 * PAGE_BYTES, 1 << 20))
         self.world.note("operator", "%s: %d bytes at %d cannot be read", inode.name, span, at)
         self.world.fault("bad sectors")
-        self.disk.bad[id(inode)] = at, at + span
+        self.disk.bad[inode] = at, at + span
         if took >= HOPELESS_MS * MS or self.process.unreadable:
             self.hopeless.append((inode, at, span))
             self.oracle.rots_on = True
@@ -435,7 +452,7 @@ class Operator:
     def repair(self) -> None:
         self.unflip()
         self.unspoil()
-        self.process.hurt = self.process.troubled
+        self.no_longer_fails()
         self.disk.heal()
         self.disk.capacity = None
         for disk in (self.disk, self.process.checkpoints):

@@ -119,6 +119,8 @@ class Known:
     packed: bytes | None = None
     """What is sent for it, if that is not the message itself: with an exchange, for all copies
     of it together; nothing for the second and further ones."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Queues that it may have been moved to."""
     cause: Lease | None = None
     """The delivery whose settlement brought it, and that ended with it."""
 
@@ -166,8 +168,12 @@ class Oracle:
         """Every grant that was ever seen, and whose it was."""
         self.pauses: dict[str, tuple[int, Mark]] = {}
         """Queue to the end of its pause, and when that was confirmed."""
-        self.order: dict[tuple[int, str, int, str], list[tuple[int, int]]] = {}
-        """(life, queue, priority, ordering key) to (grant, position) of first deliveries."""
+        self.closed: dict[str, tuple[int, Mark]] = {}
+        """The same of those that take nothing in."""
+        self.by_task = False
+        """Consumers know some tasks only: each task of a queue goes by itself."""
+        self.order: dict[tuple[int, str, str, int, str], list[tuple[int, int]]] = {}
+        """(life, queue, task, priority, ordering key) to (grant, position) of first deliveries."""
         self.rots_on = False
         """What is published now may come into a place that is refused for long."""
         self.rotted = False
@@ -227,6 +233,8 @@ class Oracle:
             raise Violation(f"taken a second time: {chunk}")
         if chunk.wants_sync and reply.durability != "synced":
             raise Violation(f"confirmed as {reply.durability}: {chunk}")
+        if not reply.duplicate and not chunk.doubled:
+            self._check_closed(messages, mark, chunk.asked_at)
         for index, known in enumerate(messages):
             if known.refused:
                 raise Violation(f"confirmed after it was refused for certain: {known}")
@@ -236,6 +244,12 @@ class Oracle:
             if reply.first:
                 self._placed(known, reply.first + index)
             self.reveal(known)
+
+    def _check_closed(self, messages: list[Known], mark: Mark, asked: Mark) -> None:
+        for known in messages:
+            until_ms, since = self.closed.get(known.message.queue, (0, mark))
+            if mark.wall_high < until_ms and since.tick < asked.tick:
+                raise Violation(f"{known} was let in, its queue is paused until {until_ms}")
 
     def refused(self, chunk: Any, error: f.Error) -> None:
         """The chunk was refused: for certain, none of it was or will be done."""
@@ -307,11 +321,11 @@ class Oracle:
                 self.reveal(known)
                 self._placed(known, position)
             self._check_alive(known, mark, early=dead and known.may_overflow)
-            if not dead:
+            if not dead and not known.elsewhere:
                 self._check_paused(known, mark)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
-            if not dead and known.message.queue not in queues:
+            if not dead and not {known.message.queue, *known.elsewhere} & set(queues):
                 raise Violation(f"{known} came from {queues}")
             if 0 < known.begun < mark.tick and not known.again and not dead:
                 raise Violation(f"acks early: it has begun, and comes again: {known}")
@@ -358,6 +372,11 @@ class Oracle:
     def pausing(self, queue: str) -> None:
         """A pause is asked for: it replaces the one before, which may have been longer."""
         self.pauses.pop(queue, None)
+        self.closed.pop(queue, None)
+
+    def closed_to(self, queue: str, until_ms: int, mark: Mark) -> None:
+        """The queue takes nothing in until then: the broker said so at that moment."""
+        self.closed[queue] = until_ms, mark
 
     def paused(self, queue: str, until_ms: int, mark: Mark) -> None:
         """The queue hands nothing out until then: the broker said so at that moment."""
@@ -440,7 +459,7 @@ class Oracle:
     def _check_order(self, known: Known, position: int, grant: int, mark: Mark) -> None:
         message = known.message
         ordering = LaneKeys.unpack(message.keys).ordering
-        key = mark.life, message.queue, message.priority, ordering
+        key = mark.life, message.queue, message.task * self.by_task, message.priority, ordering
         rows = self.order.setdefault(key, [])
         row = grant, position
         at = bisect_left(rows, row)
@@ -582,9 +601,22 @@ class Oracle:
         if self._is_after(known, asked):
             raise Violation(f"{known} waits, but it is {known.why_over}")
 
+    def may_be_in(self, queue: str) -> list[Known]:
+        return [
+            known
+            for known in self.known.values()
+            if queue == known.message.queue or queue in known.elsewhere
+        ]
+
+    def moving(self, messages: list[Known], target: str) -> None:
+        """A move is on its way, or was: they wait behind what waits there, or where they were."""
+        for known in messages:
+            known.elsewhere.add(target)
+            known.plain_order = False
+
     def purging(self, queue: str) -> list[Known]:
         """A purge is on its way, or was: the messages it may have ended."""
-        found = [known for known in self.known.values() if known.message.queue == queue]
+        found = self.may_be_in(queue)
         for known in found:
             known.purge_asked = True
             known.over = max(known.over, MAYBE)

@@ -27,6 +27,8 @@ class Chunk:
     gave_up: bool = False
     asked: bool = False
     """An answer is awaited."""
+    asked_at: Mark | None = None
+    """When it was sent last."""
     doubled: bool = False
     """It was sent again before it was answered: what is said of one is not said of the other."""
 
@@ -98,6 +100,10 @@ class Publisher(Client):
     def publish(self, chunk: Chunk) -> None:
         if not self.open or chunk.gave_up:
             return
+        if chunk.in_parts and not self.calm and self.rng.random() < 0.1:
+            self.break_off(chunk)
+            return
+        chunk.asked_at = self.world.mark()
         chunk.doubled, chunk.asked = chunk.doubled or chunk.asked, True
         raw, parts = chunk.raw, None
         if chunk.in_parts:
@@ -115,6 +121,14 @@ class Publisher(Client):
             " in parts" if parts else "",
         )
         self.ask(frame, lambda answer, mark: self.answered(chunk, answer, mark), parts)
+
+    def break_off(self, chunk: Chunk) -> None:
+        """Some parts come, and then no more: nothing of them may be left."""
+        self.world.sometimes["a publish was broken off"] += 1
+        self._asked += 1
+        for index, raw in enumerate(self.cut(chunk.raw)[0]):
+            self.say(f.Part(index=index, of=f.Publish.TYPE, raw=raw, correlation=self._asked))
+        self.world.after(self.rng.randint(1, 50 * MS), self.hang_up, "a publish was broken off")
 
     def cut(self, raw: bytes) -> tuple[list[bytes], bytes]:
         pieces = []

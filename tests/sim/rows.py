@@ -104,7 +104,8 @@ def check_row(known: Known, row: Row) -> None:
     message = known.message
     names = row.id, row.task, row.queue
     is_nameless = known.may_rot and not any(names)
-    if not is_nameless and names != (message.id, message.task, message.queue):
+    queue = row.queue if row.queue in known.elsewhere else message.queue
+    if not is_nameless and names != (message.id, message.task, queue):
         raise Violation(f"{known} is called {names}: {row}")
     if row.state is State.SUCCESS:
         if not any("acked" in lease.whys for lease in known.leases):

@@ -84,6 +84,7 @@ class Story:
         self.data = Path(tempfile.mkdtemp(prefix="qbroker-sim-", dir=IN_MEMORY))
         self.oracle.limited = {n for n, each in swarm.queues.items() if "max_length" in each}
         self.oracle.oldest_every = {n: oldest_every(swarm, n) for n in swarm.queues}
+        self.oracle.by_task = swarm.has("known tasks")
         if swarm.features & {"limits", "ordering keys"}:
             self.oracle.limits = Limits(self.oracle, swarm)
         self.process = Process(world, self.net, self.disk, swarm, self.data)
@@ -170,6 +171,7 @@ class Story:
             not any(queue.ready or queue.scheduled or queue.leased for queue in core.state.numbered)
             and all(each.idle for each in self.publishers)
             and not any(taker.unsure or taker.endings for taker in self.takers)
+            and not core.state.uploads
             and not self.oracle.still()
             and self.process.followed
         )
@@ -180,11 +182,13 @@ class Story:
         books = {q.name: (q.ready, q.scheduled, q.leased) for q in queues}
         unsure = {t.name: len(t.unsure) for t in self.takers if t.unsure}
         waiting = {p.name: list(p.unconfirmed) for p in self.publishers if p.unconfirmed}
+        uploads = list(core.state.uploads) if core else []
         left = ", ".join(str(known) for known in self.oracle.still()[:5])
         return (
             f"the broker is {self.process.state}, queues (ready, scheduled, leased) {books}, "
             f"archived up to {self.process.books.batch}, settlements unanswered {unsure}, "
-            f"chunks unanswered {waiting}, not ended: {left}"
+            f"chunks unanswered {waiting}, parts of publishes {uploads}, "
+            f"not ended: {left}"
         )
 
     def close(self) -> None:

@@ -60,6 +60,12 @@ FEATURES = (
     "limits",
     "ordering keys",
     "queue order",
+    "claims of parents",
+    "intake pauses",
+    "restores",
+    "known tasks",
+    "moves",
+    "cancels of many",
 )
 FAULTS = (
     "power cut",

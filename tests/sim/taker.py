@@ -17,12 +17,12 @@ from qprotocol.failure import Failure
 from qprotocol.message import Outcome
 from qprotocol.options import RetryPolicy
 from sim.client import Client
-from sim.maker import Maker
+from sim.maker import TASKS, Maker
 from sim.oracle import Known, Lease
 from sim.world import MS, Mark, Violation
 
-NORMAL, DEAD = 1, 2
-"""Subscriptions: the queues, and in the end the queues of dead letters."""
+NORMAL, DEAD, ALL = 1, 2, 3
+"""Subscriptions: the queues, and in the end the queues of dead letters, and all tasks."""
 GRAVES_MAX = 50
 FOREVER = RetryPolicy(retries_max=65_535, backoff_ms=20, backoff_max_ms=200, jitter=False)
 
@@ -56,6 +56,12 @@ class Taker(Client):
         self.graves: deque[Lease] = deque(maxlen=GRAVES_MAX)
         self.credit = self.credit_most = self.swarm.credit
         self.calm = False
+        self.tasks: tuple[str, ...] = ()
+        """Those it knows; none: all."""
+        # One that is alone and knows some tasks only would keep the others waiting for ever.
+        is_one_of_some = self.swarm.has("known tasks") and not self.swarm.has("single consumer")
+        if is_one_of_some and self.rng.random() < 0.6:
+            self.tasks = self.rng.choice((("",), TASKS[:1], TASKS[1:], TASKS, ("", TASKS[0])))
         self.subscribed: set[int] = set()
         self.began = 0
         """Counts what was begun: a timer of an earlier run means nothing."""
@@ -81,11 +87,15 @@ class Taker(Client):
         wanted = {NORMAL: self.queues}
         if self.calm:
             wanted[DEAD] = [f"{name}.dead" for name in self.swarm.queues]
+        if self.calm and self.tasks:
+            wanted[ALL] = self.queues
         for number, queues in wanted.items():
             if self.open and number not in self.subscribed:
                 self.subscribed.add(number)
                 order = self.order() if number == NORMAL else {}
                 frame = f.Consume(subscription=number, queues=queues, credit=self.credit, **order)
+                if number == NORMAL:
+                    frame.raw = b"".join(bytes([len(name)]) + name.encode() for name in self.tasks)
                 self.ask(frame, self.consumed)
 
     def order(self) -> dict[str, Any]:
@@ -143,6 +153,9 @@ class Taker(Client):
             self.name, "gets %s by %#x", [each.known.uid for each in leases], frame.grant
         )
         for lease in leases:
+            task = lease.known.message.task
+            if self.tasks and frame.subscription == NORMAL and task not in self.tasks:
+                raise Violation(f"{self.name} knows {self.tasks}, and is given {lease.known}")
             if lease.counters:
                 text = "%d was handed out before: deliveries, failures, crashes %s"
                 self.world.note(self.name, text, lease.known.uid, lease.counters)
@@ -300,6 +313,8 @@ class Taker(Client):
         new.crashes = list(lease.known.crashes)
         # A cancel that is on its way may find the new one in the old one's place.
         new.cancel_asked = lease.known.cancel_asked
+        new.elsewhere = set(lease.known.elsewhere)
+        new.plain_order = new.plain_order and not new.elsewhere
         ending.replaces = new
         return ending
 
@@ -398,7 +413,9 @@ class Taker(Client):
         asked = self.world.mark()
         for each in endings:
             self.begin_end(each)
-        frame = f.Ack(raw=ack_runs(endings))
+        frame: f.Frame = f.Ack(raw=ack_runs(endings))
+        if self.rng.random() < 0.5:
+            frame = f.Settle(count=len(endings), raw=b"".join(e.outcome.pack() for e in endings))
         self.ask(frame, lambda answer, mark: self.answered(endings, answer, mark, asked))
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from qprotocol import frames as f
 from qprotocol import wire as w
+from qprotocol.message import Outcome
 from sim.client import Client
 from sim.maker import Maker
+from sim.oracle import Lease
 from sim.taker import Taker
 from sim.world import MS, Mark, S
 
@@ -21,8 +23,20 @@ class Parent(Client):
         super().__init__(*arguments)
         self.worker = worker
         self.beats = False
+        self.claimed: set[tuple[int, int]] = set()
+        """What it has claimed for its children, and none of them has come for."""
+
+    def tokens(self) -> bytes:
+        """What its children run that are not back yet, as a worker's parent does."""
+        if not self.swarm.has("claims of parents"):
+            return b""
+        away = [member for member in self.worker.members if not member.open]
+        self.claimed = {token for member in away for token in member.held}
+        return b"".join(w.TOKEN.pack(*token) for token in sorted(self.claimed))
 
     def on_welcome(self, welcome: f.Welcome, mark: Mark) -> None:
+        if self.claimed:
+            self.world.sometimes["a parent claimed for its children"] += 1
         if not self.beats:
             self.beats = True
             self.beat()
@@ -39,6 +53,17 @@ class Parent(Client):
                 self.oracle.runs(lease)
             raw = b"".join(w.TOKEN.pack(each.position, each.grant) for each in running)
         self.say(f.Heartbeat(raw=raw))
+
+    def release(self, leases: list[Lease]) -> None:
+        """The child is gone that would have come for these."""
+        leases = [lease for lease in leases if (lease.position, lease.grant) in self.claimed]
+        if not leases or not self.open:
+            return  # the next Hello does not name them
+        outcomes = [Outcome(w.RELEASE, lease.position, lease.grant) for lease in leases]
+        for lease in leases:
+            self.oracle.ask_end(lease, "released")
+        raw = b"".join(outcome.pack() for outcome in outcomes)
+        self.ask(f.Settle(count=len(outcomes), raw=raw), lambda answer, mark: None)
 
     def on_lost(self, *, excused: bool) -> None:
         if excused:
@@ -61,6 +86,13 @@ class Member(Taker):
     def tokens(self) -> bytes:
         self.hello_at = self.world.now
         return b"".join(w.TOKEN.pack(*token) for token in self.held)
+
+    def on_welcome(self, welcome: f.Welcome, mark: Mark) -> None:
+        claimed = self.worker.parent.claimed
+        if claimed & self.held.keys():
+            self.world.sometimes["a child came for what its parent had claimed"] += 1
+        claimed -= self.held.keys()
+        super().on_welcome(welcome, mark)
 
     def in_time(self, mark: Mark) -> bool:
         """Whether the broker had to keep what this child claims: it came soon after the start."""
@@ -138,6 +170,7 @@ class Worker:
         self.world.sometimes["a child crashed"] += 1
         self.risk()
         member.hang_up("the child crashed")
+        self.parent.release(list(member.held.values()))
         for lease in list(member.held.values()):
             member.bury(lease)
         member.endings.clear()

@@ -34,6 +34,8 @@ class Planted:
             function = inspect.getattr_static(function, part)
         if isinstance(function, property):
             function = function.fget
+        elif isinstance(function, classmethod):
+            function = function.__func__
         source = textwrap.dedent(inspect.getsource(function))
         count = source.count(self.old)
         if count != 1:
