@@ -368,6 +368,11 @@ class Process:
         if self.loop is not None:
             self.loop.frozen_until = max(self.loop.frozen_until, self.world.now + us)
 
+    def number_of(self, token: tuple[int, int]) -> int | None:
+        """The number of the child that holds this, 0 for a parent; None if nobody does."""
+        grant = self.core.state.leases.get(token[0]) if self.core else None
+        return grant.member.number if grant and grant.number == token[1] else None
+
     def check(self) -> None:
         """The broker's books balance."""
         if self.core is not None and self.state == "up":

@@ -111,6 +111,7 @@ class Story:
         self.asker = Asker(maker, "asker", *common)
         for worker in self.workers:
             worker.claims_until = self.claims_until
+            worker.number_of = self.process.number_of
         self.operator.publishers = self.publishers
         self.operator.workers = self.workers
         self.operator.consumers = self.consumers

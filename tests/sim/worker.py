@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qprotocol import frames as f
@@ -11,7 +12,7 @@ from sim.client import Client
 from sim.maker import Maker
 from sim.oracle import Lease
 from sim.taker import Taker
-from sim.world import MS, Mark, S
+from sim.world import MS, Mark, S, Violation
 
 
 class Parent(Client):
@@ -89,8 +90,14 @@ class Member(Taker):
 
     def on_welcome(self, welcome: f.Welcome, mark: Mark) -> None:
         claimed = self.worker.parent.claimed
+        for token in claimed & self.held.keys() if mark.life == self.world.life else ():
+            if self.worker.number_of(token) == 0:
+                raise Violation(f"{self.name} came for {self.held[token].known}: its parent has it")
         if claimed & self.held.keys():
             self.world.sometimes["a child came for what its parent had claimed"] += 1
+            if self.swarm.fails("member crash") and self.rng.random() < 0.3:
+                soon = self.rng.randint(1, 50 * MS)
+                self.world.after(soon, self.worker.crash_child, self)
         claimed -= self.held.keys()
         super().on_welcome(welcome, mark)
 
@@ -122,6 +129,8 @@ class Worker:
         ]
         self.claims_until = lambda: 0
         """Until when the broker keeps what a worker claims after its restart."""
+        self.number_of: Callable[[tuple[int, int]], int | None] = lambda token: None
+        """Whose such a lease is, by the broker's books: 0 is a parent's."""
 
     @property
     def clients(self) -> list[Client]:
@@ -165,7 +174,9 @@ class Worker:
 
     def crash_member(self) -> None:
         """A child dies: it reconnects, and remembers nothing. The parent says so, sometimes."""
-        member = self.rng.choice(self.members)
+        self.crash_child(self.rng.choice(self.members))
+
+    def crash_child(self, member: Member) -> None:
         self.world.note(member.name, "crashes")
         self.world.sometimes["a child crashed"] += 1
         self.risk()
