@@ -16,7 +16,7 @@ from sim.oracle import MAYBE, NO, YES, Known, Snapshot
 from sim.world import MS, Mark, Violation
 
 CERTAIN_MS = 2_000
-LIMITING = {"fsync", "max_length", "single_active_consumer"}
+LIMITING = {"fsync", "max_length", "oldest_every", "single_active_consumer"}
 """Options that say of a message what would have to be said anew once it is moved."""
 
 
