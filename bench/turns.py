@@ -25,6 +25,7 @@ from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settin
 from qbroker.garbage import spare_the_old
 from qprotocol import frames as f
 from qprotocol import wire
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import ACK_RUNS_MAX, MESSAGES_PER_FRAME_MAX, OUTCOMES_MAX
 from qprotocol.message import Message, Outcome
 
@@ -407,6 +408,47 @@ def queues(count: int) -> Stage:
     return stage
 
 
+def evicted(count: int) -> Stage:
+    """A publish for a queue that is full, in as many lanes as messages: the oldest go."""
+    return evicting(count, [Message("q", b"x", keys=key(n)).pack() for n in range(count)])
+
+
+def evicted_plain(count: int) -> Stage:
+    """The same, in one lane."""
+    return evicting(count, plain(count))
+
+
+def evicting(count: int, messages: list[bytes]) -> Stage:
+    stage = Stage()
+    stage.hello(1)
+    options = {"max_length": count, "overflow": "dead_letter_oldest"}
+    stage.turn((1, f.Declare(queue="q", options=options)))
+    stage.publish(messages)
+    stage.measured()
+    for at in range(0, count // 4, CHUNK):
+        stage.publish(messages[at : at + CHUNK])
+        stage.rest()
+    assert stage.broker.state.queues["q"].ready == count
+    return stage
+
+
+def lowered(count: int) -> Stage:
+    """A limit is set for a queue with as many lanes as messages: a quarter has to go."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish([Message("q", b"x", keys=key(n)).pack() for n in range(count)])
+    options = {"max_length": 3 * count // 4, "overflow": "dead_letter_oldest"}
+    stage.measured()
+    stage.turn((1, f.ChangeQueue(queue="q", options=options)))
+    stage.rest()
+    assert stage.broker.state.queues["q"].ready == 3 * count // 4
+    return stage
+
+
+def key(number: int) -> bytes:
+    return LaneKeys(fair=str(number)).pack()
+
+
 CASES: dict[Callable[[int], Stage], int] = {
     lost: 8_000,
     goodbye: 10_000,
@@ -431,6 +473,9 @@ CASES: dict[Callable[[int], Stage], int] = {
     cancelled: 1_000_000,
     moved: 1_000_000,
     policy: 10_000,
+    evicted: 20_000,
+    evicted_plain: 20_000,
+    lowered: 20_000,
 }
 
 

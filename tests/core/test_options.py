@@ -126,7 +126,7 @@ def test_who_says_no_hello_owns_nothing() -> None:
 
 
 def test_lowered_limits_are_seen_to_a_piece_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overflow, "OVERFLOW_MESSAGES_MAX", 2)
+    monkeypatch.setattr(overflow, "OVERFLOW_LATER_MAX", 2)
     harness = Harness()
     harness.run("declare q=q overflow=dead_letter_oldest")
     harness.run("publish a b c d e f")
@@ -140,7 +140,7 @@ def test_lowered_limits_are_seen_to_a_piece_a_turn(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_next_piece_of_a_lowered_limit_is_due_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overflow, "OVERFLOW_MESSAGES_MAX", 2)
+    monkeypatch.setattr(overflow, "OVERFLOW_LATER_MAX", 2)
     harness = Harness()
     harness.run("declare q=q overflow=dead_letter_oldest")
     harness.run("publish a b c d e f")

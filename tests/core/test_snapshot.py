@@ -100,7 +100,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {"policies", "weights"},
         {
             *("shaped", "single", "holders", "waiting", "owned", "unused", "left", "dying"),
-            *("crowded", "arrived", "gone_lanes", "next_look_ms", "began_ms", "reached"),
+            *("crowded", "arrived", "gone_lanes", "next_look_ms", "began_ms", "reached", "elders"),
         },
     ),
     Terms: ({"declared", "changed", "owner", "deleted"}, set()),

@@ -79,6 +79,8 @@ class Broker:
 
         ``skipped`` epochs are left out, which a life that the log does not know may have had.
         """
+        for each in self.state.catalogue.elders.values():
+            each.list_all()
         epoch = self.state.epoch + 1 + skipped
         self._make_true(r.Booted(epoch, now.wall_ms, version), append)
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qbroker.core.elders import Elders
 from qbroker.core.leases import Member, Session
 from qbroker.core.policies import Given, Policy, layered, options_of
 from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
 from qbroker.core.weights import Weights
 from qprotocol.limits import PRIORITY_MAX, PRIORITY_MIN
-from qprotocol.options import QueueOptions
+from qprotocol.options import DEAD_LETTER_OLDEST, QueueOptions
 
 
 @dataclass(slots=True)
@@ -47,6 +48,8 @@ class Catalogue:
     """Deleted ones of which something is left."""
     crowded: set[int] = field(default_factory=set)
     """Those whose limits are new: what is over them is taken out, so much a turn."""
+    elders: dict[int, Elders] = field(default_factory=dict)
+    """Of those with limits that throw their oldest away."""
     arrived: list[tuple[Run, Sequence[int]]] = field(default_factory=list)
     """What came into queues with limits since somebody looked, in order."""
     gone_lanes: int = 0
@@ -92,6 +95,11 @@ class Catalogue:
                 group.discard(number)
         if options.is_bounded:
             self.crowded.add(number)  # the limit may be a lower one
+        if not (options.is_bounded and makes_room(queue)):
+            self.elders.pop(number, None)
+        elif number not in self.elders:
+            self.elders[number] = Elders(queue)
+            self.elders[number].list_more()
         if not options.max_bytes:
             self.weights.pop(number, None)
         elif number not in self.weights:
@@ -107,11 +115,17 @@ class Catalogue:
         """The queue was deleted: nobody looks after it, but for what is left of it."""
         for group in (self.shaped, self.single, self.waiting, self.owned, self.crowded):
             group.discard(queue.number)
-        tables: tuple[dict[int, Any], ...] = self.weights, self.holders, self.unused, self.left
+        tables: tuple[dict[int, Any], ...]
+        tables = self.weights, self.holders, self.unused, self.left, self.elders
         for table in tables:
             table.pop(queue.number, None)
         self.gone_lanes += len(queue.lanes)
         self.dying.add(queue.number)
+
+
+def makes_room(queue: Queue) -> bool:
+    """Whether the oldest go, and not what comes."""
+    return queue.options.overflow == DEAD_LETTER_OLDEST or queue.holds_letters
 
 
 _ALL_LEVELS = (PRIORITY_MIN, PRIORITY_MAX)

@@ -5,28 +5,29 @@
     a dead-letter queue   the same, and it goes for good
 
 This is seen to in the turn in which the messages came, before anybody could look: a record of
-its own, in the same batch. Where a limit was lowered so much a turn is taken out.
+its own, in the same batch. Of what is over by more than OVERFLOW_MESSAGES_MAX, for a limit was
+lowered or tens of thousands came at once, so many go a turn.
 """
 
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heapreplace
 from itertools import islice
 
 from qbroker.core import records as r
 from qbroker.core.burying import buried
+from qbroker.core.elders import Elders
 from qbroker.core.leases import UNSEEN
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished
 from qbroker.core.runs import Run
-from qbroker.core.settings import OVERFLOW_MESSAGES_MAX
+from qbroker.core.settings import CROWDED_MAX, OVERFLOW_LATER_MAX, OVERFLOW_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
 from qbroker.core.uploads import Upload
-from qprotocol.options import DEAD_LETTER_OLDEST
 from qprotocol.states import State
 
 Append = Callable[[r.Record], object]
@@ -69,6 +70,11 @@ class Victims:
             self.left.bytes = max(0, self.left.bytes - (weights.of(position) if weights else 0))
         return not self.left
 
+    def add_oldest(self, elders: Elders, most: int) -> None:
+        """The oldest go, so many at most."""
+        with closing(elders.oldest()) as oldest:
+            any(self.add(run, position) for run, position in islice(oldest, most))
+
 
 def relieve(state: BrokerState, now: Now, append: Append) -> None:
     """No queue is over its limits by what came since the last call."""
@@ -85,20 +91,16 @@ def relieve(state: BrokerState, now: Now, append: Append) -> None:
 
 
 def relieve_more(state: BrokerState, now: Now, append: Append) -> None:
-    """The next piece of what is over limits that were lowered."""
-    for number in list(state.catalogue.crowded):
+    """The next piece of what is over limits that were lowered, or came by tens of thousands."""
+    crowded, elders = state.catalogue.crowded, state.catalogue.elders
+    for number in list(islice(crowded, CROWDED_MAX)):
         queue = state.numbered[number]
         excess = Excess.of(state, queue)
-        if not excess or not queue.ready or not makes_room(queue):
-            state.catalogue.crowded.discard(number)
+        if not excess or not queue.ready or number not in elders:
+            crowded.discard(number)
         else:
             take_out(state, now, append, Victims(state, queue, excess), [])
-
-
-def makes_room(queue: Queue) -> bool:
-    """Whether the oldest go, and not what comes."""
-    overflow = queue.options.overflow
-    return overflow == DEAD_LETTER_OLDEST or queue.holds_letters
+            return
 
 
 def take_out(
@@ -108,16 +110,21 @@ def take_out(
     victims: Victims,
     came: list[tuple[Run, Sequence[int]]],
 ) -> None:
-    """Make the messages that have to go dead letters, oldest first; OVERFLOW_MESSAGES_MAX at most
-    beside those that came.
+    """Make the messages that have to go dead letters: so many of the oldest at most, and what
+    came, where none is ready or the queue refuses. What is left is for the next turns.
     """
     queue = victims.queue
     last = queue.holds_letters
     reason = reason_of(victims)
-    most = OVERFLOW_MESSAGES_MAX + sum(len(positions) for _, positions in came)
-    if makes_room(queue):
-        any(victims.add(run, position) for run, position in islice(oldest(queue), most))
-    if victims.left:
+    elders = state.catalogue.elders.get(queue.number)
+    if elders and not elders.is_complete:
+        elders.list_more()
+        state.catalogue.crowded.add(queue.number)
+        return
+    most = OVERFLOW_MESSAGES_MAX if came else OVERFLOW_LATER_MAX
+    if elders:
+        victims.add_oldest(elders, most)
+    if victims.left and (not elders or len(victims.found) < most):
         any(victims.add(run, position) for run, position in newest(came))
     if victims.left:
         state.catalogue.crowded.add(queue.number)
@@ -137,22 +144,6 @@ def reason_of(victims: Victims) -> str:
     options = victims.queue.options
     name = "max_length" if victims.left.messages else "max_bytes"
     return f"overflow: {name} is {getattr(options, name)}"
-
-
-def oldest(queue: Queue) -> Iterator[tuple[Run, int]]:
-    """Ready messages, the oldest first, whatever their priority. Costs a look at each lane."""
-    runs = [run for lane in queue.lanes for run in lane.runs if run.size]
-    pairs = [(run, iter(run)) for run in runs]
-    heads = [(next(positions), run.number, run, positions) for run, positions in pairs]
-    heapify(heads)
-    while heads:
-        position, number, run, positions = heads[0]
-        yield run, position
-        following = next(positions, None)
-        if following is None:
-            heappop(heads)
-        else:
-            heapreplace(heads, (following, number, run, positions))
 
 
 def newest(came: list[tuple[Run, Sequence[int]]]) -> Iterator[tuple[Run, int]]:

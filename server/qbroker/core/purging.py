@@ -50,6 +50,8 @@ def purge(state: BrokerState, queue: Queue) -> None:
     trees = state.timers.drop(queue.number)
     state.remains.append(Remains(queue, trees, queue.delayed))
     queue.begin_anew()
+    if queue.number in state.catalogue.elders:
+        state.catalogue.elders[queue.number].clear()
     if queue.number in state.catalogue.weights:
         state.catalogue.weights[queue.number] = Weights()
     lanes = {lane.number for lane in queue.lanes} if state.quarantined else set()

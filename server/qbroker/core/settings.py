@@ -101,8 +101,14 @@ POLICY_WORK_MAX = 3_000
 """What a change of policies does in one turn: a look of a queue at a policy counts for 1."""
 POLICY_QUEUE_WEIGHT = 10
 """What else is done for a queue."""
-OVERFLOW_MESSAGES_MAX = 500
-"""Messages taken out of a queue in one turn because its limits were lowered."""
+OVERFLOW_MESSAGES_MAX = 1_000
+"""Messages taken out of a queue that is over its limits for each frame that brings some."""
+OVERFLOW_LATER_MAX = 150
+"""Messages taken out in one turn because a limit was lowered, or more came than that."""
+CROWDED_MAX = 1_000
+"""Queues looked at in one turn because their limits are new."""
+ELDERS_LANES_MAX = 1_000
+"""Lanes of a queue that is to throw its oldest away listed in one turn."""
 LOOK_MS = 1_000
 """How often it is looked for queues that nobody uses, or whose owner has gone."""
 DELETED_QUEUES_MAX = 100

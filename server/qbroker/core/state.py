@@ -188,6 +188,9 @@ class BrokerState:
         queue = run.lane.queue
         queue.ready += count
         queue.offer(run, count)
+        elders = self.catalogue.elders
+        if elders and queue.number in elders:
+            elders[queue.number].offer(run)
         self.dirty[queue.number] = queue
 
     def let_out(self, queue: Queue) -> None:
