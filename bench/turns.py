@@ -449,6 +449,45 @@ def key(number: int) -> bytes:
     return LaneKeys(fair=str(number)).pack()
 
 
+def peeked(count: int) -> Stage:
+    """A Peek into a queue with as many lanes as messages."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish([Message("q", b"x", keys=key(n)).pack() for n in range(count)])
+    stage.measured()
+    stage.turn((1, f.Peek(queue="q", count=100)))
+    stage.rest()
+    return stage
+
+
+def counted(count: int) -> Stage:
+    """A look at all queues, as statistics and metrics take it; a step is a turn."""
+    stage = queues(count)
+    stage.measured()
+    look_at_all(stage)
+    return stage
+
+
+def counted_tasks(count: int) -> Stage:
+    """The same, where one queue has so many tasks."""
+    stage = Stage()
+    stage.hello(1)
+    stage.publish([Message("q", b"x", task=f"t{n}").pack() for n in range(count)])
+    stage.measured()
+    look_at_all(stage)
+    return stage
+
+
+def look_at_all(stage: Stage) -> None:
+    census = stage.broker.census()
+    while not census.is_over:
+        began = process_time()
+        census.step()
+        took = process_time() - began
+        stage.longest, stage.total = max(stage.longest, took), stage.total + took
+        stage.turns += 1
+
+
 CASES: dict[Callable[[int], Stage], int] = {
     lost: 8_000,
     goodbye: 10_000,
@@ -473,6 +512,9 @@ CASES: dict[Callable[[int], Stage], int] = {
     cancelled: 1_000_000,
     moved: 1_000_000,
     policy: 10_000,
+    peeked: 20_000,
+    counted: 10_000,
+    counted_tasks: 20_000,
     evicted: 20_000,
     evicted_plain: 20_000,
     lowered: 20_000,

@@ -19,12 +19,12 @@ Rule 4. When the disk fails nothing is answered any more: held effects are dropp
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from qbroker.ages import Ages
 from qbroker.archiving import Archiving
-from qbroker.asides import Asides
+from qbroker.asides import Asides, Shown
 from qbroker.bodies import Bodies
 from qbroker.config import Config
 from qbroker.core import effects as e
@@ -88,7 +88,7 @@ class Engine:
         )
         self._delivery = Delivery(self._bodies, self._connections, self._readers, questions, ages)
         self._lookups = Lookups(self._delivery, self._readers, self._schedule, self._fail)
-        self._asides = Asides(self, core, log, searches, config.events_buffer_bytes)
+        self._asides = Asides(self, core, Shown(log, self._bodies, ages), searches, config)
         self._inbox: deque[tuple[Connection, f.Frame | None]] = deque()
         self._group = collector(config, log, self._bodies)
         self._committing = self._scheduled = False
@@ -191,15 +191,9 @@ class Engine:
         """Nothing new is taken in, for this reason; empty: it is again."""
         self._core.close_to_publishes(why)
 
-    def statistics(self) -> Statistics:
-        """What may be looked at. Costs a step a queue."""
-        found, now = self._core.statistics(), self._clock.wall_ms()
-        queues = tuple(
-            replace(queue, oldest_ready_ms=self._ages.age_ms(queue.oldest_ready, now))
-            for queue in found.queues
-        )
-        found = replace(found, queues=queues, window_bytes=self._bodies.bytes)
-        return self._asides.with_events(found)
+    async def statistics(self) -> Statistics:
+        """What may be looked at, as it is from now on; taken in steps, between turns."""
+        return await self._asides.statistics()
 
     # A turn.
 
@@ -231,10 +225,13 @@ class Engine:
         claims = now.mono_ms < self._claims_until_ms
         if not claims:
             out += self._core.dispatch(now, self._group.append)
+        if self._asides.inspections:
+            out += self._asides.carry_on()
         self._group.hold(out)
         self._release()
         self._write_if_due(now)
-        if (self._inbox and not self._group.full) or (self._core.has_more and not claims):
+        more = self._core.has_more and not claims
+        if (self._inbox and not self._group.full) or more or self._asides.inspections:
             self._schedule()
         self._set_timer(now)
         self._timings.turn.observe(self._clock.seconds() - began)

@@ -5,11 +5,39 @@ from dataclasses import asdict
 from typing import Any
 
 from qbroker.core.broker import Broker
+from qbroker.core.census import Census
 from qbroker.core.moment import Now
-from qbroker.core.statistics import Statistics
+from qbroker.core.statistics import QueueStatistics, Statistics
 from qbroker.log.log import Log
-from qbroker.outgoing import report
-from qprotocol.frames import Error, Frame, Inspect
+from qbroker.outgoing import as_json, report
+from qprotocol.frames import Error, Frame, Inspect, Report
+
+Ages = Callable[[QueueStatistics], QueueStatistics]
+"""The same row with what only the engine knows: when its oldest message was written."""
+
+
+class Inspection:
+    """A question whose answer takes a look at all queues: so much a turn."""
+
+    def __init__(self, connection: int, frame: Inspect, census: Census) -> None:
+        self.connection = connection
+        self._frame = frame
+        self._census = census
+        self._rows: list[str] = []
+
+    def step(self, aged: Ages, whole: Callable[[Statistics], Statistics], log: Log) -> Frame | None:
+        """Go on; the answer once that is all."""
+        self._census.step()
+        if self._frame.what == "queues":
+            rows = [aged(each) for each in self._census.rows[len(self._rows) :]]
+            self._rows += [as_json(asdict(row)) for row in rows]
+        if not self._census.is_over:
+            return None
+        if self._frame.what == "queues":
+            raw = f"[{','.join(self._rows)}]".encode()
+            return Report(raw=raw, correlation=self._frame.correlation)
+        found = whole(self._census.statistics())
+        return report(STATISTICS[self._frame.what](found, log), self._frame.correlation)
 
 
 def figures(found: Statistics, log: Log) -> dict[str, Any]:
@@ -23,12 +51,13 @@ def figures(found: Statistics, log: Log) -> dict[str, Any]:
 
 
 STATISTICS: dict[str, Callable[[Statistics, Log], Any]] = {
-    "queues": lambda found, _: [asdict(row) for row in found.queues],
     "stats": figures,
     "exchanges": lambda found, _: [asdict(row) for row in found.exchanges],
     "quarantine": lambda found, _: [asdict(row) for row in found.quarantined],
 }
-"""What is counted: made of statistics, which cost a step a queue."""
+"""What is counted."""
+COUNTED = {"queues", *STATISTICS}
+"""What takes a look at all queues."""
 CORE: dict[str, Callable[[Broker, Now], Any]] = {
     "bindings": lambda core, _: core.bindings(),
     "policies": lambda core, _: core.policies(),
@@ -39,12 +68,8 @@ CORE: dict[str, Callable[[Broker, Now], Any]] = {
 NAMES = "queues, queue, exchanges, bindings, policies, limits, definitions, stats or quarantine"
 
 
-def inspected(
-    statistics: Callable[[], Statistics], log: Log, frame: Inspect, core: Broker, now: Now
-) -> Frame:
-    """The Report, or an Error for a table that does not exist."""
-    if frame.what in STATISTICS:
-        return report(STATISTICS[frame.what](statistics(), log), frame.correlation)
+def inspected(frame: Inspect, core: Broker, now: Now) -> Frame:
+    """The Report, or an Error for a table that does not exist. Those of COUNTED are not for it."""
     if frame.what in CORE:
         return report(CORE[frame.what](core, now), frame.correlation)
     if frame.what == "queue":

@@ -258,5 +258,9 @@ def split(chunk: Chunk) -> list[Chunk]:
 
 def report(content: object, correlation: int) -> Report:
     """A Report of ``content`` as JSON."""
-    raw = json.dumps(content, separators=(",", ":")).encode()
-    return Report(raw=raw, correlation=correlation)
+    return Report(raw=as_json(content).encode(), correlation=correlation)
+
+
+def as_json(content: object) -> str:
+    """As Reports have it."""
+    return json.dumps(content, separators=(",", ":"))

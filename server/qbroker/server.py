@@ -61,7 +61,8 @@ class Server:
         self._say = say
         self._version = __version__
         self._started_s = time.time()
-        self._metrics = Metrics(self._snapshot)
+        self._metrics = Metrics()
+        self._scraping = asyncio.Lock()
         begun, done = self._metrics.batch_records, self._metrics.sync_seconds
         timings = Timings(turn=self._metrics.turn_seconds, sync=done, batch_records=begun)
         machine = Machine(writer=partial(Writer, stores.space.patiently))
@@ -74,7 +75,7 @@ class Server:
         with after_restore(config.data, stores.core.state) as skipped:
             self._engine.boot(self._version, socket.gethostname(), skipped)
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
-        self._http = Http(self._metrics, self._report, config.http_connections_max)
+        self._http = Http(self._metrics_text, self._report, config.http_connections_max)
         self._listener = Listener(self._engine, self._terms(), limits(config))
         self._listener.watch.on_tick = self._health.tick
         self._listener.watch.disk_hangs = lambda: self._health.stalled
@@ -222,10 +223,16 @@ class Server:
         report |= {"disk": room.level.name.lower(), "archive": self._archiving.report()}
         return report | {"disk_free_bytes": room.free_bytes}
 
-    def _snapshot(self) -> Snapshot:
+    async def _metrics_text(self) -> bytes:
+        """For one who asks after the other: written in a thread, for the loop has other work."""
+        async with self._scraping:
+            return await asyncio.to_thread(self._metrics.text, await self._snapshot())
+
+    async def _snapshot(self) -> Snapshot:
+        statistics = await self._engine.statistics()
         log, last = self._log.statistics(), self._keeping.last
         return Snapshot(
-            statistics=self._engine.statistics(),
+            statistics=statistics,
             connections=self._listener.counts(),
             protocol_errors=self._listener.complaints.counts,
             inbox_bytes=self._engine.inbox_bytes,

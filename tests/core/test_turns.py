@@ -10,8 +10,19 @@ import pytest
 from digest import check_places, exact
 from machine import Machine, Peer
 from qbroker.ages import Ages
-from qbroker.core import declaring, leaving, orders, passing, purging, timers, walking
+from qbroker.core import (
+    census,
+    declaring,
+    leaving,
+    orders,
+    passing,
+    peeking,
+    purging,
+    timers,
+    walking,
+)
 from qbroker.core.broker import Broker
+from qbroker.core.runs import Run
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
 from qprotocol import frames as f
@@ -714,3 +725,100 @@ def test_a_policy_in_the_middle_of_another_begins_with_the_first_queue(many: Mac
     assert many.core.state.numbered[0].options.max_length == 6
     many.settle()
     assert {queue.options.max_length for queue in many.core.state.numbered} == {6}
+
+
+# --- A look at all queues
+
+
+def test_a_look_at_all_queues_takes_a_few_a_turn(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(census, "CENSUS_WORK_MAX", 10)
+    monkeypatch.setattr(census, "CENSUS_QUEUE_WEIGHT", 4)
+    peer = greeted(machine)
+    for number in range(5):
+        machine.submit(peer, f.Declare(correlation=3, queue=f"w{number}", options={}))
+    for number in range(25):
+        fill(machine, 1, task=f"t{number}")
+    look = machine.core.census()
+    steps = 0
+    while not look.is_over:
+        look.step()
+        steps += 1
+        if steps == 1:
+            assert [row.name for row in look.rows] == ["w0", "w1", "w2"]
+            machine.submit(peer, f.DeleteQueue(correlation=4, queue="w4"))
+            machine.settle()
+    assert [row.name for row in look.rows] == ["w0", "w1", "w2", "w3", "q"]
+    assert steps == 5
+    row = look.rows[-1]
+    assert (row.ready, row.waiting) == (25, {"no_consumer": 25})
+    assert row.oldest_ready == min(p for run in runs(machine) for p in run)
+    assert machine.core.statistics().queues == look.statistics().queues
+
+
+def runs(machine: Machine) -> list[Run]:
+    return [run for lane in machine.core.state.lanes for run in lane.runs]
+
+
+# --- Peeks
+
+
+def test_a_peek_looks_at_a_few_lanes_a_turn(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peeking, "PEEK_LANES_MAX", 4)
+    for number in range(9):
+        fill(machine, 2, task=f"t{number}", priority=number % 3)
+    first, second = greeted(machine), greeted(machine)
+    machine.submit(first, f.Peek(correlation=7, queue="q", count=5))
+    machine.submit(second, f.Peek(correlation=8, queue="q", count=3))
+    for peer in (first, second):
+        peer.received.clear()
+    asked = [position for _, position in machine.core.state.queues["q"].waiting()]
+    machine.turn()
+    assert (first.received, len(machine.core.state.peeks)) == ([], 2)
+    assert machine.core.next_due_ms(machine.now) == 0
+    machine.settle()
+    assert rows_of(first) == asked[:5]
+    assert rows_of(second) == asked[:3]
+
+
+def test_a_peek_shows_what_waits_when_it_is_answered(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peeking, "PEEK_LANES_MAX", 1)
+    for number in range(3):
+        fill(machine, 1, task=f"t{number}")
+    first, second = greeted(machine), greeted(machine)
+    machine.submit(first, f.Peek(correlation=7, queue="q", count=5))
+    machine.turn()
+    machine.submit(second, f.Purge(correlation=8, queue="q"))
+    machine.settle()
+    assert rows_of(first) == []
+
+
+def test_so_many_peeks_are_under_way_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peeking, "PEEK_LANES_MAX", 1)
+    monkeypatch.setattr(peeking, "PEEKS_MAX", 1)
+    for number in range(4):
+        fill(machine, 1, task=f"t{number}")
+    peer = greeted(machine)
+    machine.submit(peer, f.Peek(correlation=7, queue="q", count=5))
+    machine.submit(peer, f.Peek(correlation=8, queue="q", count=5))
+    machine.settle()
+    (refused,) = [each for each in peer.received if isinstance(each, f.Error)]
+    assert (refused.code, refused.correlation) == ("LIMIT_REACHED", 8)
+
+
+def rows_of(peer: Peer) -> list[int]:
+    (answer,) = [each for each in peer.received if isinstance(each, f.Peeked)]
+    found, at = [], 0
+    for _ in range(answer.count):
+        position, *_, n_reason, n_error = wire.PEEKED.unpack_from(answer.raw, at)
+        found.append(position)
+        at += wire.PEEKED.size + n_reason + n_error
+        at += 4 + wire.SIZE.unpack_from(answer.raw, at)[0]
+    return found

@@ -168,7 +168,7 @@ def test_bodies_are_read_from_the_log_when_memory_has_dropped_them(place: Place)
             for chunk in range(20):
                 batch = [Message("q", b"%04d" % (chunk * 50 + i) + b"x" * 500) for i in range(50)]
                 await peer.publish(*batch, sequence=chunk + 1)
-            assert engine.statistics().window_bytes < 200 << 10
+            assert (await engine.statistics()).window_bytes < 200 << 10
             await peer.ask(f.Consume(subscription=1, queues=["q"], credit=100))
             got: list[bytes] = []
             while len(got) < 1000:

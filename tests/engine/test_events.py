@@ -179,8 +179,8 @@ async def test_events_wait_for_no_disk_and_are_in_no_log(place: Place) -> None:
         assert not publish.done()
         place.disk.gate.set()
         assert isinstance(await publish, f.Published)
-        assert engine.statistics().events == {"published": 1, "delivered": 1}
-        assert engine.statistics().listeners == 1
+        assert (await engine.statistics()).events == {"published": 1, "delivered": 1}
+        assert (await engine.statistics()).listeners == 1
         for _ in range(100):
             await producer.ask(f.Notify(topic="order.paid", raw=b"x"))
         assert engine.appended_bytes - before < 4096

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from qbroker.ops import http as ours
-from qbroker.ops.metrics import Metrics
 
 
 @pytest.mark.e2e
@@ -44,6 +43,10 @@ def ask(connection: http.client.HTTPConnection, path: str) -> int:
     return answer.status
 
 
+async def nothing() -> bytes:
+    return b""
+
+
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: loc"])
 def test_a_connection_that_asks_nothing_gives_up_its_place(
     said: bytes, monkeypatch: pytest.MonkeyPatch
@@ -52,7 +55,7 @@ def test_a_connection_that_asks_nothing_gives_up_its_place(
     monkeypatch.setattr(ours, "KEEPALIVE_S", 0.1)
 
     async def story() -> None:
-        served = ours.Http(Metrics(None), dict, 2)  # type: ignore[arg-type]
+        served = ours.Http(nothing, dict, 2)
         host, port = await served.listen("127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(said)

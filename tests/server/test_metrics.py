@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -66,13 +67,24 @@ def snapshot(*queues: QueueStatistics, **fields: object) -> Snapshot:
     return Snapshot(**given | fields)
 
 
-def values(metrics: Metrics) -> dict[str, float]:
-    lines = metrics.text().decode().splitlines()
+class Scraped(Metrics):
+    """Metrics of what ``take`` gives at each look."""
+
+    def __init__(self, take: Callable[[], Snapshot], queues_max: int = 200) -> None:
+        super().__init__(queues_max)
+        self.take = take
+
+    def scrape(self) -> bytes:
+        return self.text(self.take())
+
+
+def values(metrics: Scraped) -> dict[str, float]:
+    lines = metrics.scrape().decode().splitlines()
     return {name: float(value) for name, value in (x.rsplit(" ", 1) for x in lines if x[0] != "#")}
 
 
 def test_every_metric_is_there_under_its_name_with_its_help() -> None:
-    text = Metrics(lambda: snapshot(queue("q"))).text().decode()
+    text = Scraped(lambda: snapshot(queue("q"))).scrape().decode()
     for row in METRICS:
         assert f"# HELP {row.name} {row.help}\n" in text
         assert f"# TYPE {row.name} {row.kind}\n" in text
@@ -89,7 +101,7 @@ def test_figures_come_out_as_they_went_in() -> None:
         oldest_ready_ms=1500,
         counts={"published": 20, "acked": 2},
     )
-    found = values(Metrics(lambda: snapshot(mail)))
+    found = values(Scraped(lambda: snapshot(mail)))
     assert found['qbroker_queue_messages{queue="mail",state="ready"}'] == 5
     assert found['qbroker_queue_messages{queue="mail",state="scheduled"}'] == 6
     assert found['qbroker_queue_messages{queue="mail",state="leased"}'] == 7
@@ -109,12 +121,12 @@ def test_figures_come_out_as_they_went_in() -> None:
 
 
 def test_every_outcome_of_a_queue_has_its_series() -> None:
-    found = values(Metrics(lambda: snapshot(queue("q"))))
+    found = values(Scraped(lambda: snapshot(queue("q"))))
     assert {f'qbroker_messages_total{{outcome="{o}",queue="q"}}' for o in OUTCOMES} <= set(found)
 
 
 def test_what_is_observed_is_counted() -> None:
-    metrics = Metrics(snapshot)
+    metrics = Scraped(snapshot)
     metrics.turn_seconds.observe(0.002)
     metrics.sync_seconds.observe(0.003)
     metrics.batch_records.observe(50)
@@ -136,7 +148,7 @@ def test_what_is_observed_is_counted() -> None:
 
 def test_series_are_bounded_the_fullest_queues_keep_their_names() -> None:
     queues = [queue(f"q{n}", ready=n, counts={"published": 1}) for n in range(10)]
-    found = values(Metrics(lambda: snapshot(*queues), queues_max=3))
+    found = values(Scraped(lambda: snapshot(*queues), queues_max=3))
     depths = {name: value for name, value in found.items() if 'state="ready"' in name}
     assert depths == {
         'qbroker_queue_messages{queue="q9",state="ready"}': 9,
@@ -149,7 +161,7 @@ def test_series_are_bounded_the_fullest_queues_keep_their_names() -> None:
 
 def test_a_queue_never_changes_its_series_so_no_counter_goes_backwards() -> None:
     now = [queue("a", ready=9, counts={"acked": 1}), queue("b", ready=1, counts={"acked": 2})]
-    metrics = Metrics(lambda: snapshot(*now), queues_max=1)
+    metrics = Scraped(lambda: snapshot(*now), queues_max=1)
     assert values(metrics)['qbroker_messages_total{outcome="acked",queue="a"}'] == 1
     now[:] = [queue("a", ready=0, counts={"acked": 5}), queue("b", ready=99, counts={"acked": 7})]
     found = values(metrics)
@@ -158,12 +170,12 @@ def test_a_queue_never_changes_its_series_so_no_counter_goes_backwards() -> None
 
 
 def test_a_queues_name_cannot_break_the_format() -> None:
-    text = Metrics(lambda: snapshot(queue('a"b\n', ready=1))).text().decode()
+    text = Scraped(lambda: snapshot(queue('a"b\n', ready=1))).scrape().decode()
     assert 'qbroker_queue_messages{queue="a\\"b\\n",state="ready"} 1.0\n' in text
 
 
 def test_two_brokers_in_one_process_do_not_share_a_registry() -> None:
-    first, second = Metrics(snapshot), Metrics(snapshot)
+    first, second = Scraped(snapshot), Scraped(snapshot)
     first.turn_seconds.observe(1)
     assert values(second)["qbroker_turn_seconds_count"] == 0
 
@@ -181,7 +193,7 @@ class Disk:
     """What the engine says of its batches."""
 
     def __init__(self) -> None:
-        metrics = Metrics(snapshot)
+        metrics = Scraped(snapshot)
         self.begun, self.done = metrics.batch_records, metrics.sync_seconds
         self.begin()  # the boot's batch is not timed
         self.health = Health(self.begun, self.done, epoch=3, version="1.2")

@@ -1,4 +1,4 @@
-"""Questions and orders from people and clients: watch, cancel, forget, peek.
+"""Questions and orders from people and clients about one task: watch, cancel, forget.
 
 A task is known by its id. One that its caller chose is in a table. For others the core
 asks for a Lookup first: the message at the position that came as a hint, if it bears
@@ -6,21 +6,17 @@ that id, else a search of the log by the id's time. No answer trusts a bare posi
 is not in memory any more the archive is asked, last.
 """
 
-from itertools import islice
-
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
-from qbroker.core.effects import Lookup, Peeked, Tell
+from qbroker.core.effects import Lookup, Tell
 from qbroker.core.moment import Now
-from qbroker.core.owners import check_owner
-from qbroker.core.refusals import RefusedError, queue_named
+from qbroker.core.refusals import RefusedError
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
-from qbroker.core.settings import PEEK_MESSAGES_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import id_of, place_of
-from qprotocol.frames import Cancel, DeadLetters, Forget, Move, Ok, Peek, Watch, Why
+from qprotocol.frames import Cancel, DeadLetters, Forget, Move, Ok, Watch, Why
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
 from qprotocol.states import State
@@ -186,23 +182,3 @@ def apply_archived(state: BrokerState, _position: int, record: r.Archived) -> No
     """The archive is asked from now on for what was settled up to there."""
     for position in state.results.release(record.upto):
         state.drop_move(position)
-
-
-# Queues.
-
-
-def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:
-    """The first waiting messages, in the order they would leave; nothing changes."""
-    queue = queue_named(state, frame.queue)
-    check_owner(state, connection, queue)
-    rows = []
-    for _, position in islice(queue.waiting(), min(frame.count, PEEK_MESSAGES_MAX)):
-        known_as = state.attempts.get(position)
-        if known_as is None:
-            rows.append((position, 0, 0, 0, 0, int(State.QUEUED), "", 0))
-        else:
-            status = State.FAILURE if known_as.reason else State.QUEUED
-            counters = known_as.deliveries, known_as.failures, known_as.crashes
-            rows.append((position, 0, *counters, int(status), known_as.reason, known_as.error))
-    continued = state.parts_of(row[0] for row in rows)
-    return Decision(effects=[Peeked(connection, frame.correlation, rows, continued=continued)])

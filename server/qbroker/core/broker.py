@@ -19,7 +19,6 @@ A message's life:
     SCHEDULED -' <-- RETRY <-- fail      expired, cancelled: REVOKED
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +37,7 @@ from qbroker.core import (
     overflow,
     passing,
     pausing,
+    peeking,
     publishing,
     purging,
     quarantine,
@@ -46,6 +46,7 @@ from qbroker.core import (
     why,
 )
 from qbroker.core import records as r
+from qbroker.core.census import Census
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
 from qbroker.core.moment import Now
@@ -53,7 +54,7 @@ from qbroker.core.refusals import RefusedError, refusal
 from qbroker.core.results import Found
 from qbroker.core.settings import Settings
 from qbroker.core.state import BrokerState
-from qbroker.core.statistics import QueueStatistics, Statistics
+from qbroker.core.statistics import Statistics
 from qprotocol import frames as f
 
 AppendRaw = Callable[[r.Record], int]
@@ -138,7 +139,8 @@ class Broker:
     def has_more(self) -> bool:
         """Whether another turn has something to do at once, though nothing arrives."""
         state = self.state
-        return bool(state.dirty or state.leaving or state.remains or state.orders)
+        begun = state.leaving or state.remains or state.orders or state.peeks
+        return bool(state.dirty or begun)
 
     def due(self, now: Now, append: AppendRaw) -> list[Effect]:
         """Do what time has made due."""
@@ -183,41 +185,16 @@ class Broker:
         """Nothing new is taken in, for this reason; empty: it is again."""
         self.state.closed_to_publishes = why
 
+    def census(self) -> Census:
+        """A look at all queues, which goes on with each ``step``."""
+        return Census(self.state)
+
     def statistics(self) -> Statistics:
-        """What may be looked at. Costs a step a queue."""
-        state = self.state
-        rows = state.quarantined.values()
-        quarantined = Counter(state.lanes[row[0]].queue.number for row in rows)
-        return Statistics(
-            tuple(
-                QueueStatistics(
-                    queue.name,
-                    queue.ready,
-                    queue.scheduled,
-                    queue.leased,
-                    len(state.listening[queue.number]),
-                    quarantined[queue.number],
-                    queue.oldest(),
-                    0,
-                    dict(queue.counts),
-                    state.pauses.of(queue.number),
-                    why.by_reason(state, queue),
-                )
-                for queue in state.queues.values()
-            ),
-            dict(Counter(state.roles.values())),
-            len(state.sessions),
-            len(state.leases),
-            len(state.results.finished),
-            state.results.dropped,
-            state.lease_lost,
-            state.duplicates,
-            len(state.uploads),
-            len(state.producers),
-            quarantine.quarantined_messages(state),
-            exchanges=binding.exchange_statistics(state),
-            routed=dict(state.exchanges.counts),
-        )
+        """What may be looked at, all at once: costs a step a queue."""
+        census = self.census()
+        while not census.is_over:
+            census.step()
+        return census.statistics()
 
     def bindings(self) -> list[dict[str, Any]]:
         """A row a binding, as JSON has it; BINDING_ROWS_MAX at most."""
@@ -320,7 +297,7 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Purge: purging.decide_purge,
     f.PauseQueue: pausing.decide_pause,
     f.ResumeQueue: pausing.decide_resume,
-    f.Peek: asking.decide_peek,
+    f.Peek: peeking.decide_peek,
     f.DeclareExchange: binding.decide_declare_exchange,
     f.DeleteExchange: binding.decide_delete_exchange,
     f.Bind: binding.decide_bind,

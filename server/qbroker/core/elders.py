@@ -5,7 +5,7 @@
 Only queues that make room have it, and it costs the others nothing. It follows from the runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 
 from qbroker.core.queues import Queue
@@ -19,12 +19,14 @@ SPARE = 1_000
 class Elders:
     """The runs of one queue in which something waits, by their heads. All volatile."""
 
-    __slots__ = ("_heap", "_keys", "_lanes", "_most", "_queue")
+    __slots__ = ("_heap", "_keys", "_lanes", "_most", "_queue", "_upto")
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._lanes = 0
-        """How many of the queue's lanes are listed as they stood; later ones come as they fill."""
+        """How many of the queue's lanes are listed as they stood."""
+        self._upto = len(queue.lanes)
+        """How many are to be; later ones come as they fill."""
         self._keys: dict[Run, int] = {}
         """What is true: the head under which a run is listed."""
         self._heap: list[tuple[int, Run]] = []
@@ -33,25 +35,26 @@ class Elders:
     @property
     def is_complete(self) -> bool:
         """Whether every run in which something waits is listed."""
-        return self._lanes >= len(self._queue.lanes)
+        return self._lanes >= self._upto
 
     def list_more(self) -> None:
         """The next lanes that were there before are listed, ELDERS_LANES_MAX at most."""
         lanes = self._queue.lanes[self._lanes : self._lanes + ELDERS_LANES_MAX]
-        self._lanes += len(lanes)
+        self._lanes = self._lanes + len(lanes) if lanes else self._upto
         for lane in lanes:
             for run in lane.runs:
                 if run.size:
                     self.offer(run)
 
     def list_all(self) -> None:
-        """As many steps as it takes: at a start."""
+        """As many steps as it takes, over all lanes there are: at a start."""
+        self._lanes, self._upto = 0, len(self._queue.lanes)
         while not self.is_complete:
             self.list_more()
 
     def clear(self) -> None:
         """Nothing waits in the queue."""
-        self._keys, self._heap, self._lanes = {}, [], len(self._queue.lanes)
+        self._keys, self._heap, self._lanes = {}, [], self._upto
 
     def offer(self, run: Run) -> None:
         """More waits in the run, which is not empty."""
@@ -70,7 +73,7 @@ class Elders:
         heapify(self._heap)
         self._most = 2 * len(self._heap) + SPARE
 
-    def oldest(self) -> Iterator[tuple[Run, int]]:
+    def oldest(self) -> Generator[tuple[Run, int], None, None]:
         """Ready messages, the oldest first; the runs must not change meanwhile. Close it."""
         passed: list[Run] = []
         heads: list[tuple[int, Run, Iterator[int]]] = []

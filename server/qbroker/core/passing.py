@@ -3,6 +3,7 @@
 Each step is bounded; what is left is done in the next turn.
 """
 
+from qbroker.core import peeking
 from qbroker.core import records as r
 from qbroker.core.alone import look_again
 from qbroker.core.burying import expiring_run
@@ -142,7 +143,7 @@ def next_due(state: BrokerState, now: Now) -> int:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
     catalogue = state.catalogue
-    begun = state.leaving or state.remains or state.orders or catalogue.crowded
+    begun = state.leaving or state.remains or state.orders or state.peeks or catalogue.crowded
     return 0 if begun or catalogue.reached >= 0 else max(0, min(waits))
 
 
@@ -175,6 +176,8 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
         sweep(state)
     if state.orders:
         carry_on(state, now, append)
+    if state.peeks:
+        peeking.carry_on(state)
     see_to_queues(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

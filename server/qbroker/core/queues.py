@@ -6,7 +6,7 @@ Invariant: a message is in exactly one of: a run, the timers, the leases.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
@@ -233,16 +233,6 @@ class Queue:
         if not selection.consumers:
             del self.selections[known]
 
-    def why_waiting(self) -> Counter[str]:
-        """Messages that are ready and nobody may be handed, by reason. Costs a step a task."""
-        found = +self.behind
-        for shelf in self.shelves.values():
-            shelf.renew()
-            if shelf.open:
-                found[self.reason(shelf)] += shelf.open
-        found.pop("", None)
-        return found
-
     def reason(self, shelf: Shelf) -> str:
         """Why messages on the shelf wait, in one word; empty if they may be handed out."""
         for place in (self, shelf):
@@ -255,21 +245,22 @@ class Queue:
         knows = any(selection.knows(shelf.task) for selection in self.selections.values())
         return "" if knows else "no_worker_knows"
 
-    def waiting(self) -> Iterator[tuple[Run, int]]:
-        """Ready messages in the order they would leave; changes nothing."""
+    def waiting(self, runs: Iterable[Run] | None = None) -> Iterator[tuple[Run, int]]:
+        """Ready messages in the order they would leave, of these runs or all; changes nothing."""
         levels: dict[int, list[Run]] = {}
-        for lane in self.lanes:
-            for run in lane.runs:
-                if run.size:
-                    levels.setdefault(run.priority, []).append(run)
+        if runs is None:
+            runs = (run for lane in self.lanes for run in lane.runs)
+        for run in runs:
+            if run.size:
+                levels.setdefault(run.priority, []).append(run)
         for priority in sorted(levels, reverse=True):
             for position, run in merge(*map(_entries, levels[priority]), key=itemgetter(0)):
                 yield run, position
 
-    def oldest(self) -> int:
-        """The lowest position at the head of a run, or 0 if nothing is ready."""
+    def oldest(self, shelves: Iterable[Shelf]) -> int:
+        """The lowest position at the head of a run of these, or 0 if nothing may be handed out."""
         leading = []
-        for shelf in self.shelves.values():
+        for shelf in shelves:
             shelf.renew()
             leading += [level.leading() for level in shelf.levels.values()]
         return min((run.first() for run in leading if run), default=0)

@@ -77,7 +77,7 @@ RESOLVED_ROUTES_MAX = 10_000
 """Routes of which is remembered where they lead; one more, and all are found anew."""
 BINDING_ROWS_MAX = 10_000
 """Bindings that one question is answered with."""
-ORDER_WORK_MAX = 4_000
+ORDER_WORK_MAX = 2_500
 """What a large order does in one turn: a message counts for 5, a lane that is looked at for 1."""
 ORDERS_MAX = 100
 """Large orders under way at once."""
@@ -85,6 +85,14 @@ WHY_LEAVES_MAX = 1_000
 """Leaves of timers, of 512 messages at most, that one Why looks through for a due time."""
 FORGET_KEYS_MAX = 1_000
 """Keys of limits looked at in one turn because nobody uses them any more."""
+PEEK_LANES_MAX = 1_500
+"""Lanes that a Peek looks at in one turn."""
+PEEKS_MAX = 100
+"""Peeks of queues with more lanes under way at once."""
+CENSUS_WORK_MAX = 1_500
+"""What a look at all queues does in one turn: a task in a queue counts for 1."""
+CENSUS_QUEUE_WEIGHT = 7
+"""A queue counts for so many more."""
 PEEK_MESSAGES_MAX = 100
 """Messages one Peek shows."""
 RETRY_AFTER_MS = 1_000
@@ -97,13 +105,13 @@ PAUSES_MAX = 500
 """Pauses ended in one turn because their time is over."""
 POLICIES_MAX = 100
 """Policies there may be at once: each queue looks at all of them when it is made."""
-POLICY_WORK_MAX = 3_000
+POLICY_WORK_MAX = 2_000
 """What a change of policies does in one turn: a look of a queue at a policy counts for 1."""
 POLICY_QUEUE_WEIGHT = 10
 """What else is done for a queue."""
 OVERFLOW_MESSAGES_MAX = 1_000
 """Messages taken out of a queue that is over its limits for each frame that brings some."""
-OVERFLOW_LATER_MAX = 150
+OVERFLOW_LATER_MAX = 100
 """Messages taken out in one turn because a limit was lowered, or more came than that."""
 CROWDED_MAX = 1_000
 """Queues looked at in one turn because their limits are new."""

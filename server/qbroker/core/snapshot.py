@@ -25,6 +25,7 @@ VOLATILE = frozenset(
         # About connections, which the next life does not have.
         *("members", "roles", "consumers", "leaving", "remains", "listening", "arrivals"),
         "orders",
+        "peeks",
         # Found again when they are needed.
         *("routes", "dirty", "keeper", "effects", "next_sweep_ms", "head"),
         # Counted since the start.

@@ -114,6 +114,8 @@ class BrokerState:
     """The first position behind the last record."""
     orders: deque[Any] = field(default_factory=deque)
     """Large orders under way (orders.Order), the next to go on first."""
+    peeks: deque[Any] = field(default_factory=deque)
+    """Peeks under way (peeking.Peeking), the next to go on first."""
 
     def __post_init__(self) -> None:
         self.synced = self.settings.fsync == "always"

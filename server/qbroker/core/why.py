@@ -5,7 +5,8 @@ somebody set first; a message for which none holds goes in a coming turn.
 """
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qbroker.core.asking import known, lookup, run_known
@@ -18,6 +19,7 @@ from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Found
 from qbroker.core.runs import Run
 from qbroker.core.settings import WHY_LEAVES_MAX
+from qbroker.core.shelves import Shelf
 from qbroker.core.state import BrokerState
 from qprotocol.frames import Report, Why
 
@@ -119,20 +121,26 @@ def ahead(run: Run, position: int) -> int:
     return count + sum(map(len, passed)) - skipped
 
 
-def by_reason(state: BrokerState, queue: Queue) -> dict[str, int]:
-    """How many messages of the queue wait for what. Costs a step a task."""
-    found = dict(queue.why_waiting())
-    if "paused" in found and queue.number not in state.pauses.dispatch:
-        found["large_order"] = found.pop("paused")
+def by_reason(state: BrokerState, queue: Queue, shelves: Iterable[Shelf]) -> Counter[str]:
+    """How many messages on these shelves of the queue wait for what. Costs a step a shelf."""
+    found = Counter[str]()
+    for shelf in shelves:
+        shelf.renew()
+        if shelf.open:
+            reason = queue.reason(shelf)
+            if reason == "paused" and queue.number not in state.pauses.dispatch:
+                reason = "large_order"
+            rows = nobody(state, queue, shelf.task) if not reason else ()
+            if any(row["reason"] == "consumers_full" for row in rows):
+                reason = "consumers_full"
+            if reason:
+                found[reason] += shelf.open
+    return found
+
+
+def outside(queue: Queue) -> Counter[str]:
+    """How many of its messages wait for what elsewhere: in parked lanes, for their time."""
+    found = +queue.behind
     if queue.scheduled:
         found["due"] = queue.scheduled
-    full = sum(
-        shelf.open
-        for shelf in queue.shelves.values()
-        if shelf.open
-        and not queue.reason(shelf)
-        and any(row["reason"] == "consumers_full" for row in nobody(state, queue, shelf.task))
-    )
-    if full:
-        found["consumers_full"] = full
     return found

@@ -17,8 +17,6 @@ from typing import cast
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from qbroker.ops.metrics import Metrics
-
 INDEX = "qbroker: /metrics for Prometheus, /health for whoever restarts it\n"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -37,9 +35,15 @@ class Http:
     """The HTTP listener of one broker."""
 
     def __init__(
-        self, metrics: Metrics, health: Callable[[], dict[str, object]], connections_max: int
+        self,
+        metrics: Callable[[], Awaitable[bytes]],
+        health: Callable[[], dict[str, object]],
+        connections_max: int,
     ) -> None:
-        """``health`` gives the report, whose status is "ok" or the reason for a 503."""
+        """``metrics`` gives the text.
+
+        ``health`` gives the report, whose status is "ok" or the reason for a 503.
+        """
         self._metrics = metrics
         self._health = health
         self._connections_max = connections_max
@@ -111,7 +115,7 @@ class Http:
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
         return web.Response(
-            body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+            body=await self._metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
     async def _get_health(self, _: web.Request) -> web.Response:

@@ -288,8 +288,8 @@ class QueueLabels:
 class Metrics(Collector):
     """All metrics of one broker, in a registry of their own."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], queues_max: int = QUEUES_MAX) -> None:
-        self._snapshot = snapshot
+    def __init__(self, queues_max: int = QUEUES_MAX) -> None:
+        self._snapshot: Snapshot | None = None
         self._labels = QueueLabels(queues_max)
         self._registry = CollectorRegistry()
         self._histograms = {
@@ -303,8 +303,12 @@ class Metrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def text(self) -> bytes:
-        """All of it in Prometheus's text format. Costs one walk over the queues."""
+    def text(self, snapshot: Snapshot) -> bytes:
+        """All of it in Prometheus's text format. Costs some walks over the snapshot's queues.
+
+        May run in a thread, one call at a time.
+        """
+        self._snapshot = snapshot
         return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
@@ -312,7 +316,8 @@ class Metrics(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        snapshot = self._snapshot()
+        snapshot = self._snapshot
+        assert snapshot is not None, "collected by text alone"
         queues = self._labels.label(snapshot.statistics.queues)
         for row in METRICS:
             if row.read is None:

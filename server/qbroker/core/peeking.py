@@ -1,0 +1,92 @@
+"""Peek: the first waiting messages of a queue. So many of its lanes are looked at a turn.
+
+Of a queue with few lanes they are the first at one moment. Else those that came or left
+meanwhile may be missing; what is shown waits when the answer is given.
+"""
+
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from itertools import islice
+
+from qbroker.core.decision import Decision
+from qbroker.core.effects import Peeked
+from qbroker.core.moment import Now
+from qbroker.core.owners import check_owner
+from qbroker.core.queues import Queue
+from qbroker.core.refusals import queue_named
+from qbroker.core.runs import Run
+from qbroker.core.settings import PEEK_LANES_MAX, PEEK_MESSAGES_MAX, PEEKS_MAX
+from qbroker.core.state import BrokerState
+from qbroker.core.survey import limit
+from qprotocol.frames import Peek
+from qprotocol.states import State
+
+
+@dataclass(slots=True)
+class Peeking:
+    """One that is under way. All volatile."""
+
+    connection: int
+    correlation: int
+    queue: Queue
+    count: int
+    lane: int = 0
+    """Lanes before this one have been looked at."""
+    best: list[tuple[int, int, Run]] = field(default_factory=list)
+    """(-priority, head, run) of those that lead: in no other one are the first messages."""
+
+    def step(self) -> None:
+        """Look at the next lanes."""
+        lanes = self.queue.lanes[self.lane : self.lane + PEEK_LANES_MAX]
+        self.lane += len(lanes)
+        found = [run for lane in lanes for run in lane.runs if run.size]
+        self.best += [(-run.priority, run.first(), run) for run in found]
+        if len(self.best) > self.count:
+            self.best = nsmallest(self.count, self.best)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every lane has been looked at."""
+        return self.lane >= len(self.queue.lanes)
+
+    def answer(self, state: BrokerState) -> Peeked:
+        """The rows; nothing changes."""
+        runs = [run for _, _, run in self.best if run.size and not run.is_purged]
+        rows = []
+        for _, position in islice(self.queue.waiting(runs), self.count):
+            known = state.attempts.get(position)
+            if known is None:
+                rows.append((position, 0, 0, 0, 0, int(State.QUEUED), "", 0))
+            else:
+                status = State.FAILURE if known.reason else State.QUEUED
+                counters = known.deliveries, known.failures, known.crashes
+                rows.append((position, 0, *counters, int(status), known.reason, known.error))
+        continued = state.parts_of(row[0] for row in rows)
+        return Peeked(self.connection, self.correlation, rows, continued=continued)
+
+
+def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> Decision:
+    """The first waiting messages, in the order they would leave; nothing changes."""
+    queue = queue_named(state, frame.queue)
+    check_owner(state, connection, queue)
+    if len(state.peeks) >= PEEKS_MAX:
+        raise limit("peeks under way at once", PEEKS_MAX)
+    count = min(frame.count, PEEK_MESSAGES_MAX)
+    peek = Peeking(connection, frame.correlation, queue, count)
+    peek.step()
+    if peek.is_over:
+        return Decision(effects=[peek.answer(state)])
+    state.peeks.append(peek)
+    return Decision()
+
+
+def carry_on(state: BrokerState) -> None:
+    """The next step of the one whose turn it is; who asked is told once it is done."""
+    peek = state.peeks.popleft()
+    peek.step()
+    if peek.is_over:
+        answer = peek.answer(state)
+        answer.synced = state.synced
+        state.effects.append(answer)
+    else:
+        state.peeks.append(peek)
