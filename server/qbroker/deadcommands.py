@@ -17,7 +17,7 @@ from qbroker.ops.letters import NUMBERS, ROWS, WHOLE, Filter, Pace, Row, Where
 from qbroker.ops.lettertexts import CannotEditError, Setting, changed, shown
 from qbroker.ops.show import ago, printable
 from qbroker.ordercommands import Span
-from qbroker.taskcommands import moment, why
+from qbroker.taskcommands import moment, show_attempts, why
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol.causes import LETTER_CAUSES
 from qprotocol.frames import Report, Search
@@ -131,17 +131,7 @@ def show_command(task_id: str, broker: str, as_json: bool) -> None:
     echo_table(("what", "value"), table)
     for line in trace.splitlines():
         click.echo(printable(line))
-    if attempts:
-        click.echo()
-        echo_table(("attempt", "began", "ended", "worker", "outcome", "why"), list(told(attempts)))
-
-
-def told(attempts: list[Row]) -> Iterator[tuple[object, ...]]:
-    """A line an attempt."""
-    for number, each in enumerate(attempts, 1):
-        began = moment(each["started_ms"]) if each["started_ms"] else ""
-        worker = (each["worker"] or "")[:8]
-        yield number, began, moment(each["ended_ms"]), worker, each["outcome"], why(each)
+    show_attempts(attempts)
 
 
 def attempts_of(admin: Admin, task_id: str) -> list[Row]:

@@ -134,7 +134,7 @@ def task_command(task_id: str, broker: str, as_json: bool) -> None:
     if as_json:
         echo_json(row)
         return
-    trace = row.pop("traceback", "") or ""
+    trace, attempts = row.pop("traceback", "") or "", row.pop("attempts")
     shown = []
     for name, value in row.items():
         if value not in (None, ""):
@@ -145,6 +145,23 @@ def task_command(task_id: str, broker: str, as_json: bool) -> None:
     echo_table(("what", "value"), shown)
     for line in trace.splitlines():
         click.echo(printable(line))
+    show_attempts(attempts)
+
+
+def show_attempts(attempts: list[dict[str, Any]]) -> None:
+    """A line for each, and for what people did with the message between."""
+    if not attempts:
+        return
+    rows = [
+        (
+            *(number, moment(each["started_ms"]) if each["started_ms"] else ""),
+            *(moment(each["ended_ms"]), (each["worker"] or "")[:8], each["outcome"]),
+            f"{each['error']}: {each['message']}" if each["error"] else each["message"] or "",
+        )
+        for number, each in enumerate(attempts, 1)
+    ]
+    click.echo()
+    echo_table(("no", "began", "ended", "worker", "outcome", "why"), rows)
 
 
 def moment(ms: int) -> str:

@@ -255,7 +255,7 @@ def test_a_head_that_cannot_be_read_now_costs_no_name(tmp_path: Path) -> None:
     books.go_on()
     unreadable(books)
     with pytest.raises(UnreadableError):
-        list(books.archive.archivist._follower._heads(first, 1))
+        list(books.archive.archivist._follower.heads(first, 1))
     books.disk.heal()
     books.write(r.Acked([[grant, first, 1]]))
     books.archive.kill()
@@ -269,7 +269,7 @@ def test_a_head_that_is_refused_for_long_is_given_up(tmp_path: Path) -> None:
     books.go_on()
     books.archive.is_patient = False
     unreadable(books)
-    assert list(books.archive.archivist._follower._heads(first, 1)) == [(first, *[None] * 7)]
+    assert list(books.archive.archivist._follower.heads(first, 1)) == [(first, *[None] * 7)]
 
 
 def test_a_damaged_neighbour_costs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

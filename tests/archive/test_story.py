@@ -40,6 +40,8 @@ class Oracle:
         self.tries: dict[int, int] = {}
         self.rows: dict[int, dict[str, Any]] = {}
         self.kept: dict[int, bytes] = {}
+        self.dead_queues: set[int] = set()
+        self.dead_lanes: set[int] = set()
 
     def take(self, stored: StoredRecord) -> None:
         body = stored_body(stored)
@@ -116,6 +118,39 @@ class Oracle:
         for position, _, _ in record.positions if record.reason != "purged" else ():
             more = {"reason": record.reason, "finished_ms": record.finished_ms}
             self.rows[position] = self.row(position, State.REVOKED, **more)
+
+    def on_queueopened(self, record: r.QueueOpened, _: StoredRecord) -> None:
+        if record.name.endswith(".dead"):
+            self.dead_queues.add(record.number)
+
+    def on_laneopened(self, record: r.LaneOpened, _: StoredRecord) -> None:
+        if record.queue in self.dead_queues:
+            self.dead_lanes.add(record.number)
+
+    def on_moved(self, record: r.Moved, _: StoredRecord) -> None:
+        runs = [*record.ready, *([*row[:4], 1] for row in record.scheduled)]
+        for lane, _priority, to, first, count in runs:
+            if lane in self.dead_lanes and to not in self.dead_lanes:
+                for position in range(first, first + count):
+                    self.rows.pop(position, None)
+                    self.kept.pop(position, None)
+
+    def on_replayed(self, record: r.Replayed, _: StoredRecord) -> None:
+        for _lane, _priority, _to, position, _was in record.entries:
+            self.rows.pop(position, None)
+            self.kept.pop(position, None)
+            self.tries[position] = 0
+
+    def on_letteredited(self, record: r.LetterEdited, stored: StoredRecord) -> None:
+        before, after = record.letter, stored.position
+        raw, _ = self.messages[after]
+        self.messages[after] = raw, self.messages[before][1]
+        self.tries[after] = self.tries.get(before, 0)
+        row, kept = self.rows.pop(before, None), self.kept.pop(before, None)
+        if row:
+            self.rows[after] = row | {"position": after}
+        if kept is not None:
+            self.kept[after] = kept
 
     def on_forgotten(self, record: r.Forgotten, _: StoredRecord) -> None:
         for position in record.positions:

@@ -13,6 +13,9 @@ COLUMNS = (
 )
 
 
+ATTEMPT = ("position", "at", "worker", "started_ms", "ended_ms", "outcome", "error", "message")
+
+
 @dataclass(slots=True)
 class Changes:
     """What a transaction has to do to tasks and results, in this order."""
@@ -25,6 +28,10 @@ class Changes:
     acked: list[Row] = field(default_factory=list)
     """They replace nothing: a dead letter that was acked stays a failure."""
     results: dict[int, bytes] = field(default_factory=dict)
+    attempts: dict[int, list[Row]] = field(default_factory=dict)
+    """By position, the values of ATTEMPT: those of messages that did not succeed at once."""
+    unlearned: set[int] = field(default_factory=set)
+    """Messages of which no attempt is to be known any more, as it was before all else."""
     result_bytes: int = 0
     shed: int = 0
     """Rows that were not made, because the archive was too far behind."""
@@ -39,6 +46,15 @@ class Changes:
         self.results[position] = result
         self.result_bytes += len(result)
 
+    def learn(self, position: int, *attempt: Any) -> None:
+        """One more attempt of the message, or what else happened to it."""
+        self.attempts.setdefault(position, []).append((position, *attempt))
+
+    def unlearn(self, position: int) -> None:
+        """Nothing is known of the message's attempts."""
+        self.attempts.pop(position, None)
+        self.unlearned.add(position)
+
     def forget(self, positions: Iterable[int]) -> None:
         """Rows of these are not there, however they came."""
         gone = set(positions)
@@ -51,8 +67,13 @@ class Changes:
     def rename(self, position: int, after: int) -> None:
         """What there is of the message is of the one that took its place."""
         self.renamed.append((position, after))
+        for gone in (self.forgotten, self.unlearned):
+            if position in gone:  # what there was of it in the file is renamed before it goes
+                gone.add(after)
         row = self.settled.pop(position, None)
         if row:
             self.settled[after] = (after, *row[1:])
         if position in self.results:
             self.results[after] = self.results.pop(position)
+        if position in self.attempts:
+            self.attempts[after] = [(after, *row[1:]) for row in self.attempts.pop(position)]

@@ -10,12 +10,14 @@ of a message itself (id, task, queue) is read through ``messages``, in runs of n
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, cast
+from typing import cast
 
+from qbroker.archive import deadletters
 from qbroker.archive.changes import COLUMNS, Changes, Row
 from qbroker.archive.columns import failure_of, meta_of, overlaps
 from qbroker.archive.known import Grant, Known, Lane, Queue
 from qbroker.archive.messages import Messages
+from qbroker.archive.unpacking import unpacked
 from qbroker.core import records as r
 from qbroker.log.format import StoredRecord
 from qprotocol import wire
@@ -39,7 +41,7 @@ class Follower:
         self.changes = Changes()
         self.is_shedding = False
         """Successes without a result get no row for now."""
-        self._messages = messages
+        self.messages = messages
         self._preview_bytes_max = preview_bytes_max
         self._routes: dict[bytes, tuple[int | None, int]] = {}
 
@@ -54,7 +56,7 @@ class Follower:
             rule = RULES.get(each.type)
             if rule is not None:
                 rule(self, each)
-        self._messages.shrink()
+        self.messages.shrink()
 
     # Queues and lanes.
 
@@ -81,7 +83,7 @@ class Follower:
 
     def passes(self, stored: StoredRecord) -> None:
         """Messages, which will be asked for when they are settled."""
-        self._messages.note(stored)
+        self.messages.note(stored)
 
     def granted(self, stored: StoredRecord) -> None:
         record = cast("r.Granted | r.GrantedExactly", r.unpack(stored.type, stored.body))
@@ -117,25 +119,30 @@ class Follower:
     def _drop_tries(self, first: int, count: int) -> None:
         if self.known.tries:
             for position in range(first, first + count):
-                self.known.forget(position)
+                if self.known.forget(position):
+                    self.changes.unlearn(position)
 
     def _rows_of(self, first: int, count: int, grant: Grant | None, finished_ms: int) -> None:
         """Rows of acked neighbours."""
         worker, started = (grant.worker, grant.granted_ms) if grant else (None, None)
         rest = (worker, _SUCCESS, 0, started, finished_ms, *_NOTHING_KEPT)
-        rows = [head + rest for head in self._heads(first, count)]
+        rows = [head + rest for head in self.heads(first, count)]
         if self.known.tries:
-            rows = [self._with_tries(row) for row in rows]
+            for position in range(first, first + count):
+                if position in self.known.tries:
+                    times = started, finished_ms
+                    self.changes.learn(position, LAST, worker, *times, "succeeded", None, None)
+            rows = [self.with_tries(row) for row in rows]
         self.changes.acked += rows
 
-    def _heads(self, first: int, count: int) -> Iterator[Row]:
+    def heads(self, first: int, count: int) -> Iterator[Row]:
         """The first columns of each message's row, from its own bytes.
 
         Every task comes through this loop once.
         """
         unpack, routes = wire.MESSAGE.unpack_from, self._routes
         bytes_max = self._preview_bytes_max
-        for passed, index, taken in self._messages.runs(first, count):
+        for passed, index, taken in self.messages.runs(first, count):
             if passed is None:
                 for position in range(index, index + taken):
                     yield position, *_NO_HEAD
@@ -168,7 +175,7 @@ class Follower:
         found = self._routes[route] = number(task) if task else None, number(queue)
         return found
 
-    def _with_tries(self, row: Row) -> Row:
+    def with_tries(self, row: Row) -> Row:
         """The row with what is known of earlier tries, which are over."""
         tries = self.known.forget(row[0])
         if tries is None:
@@ -181,16 +188,29 @@ class Follower:
     def settled(self, stored: StoredRecord) -> None:
         record = unpacked(stored, r.Settled)
         if record.follow_on.count:
-            self._messages.note(stored)
+            self.messages.note(stored)
         over = record.change == r.SUCCEEDED
         grant = self.known.end(record.grant, 1, back=0 if over else record.position)
         lane = grant.lane_of(record.position) if grant else -1
+        if record.change in OUTCOMES or record.position in self.known.tries:
+            self._learn(record, stored.position, grant)
         if over:
             self._succeeded(record, grant, lane)
         elif record.change in r.DEAD:
             self._failed(record, grant, lane)
         else:
             self._goes_on(record, stored.position, lane)
+
+    def _learn(self, record: r.Settled, at: int, grant: Grant | None) -> None:
+        """An attempt that was not the only one, or will not be."""
+        if record.change == r.RELEASED:
+            return
+        outcome = OUTCOMES.get(record.change, "succeeded")
+        failure = failure_of(record.result) if record.change in OUTCOMES else (None, None)
+        worker, granted = (grant.worker, grant.granted_ms) if grant else (None, None)
+        started = record.finished_ms - record.run_ms if record.run_ms else granted
+        times = started, record.finished_ms
+        self.changes.learn(record.position, at, worker, *times, outcome, *failure)
 
     def _succeeded(self, record: r.Settled, grant: Grant | None, lane: int) -> None:
         is_brief = self.history(lane) != "all"
@@ -217,7 +237,7 @@ class Follower:
 
     def _row(self, record: r.Settled, grant: Grant | None, is_brief: bool, about: Row) -> Row:
         """The row of a settled message; ``about``: reason, error, message, content."""
-        head = next(self._heads(record.position, 1))
+        head = next(self.heads(record.position, 1))
         tries = self.known.tries.get(record.position)
         started = record.finished_ms - record.run_ms if record.run_ms else None
         if started is None and grant:
@@ -237,7 +257,8 @@ class Follower:
         tries = self.known.tried(record.position, lane)
         tries.failures += failed
         if record.replaced:
-            first_ms = tries.published_ms or next(self._heads(record.position, 1))[_PUBLISHED]
+            self.changes.rename(record.position, at + 1)
+            first_ms = tries.published_ms or next(self.heads(record.position, 1))[_PUBLISHED]
             self.known.forget(record.position)
             after = self.known.tried(at + 1, record.follow_on.runs[0][0])
             after.failures, after.published_ms = tries.failures, first_ms or 0
@@ -257,11 +278,13 @@ class Follower:
             worker, started = (grant.worker, grant.granted_ms) if grant else (None, None)
             brief = int(self.history(lane) == "none")
             row: Row = (
-                *next(self._heads(position, 1)),
+                *next(self.heads(position, 1)),
                 *(worker, _REVOKED, 0, started, record.finished_ms, None),
                 *(record.keep_until_ms, brief, record.reason, None, None, None),
             )
-            self.changes.settled[position] = self._with_tries(row)
+            self.changes.settled[position] = self.with_tries(row)
+            if self.is_dead(lane):
+                deadletters.happened(self, position, stored, record.reason, None)
 
     def moved(self, stored: StoredRecord) -> None:
         """What is known of earlier tries goes along: a purge of the old queue is not about it."""
@@ -269,40 +292,14 @@ class Follower:
         runs = [(lane, to, first, count) for lane, _, to, first, count in record.ready]
         runs += [(lane, to, position, 1) for lane, _, to, position, _ in record.scheduled]
         for lane, to, first, count in runs:
-            revived = self._is_dead(lane) and not self._is_dead(to)
+            revived = self.is_dead(lane) and not self.is_dead(to)
             for position in range(first, first + count) if revived or self.known.tries else ():
                 if revived:
                     self.changes.forget((position,))
                 if position in self.known.tries:
                     self.known.tried(position, to)
 
-    # Dead letters.
-
-    def replayed(self, stored: StoredRecord) -> None:
-        """They are under way again: no row says that they ended."""
-        for _, _, to, position, _ in unpacked(stored, r.Replayed).entries:
-            self._revive(position, to)
-
-    def _revive(self, position: int, lane: int) -> None:
-        self.changes.forget((position,))
-        self.known.tried(position, lane).failures = 0
-
-    def letter_edited(self, stored: StoredRecord) -> None:
-        """What is known of the letter is known of the message in its place."""
-        self._messages.note(stored)
-        record = unpacked(stored, r.LetterEdited)
-        tries = self.known.forget(record.letter)
-        if tries:
-            after = self.known.tried(stored.position, record.batch.runs[0][0])
-            after.failures, after.published_ms = tries.failures, tries.published_ms
-        self.changes.rename(record.letter, stored.position)
-
-    def letters_dropped(self, stored: StoredRecord) -> None:
-        """Their rows say how they died."""
-        for position, _, _ in unpacked(stored, r.LettersDropped).positions:
-            self.known.forget(position)
-
-    def _is_dead(self, lane: int) -> bool:
+    def is_dead(self, lane: int) -> bool:
         """Whether the lane is one of dead letters."""
         found = self.known.lanes.get(lane)
         queue = self.known.queues.get(found.queue) if found else None
@@ -323,21 +320,6 @@ class Follower:
             )
             self.changes.settled[position] = row
 
-    def overflowed(self, stored: StoredRecord) -> None:
-        """Their queue was over a limit: dead letters, or thrown away."""
-        record = unpacked(stored, r.Overflowed)
-        for lane, _, first, count, to in record.entries:
-            state = _REVOKED if to < 0 else _FAILURE
-            brief = int(self.history(lane) == "none")
-            times = None, record.finished_ms, None, record.keep_until_ms
-            rest = None, state, 0, *times, brief, record.reason, None, None, None
-            for head in self._heads(first, count):
-                row = self._with_tries((*head, *rest))
-                self.changes.settled[head[0]] = row
-                if to >= 0 and row[_FAILURES]:
-                    tries = self.known.tried(head[0], to)
-                    tries.failures, tries.published_ms = row[_FAILURES], row[_PUBLISHED] or 0
-
     def purged(self, stored: StoredRecord) -> None:
         self.known.purge(unpacked(stored, r.Purged).queue)
 
@@ -346,9 +328,22 @@ class Follower:
         self.known.purge(unpacked(stored, r.QueueDeleted).queue)
 
     def forgotten(self, stored: StoredRecord) -> None:
-        self.changes.forget(unpacked(stored, r.Forgotten).positions)
+        positions = unpacked(stored, r.Forgotten).positions
+        self.changes.forget(positions)
+        for position in positions:
+            self.changes.unlearn(position)
 
 
+OUTCOMES = {
+    r.RETRIED: "failed",
+    r.FAILED: "failed",
+    r.CRASHED: "crashed",
+    r.POISONED: "crashed",
+    r.REJECTED: "rejected",
+}
+"""What the history of attempts calls an end that was no success."""
+LAST = 2**63 - 1
+"""In the place of a record: behind all others."""
 _PUBLISHED, _FAILURES = COLUMNS.index("published_ms"), COLUMNS.index("failures")
 _NO_HEAD = (None,) * _PUBLISHED
 """All before the worker but the position, of a message that cannot be read any more."""
@@ -368,19 +363,12 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Removed.TYPE: Follower.removed,
     r.Moved.TYPE: Follower.moved,
     r.Quarantined.TYPE: Follower.quarantined,
-    r.Overflowed.TYPE: Follower.overflowed,
-    r.Replayed.TYPE: Follower.replayed,
-    r.LetterEdited.TYPE: Follower.letter_edited,
-    r.LettersDropped.TYPE: Follower.letters_dropped,
+    r.Overflowed.TYPE: deadletters.overflowed,
+    r.Replayed.TYPE: deadletters.replayed,
+    r.LetterEdited.TYPE: deadletters.edited,
+    r.LettersDropped.TYPE: deadletters.dropped,
     r.Purged.TYPE: Follower.purged,
     r.QueueDeleted.TYPE: Follower.queue_deleted,
     r.Forgotten.TYPE: Follower.forgotten,
 }
 """Records that say nothing here are left out: the log has more of them than these."""
-
-R = TypeVar("R", bound=r.Record)
-
-
-def unpacked(stored: StoredRecord, _kind: type[R]) -> R:
-    """The record, which is of that kind."""
-    return cast("R", r.unpack(stored.type, stored.body))

@@ -79,10 +79,11 @@ class Questions:
                     (name if minted else name.decode(),),
                 ).fetchone()
             )
+            history = attempts_of(db, found[0]) if db and found else []
         if not found:
             return None
         *row, content, kept = found
-        shown = shown_row(row)
+        shown = shown_row(row) | {"attempts": history}
         shown |= {"content": content, "result_bytes": None if kept is None else len(kept)}
         if kept and shown["state"] == "FAILURE":
             shown |= whole_failure(kept)
@@ -135,6 +136,17 @@ class Questions:
         db, self._db = self._db, None
         if db is not None:
             db.close()
+
+
+def attempts_of(db: sqlite3.Connection, position: int) -> list[dict[str, Any]]:
+    """The history of a message, the first attempt first; of one that succeeded at once, none."""
+    rows = db.execute(
+        "SELECT w.text, started_ms, ended_ms, outcome, error, message FROM attempts "
+        "LEFT JOIN names w ON w.number = worker WHERE position = ? ORDER BY at",
+        (position,),
+    )
+    names = ("worker", "started_ms", "ended_ms", "outcome", "error", "message")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def shown_row(row: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The archive's file: its tables, how it is opened, and how it is told from others.
 
     tasks      a row a settled message, by its position in the log
+    attempts   a row an attempt, of messages that did not succeed at once, and what people did
     results    the bytes of its result, or of its packed failure
     names      tasks, queues and workers, which rows name by number
     queues, lanes, grants, tries    what the archivist knows beside the rows
@@ -22,7 +23,7 @@ from qbroker.archive.errors import ArchiveError, BusyError, DamagedError, Foreig
 FILE_NAME = "archive.sqlite"
 APPLICATION_ID = 0x71627261
 """``qbra``: by which the file is known, to `file` too."""
-SCHEMA = 3
+SCHEMA = 4
 PAGE_BYTES = 8192
 CACHE_KIB = 16 * 1024
 BUSY_MS = 5_000
@@ -66,6 +67,18 @@ CREATE TABLE tries (
     position INTEGER PRIMARY KEY, failures INTEGER NOT NULL, published_ms INTEGER NOT NULL,
     lane INTEGER NOT NULL
 );
+CREATE TABLE attempts (
+    position INTEGER NOT NULL,
+    at INTEGER NOT NULL,             -- the record that ended it: the order of attempts
+    worker INTEGER,                  -- names
+    started_ms INTEGER,
+    ended_ms INTEGER NOT NULL,
+    outcome TEXT NOT NULL,           -- succeeded, failed, crashed, rejected; replayed, edited ...
+    error TEXT,
+    message TEXT,                    -- how the error's begins; or who did it, and why
+    PRIMARY KEY (position, at)
+) WITHOUT ROWID;
+CREATE INDEX attempts_ended ON attempts (ended_ms);
 CREATE INDEX tasks_id ON tasks (id);
 CREATE INDEX tasks_finished ON tasks (finished_ms, queue, worker);
 CREATE INDEX tasks_task ON tasks (task, finished_ms);
@@ -84,6 +97,8 @@ CREATE VIEW history AS
 # Searches by queue, worker or error walk rows by time (walking.py) and find these columns in the
 # indexes by time. An index of their own would cost every row a tenth of its time.
 
+ATTEMPTS = tuple(each for each in TABLES.split(";\n") if " attempts" in each.split("(")[0])
+"""What makes the table of attempts, and its index."""
 UPGRADES = {
     1: ("ALTER TABLE tasks ADD COLUMN preview TEXT", "DROP VIEW history", HISTORY),
     2: (
@@ -92,6 +107,7 @@ UPGRADES = {
         "DROP INDEX tasks_unsuccessful",
         "CREATE INDEX tasks_unsuccessful ON tasks (finished_ms, state, error) WHERE state <> 6",
     ),
+    3: ATTEMPTS,
 }
 """What makes the schema after it of each schema. The second takes a second a million rows."""
 

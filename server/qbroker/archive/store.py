@@ -17,6 +17,8 @@ SWEEP_ROWS_MAX = 2_000
 """Rows that go in one transaction because their time is over, or there is no room."""
 NAMES_MAX = 10_000
 """Names of tasks, queues and workers, above which a start looks for those no row has."""
+ATTEMPTS_MAX = 50
+"""Attempts kept of one message: the last."""
 VACUUM_PAGES = 2_000
 """Free pages that stay in the file, to be used again; what is more goes back to the disk."""
 _INSERT = f"INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
@@ -68,6 +70,7 @@ class Store:
                 "DELETE FROM names WHERE number NOT IN (SELECT task FROM tasks WHERE task > 0 "
                 "UNION SELECT queue FROM tasks WHERE queue > 0 "
                 "UNION SELECT worker FROM tasks WHERE worker > 0 "
+                "UNION SELECT worker FROM attempts WHERE worker > 0 "
                 "UNION SELECT worker FROM grants WHERE worker > 0)"
             )
 
@@ -91,7 +94,7 @@ class Store:
     def _save_rows(self, changes: Changes) -> None:
         many = self._db.executemany
         for position, after in changes.renamed:
-            for table in ("tasks", "results"):
+            for table in ("tasks", "results", "attempts"):
                 statement = f"UPDATE OR REPLACE {table} SET position = ? WHERE position = ?"  # noqa: S608  # constants
                 self._db.execute(statement, (after, position))
         if changes.forgotten:
@@ -106,8 +109,21 @@ class Store:
                 many(f"INSERT OR REPLACE {_INSERT}", changes.settled.values())
         if changes.acked:
             many(f"INSERT OR IGNORE {_INSERT}", changes.acked)
+        self._save_attempts(changes)
         if changes.results:
             many("INSERT OR REPLACE INTO results VALUES (?, ?)", changes.results.items())
+
+    def _save_attempts(self, changes: Changes) -> None:
+        many = self._db.executemany
+        gone = [(position,) for position in changes.unlearned]
+        many("DELETE FROM attempts WHERE position = ?", gone)
+        for position, rows in changes.attempts.items():
+            many("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.execute(
+                "DELETE FROM attempts WHERE position = ?1 AND at <= (SELECT at FROM attempts "
+                "WHERE position = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2)",
+                (position, ATTEMPTS_MAX),
+            )
 
     def _save_known(self, known: Known) -> None:
         many = self._db.executemany
@@ -161,6 +177,7 @@ class Store:
         many = self._db.executemany
         over = [(position,) for position, brief, _ in found if brief]
         many("DELETE FROM tasks WHERE position = ?", over)
+        many("DELETE FROM attempts WHERE position = ?", over)
         # A failure is shown as long as its row is there.
         over += [(position,) for position, brief, state in found if state == 6 and not brief]
         many("DELETE FROM results WHERE position = ?", over)
@@ -178,7 +195,13 @@ class Store:
         ).fetchall()
         self._db.executemany("DELETE FROM tasks WHERE position = ?", found)
         self._db.executemany("DELETE FROM results WHERE position = ?", found)
-        return len(found)
+        self._db.executemany("DELETE FROM attempts WHERE position = ?", found)
+        old = self._db.execute(
+            "SELECT position, at FROM attempts WHERE ended_ms <= ? ORDER BY ended_ms LIMIT ?",
+            (before_ms, SWEEP_ROWS_MAX),
+        ).fetchall()
+        self._db.executemany("DELETE FROM attempts WHERE position = ? AND at = ?", old)
+        return max(len(found), len(old))
 
     # What can be said of it.
 
