@@ -3,6 +3,7 @@
 from qclient.app import App
 from qclient.batches import PartialPublish
 from qclient.context import Context
+from qclient.deadletters import DeadLetter
 from qclient.events import Event
 from qclient.exceptions import (
     ConnectError,
@@ -43,6 +44,7 @@ __all__ = [
     "ConnectError",
     "ConnectionLost",
     "Context",
+    "DeadLetter",
     "DecodeError",
     "DuplicateId",
     "Event",

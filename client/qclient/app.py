@@ -19,6 +19,7 @@ from qclient.address import SCHEME, Address
 from qclient.batches import atomic_chunk, chunks, chunks_async, confirm, send_many, send_many_async
 from qclient.connection import Connection
 from qclient.control import Control
+from qclient.deadletters import DeadLetterBox
 from qclient.decorator import TaskDecorator
 from qclient.events import Events
 from qclient.mint import mint_one
@@ -71,6 +72,8 @@ class App:
         """What is said to whoever listens now: see events.py."""
         self.control = Control(self)
         """Orders about many tasks at once, and about queues."""
+        self.dead = DeadLetterBox(self)
+        """Tasks that failed for good: see deadletters.py."""
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._callees: dict[str, Callee] = {}
         self._loops: weakref.WeakKeyDictionary[AbstractEventLoop, AsyncConnection]

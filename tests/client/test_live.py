@@ -18,6 +18,7 @@ from qclient.serialization import decode_call, encode_result
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.conversation import PROTOCOL_VERSION
+from qprotocol.failure import Failure
 from qprotocol.message import Outcome, unpack_message, walk
 
 pytestmark = pytest.mark.e2e
@@ -162,3 +163,61 @@ def test_an_idle_producer_may_be_silent(live: App, broker: Daemon) -> None:
     live.connection._used_at = 0.0  # as after a long time
     live.send_task("t", queue="idle")
     assert live.connection._link is link
+
+
+# --- Dead letters
+
+
+def die(link: Link, app: App, count: int) -> None:
+    """So many messages of the queue fail for good."""
+    for number, (position, grant, raw) in enumerate(deliveries(link, "q", count)):
+        result = Failure("Boom", f"of {unpack_message(raw).id}").pack()
+        outcome = Outcome(wire.FAIL, position, grant, result=result, flags=wire.NO_RETRY)
+        link.send(f.Settle(count=1, raw=outcome.pack(), correlation=20 + number))
+        while not any(type(frame) is f.Settled for frame in link.receive(10.0)):
+            pass
+    assert app.dead.count() == count
+
+
+def test_dead_letters_are_found_edited_replayed_and_dropped(live: App) -> None:
+    ids = [live.send_task("shop.mail", (n,), {"to": "ana"}, queue="q").id for n in range(4)]
+    with consumer(live) as link:
+        die(link, live, 4)
+    first, *_ = live.dead.find(limit=1)
+    assert (first.id, first.task, first.cause, first.error) == (
+        ids[0],
+        "shop.mail",
+        "failed",
+        "Boom",
+    )
+    assert live.dead.get(ids[1]) is not None
+    assert live.dead.get("nobody") is None
+    assert live.dead.edit("nobody", queue="slow") is None
+    edited = live.dead.edit(ids[1], kwargs={"to": "bob"}, queue="slow", max_retries=7)
+    assert edited is not None
+    assert (edited.queue, edited.number) == ("slow", 2)
+    assert live.dead.replay(error=f"of {ids[1]}") == 1
+    assert live.dead.replay([edited]) == 0, "replayed already"
+    assert live.dead.drop([first]) == 1
+    assert asyncio.run(worked_on(live, ids[2:])) == (2, 1, 1)
+    assert live.dead.count() == 0
+    with consumer(live) as link:
+        ((_, _, raw),) = deliveries(link, "slow", 1)
+    message = unpack_message(raw)
+    assert decode_call(message.content, message.body) == ((1,), {"to": "bob"})
+    assert message.id == ids[1]
+    with pytest.raises(ValueError, match="not both"):
+        live.dead.drop([first], queue="q")
+
+
+async def worked_on(app: App, ids: list[str]) -> tuple[int, int, int]:
+    try:
+        letters = await app.dead.find_async(queue="q")
+        assert [each.id for each in letters] == ids
+        assert await app.dead.count_async() == 2
+        assert await app.dead.get_async(ids[0]) == letters[0]
+        assert await app.dead.edit_async(ids[0], priority=5) is not None
+        replayed = await app.dead.replay_async(queue="q", cause="failed", countdown=60)
+        return len(letters), replayed - 1, replayed - 1 + await app.dead.drop_async(letters)
+    finally:
+        await app.close_async()

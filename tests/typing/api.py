@@ -12,6 +12,7 @@ from qclient import (
     App,
     AsyncResult,
     Broadcast,
+    DeadLetter,
     Event,
     Exchange,
     Queue,
@@ -141,3 +142,16 @@ with app.events.subscribe("order.#") as subscription:
     assert_type(subscription.next(1.0), Event | None)
     for heard in subscription:
         assert_type(heard, Event)
+
+# Dead letters.
+letters = app.dead.find(task="shop.add", cause="failed", limit=5)
+assert_type(letters, list[DeadLetter])
+assert_type(app.dead.replay(letters, to="slow", countdown=5), int)
+assert_type(app.dead.drop(queue="q", older=60.0), int)
+assert_type(app.dead.edit("an id", args=(1, 2), max_retries=5), DeadLetter | None)
+app.dead.find(cause="who knows")  # type: ignore[arg-type]
+
+
+async def dead_from_asyncio() -> None:
+    assert_type(await app.dead.find_async(error="refused"), list[DeadLetter])
+    assert_type(await app.dead.replay_async(worker="0193"), int)
