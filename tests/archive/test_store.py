@@ -46,6 +46,21 @@ def test_history_says_of_what_a_row_is_kept_and_for_how_long(
     assert books.swept(8 * DAY) == []
 
 
+def test_history_may_be_set_later_and_survives_the_archivist(tmp_path: Path) -> None:
+    books = Books(tmp_path)
+    books.acked()
+    assert books.go_on() == ["t1.0"]
+    books.write(r.HistorySet(0, "failures"))
+    books.acked()
+    assert books.go_on() == ["t1.0"]
+    books.archive.kill()
+    books.acked()
+    assert books.go_on() == ["t1.0"]
+    books.write(r.HistorySet(0, ""))
+    books.acked()
+    assert books.go_on() == ["t1.0", "t4.0"]
+
+
 def test_a_result_goes_with_its_time_and_a_failure_keeps_its_traceback(tmp_path: Path) -> None:
     books = Books(tmp_path)
     books.settled(r.SUCCEEDED, 6, b"2", DAY)

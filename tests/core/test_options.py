@@ -291,6 +291,41 @@ def test_what_is_moved_out_of_a_queue_with_limits_counts_there_no_more() -> None
     assert not harness.machine.core.state.catalogue.weights[0].bytes
 
 
+def test_the_log_says_of_what_the_archive_keeps_rows_whoever_gave_it() -> None:
+    harness = Harness()
+    harness.run("declare q=own history=failures")
+    told = harness.run("declare q=mail")
+    assert not any("HistorySet" in line for line in told)
+    told = harness.run("set q=mail history=all")
+    assert sum("HistorySet queue=1 history=all" in line for line in told) == 1
+    machine = harness.machine
+    for options, drop in (({"history": "none"}, False), ({}, True)):
+        frame = SetPolicy(correlation=9, name="p", pattern="*", options=options, drop=drop)
+        machine.submit(harness.named["A"], frame)
+        machine.settle()
+        assert machine.core.state.catalogue.untold == {}
+        assert machine.core.state.catalogue.told[0] == "failures"
+    harness.run("publish q=new a")
+    frame = SetPolicy(correlation=9, name="p", pattern="n*", options={"history": "all"})
+    machine.submit(harness.named["A"], frame)
+    machine.settle()
+    told_of = machine.core.state.catalogue.told
+    assert told_of == {0: "failures", 1: "all", 2: "all"}
+    harness.run("crash")
+    assert harness.machine.core.state.catalogue.told == told_of
+    assert harness.machine.core.state.catalogue.untold == {}
+
+
+def test_after_a_checkpoint_it_is_said_again() -> None:
+    harness = Harness()
+    harness.run("declare q=mail history=failures")
+    harness.machine.save()
+    harness.run("crash")
+    harness.run("wait 1s")
+    catalogue = harness.machine.core.state.catalogue
+    assert (catalogue.told, catalogue.untold) == ({0: "failures"}, {})
+
+
 # --- Any story
 
 

@@ -77,7 +77,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Limits: ({"by_name"}, {"clock", "_by_scope", "_fading"}),
     Bucket: ({"missing", "at_ms"}, {"used"}),
     Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
-    Member: ({"session", "number", "grants"}, {"connection"}),
+    Member: ({"session", "number", "grants"}, {"connection", "untold"}),
     Session: ({"id", "members"}, {"alive_until_ms", "over"}),
     Attempts: (
         {
@@ -100,7 +100,17 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {"policies", "weights"},
         {
             *("shaped", "single", "holders", "waiting", "owned", "unused", "left", "dying"),
-            *("crowded", "arrived", "gone_lanes", "next_look_ms", "began_ms", "reached", "elders"),
+            *(
+                "crowded",
+                "arrived",
+                "gone_lanes",
+                "next_look_ms",
+                "began_ms",
+                "reached",
+                "elders",
+                "told",
+                "untold",
+            ),
         },
     ),
     Terms: ({"declared", "changed", "owner", "deleted"}, set()),

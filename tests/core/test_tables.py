@@ -127,6 +127,7 @@ EXAMPLES: dict[str, r.Record] = {
         1_700_086_400_000,
     ),
     "policy_set": r.PolicySet("short", "mail*", 5, True, {"max_length": 5}),
+    "history_set": r.HistorySet(3, "failures"),
     "policies_reached": r.PoliciesReached(300),
     "limit_set": r.LimitSet(
         "shop.mail",

@@ -822,3 +822,36 @@ def rows_of(peer: Peer) -> list[int]:
         at += wire.PEEKED.size + n_reason + n_error
         at += 4 + wire.SIZE.unpack_from(answer.raw, at)[0]
     return found
+
+
+# --- Cancelled while its worker was away
+
+
+def test_a_worker_is_told_of_a_cancel_when_it_comes_back(machine: Machine) -> None:
+    parent, child = worker(machine), worker(machine, 1)
+    (token,) = take(machine, child, 1)
+    machine.disconnect(child)
+    asker = greeted(machine)
+    parent.received.clear()
+    cancel = f.CancelMany(correlation=5, queue="q", terminate=True, grace_ms=500)
+    machine.submit(asker, cancel)
+    machine.settle()
+    revoke = f.Revoke(terminate=True, grace_ms=500, raw=wire.TOKEN.pack(*token))
+    assert parent.received == [revoke]
+    child = worker(machine, 1, raw=wire.TOKEN.pack(*token))
+    assert [type(each) for each in child.received] == [f.Welcome, f.Revoke]
+    assert child.received[1] == revoke
+    assert child.received[0].raw == wire.TOKEN.pack(*token), "and its lease is lost"
+    machine.disconnect(child)
+    assert [type(each) for each in worker(machine, 1).received] == [f.Welcome], "once"
+
+
+def test_a_parent_that_was_away_is_told_too(machine: Machine) -> None:
+    parent, child = worker(machine), worker(machine, 1)
+    take(machine, child, 2)
+    machine.disconnect(parent)
+    machine.submit(greeted(machine), f.CancelMany(correlation=5, queue="q"))
+    machine.settle()
+    back = worker(machine)
+    assert [type(each) for each in back.received] == [f.Welcome, f.Revoke]
+    assert len(back.received[1].raw) == 2 * wire.TOKEN.size

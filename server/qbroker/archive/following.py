@@ -66,6 +66,13 @@ class Follower:
         self.known.queues[record.number] = Queue(record.name, history)
         self.known.new_queues.add(record.number)
 
+    def history_set(self, stored: StoredRecord) -> None:
+        """By an operator or a policy, since the queue was declared."""
+        record = unpacked(stored, r.HistorySet)
+        if record.queue in self.known.queues:
+            self.known.queues[record.queue].history = record.history
+            self.known.new_queues.add(record.queue)
+
     def lane_opened(self, stored: StoredRecord) -> None:
         record = unpacked(stored, r.LaneOpened)
         self.known.lanes[record.number] = Lane(record.queue, record.task)
@@ -352,6 +359,7 @@ _NOTHING_KEPT = (None, 0, 0, None, None, None, None)
 
 RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.QueueOpened.TYPE: Follower.queue_opened,
+    r.HistorySet.TYPE: Follower.history_set,
     r.LaneOpened.TYPE: Follower.lane_opened,
     r.Published.TYPE: Follower.passes,
     r.PartStored.TYPE: Follower.passes,

@@ -233,6 +233,8 @@ class Broker:
             position = self._make_true(record, append)
         if self.state.catalogue.arrived:
             overflow.relieve(self.state, now, lambda record: self._make_true(record, append))
+        if self.state.catalogue.untold:
+            declaring.tell_archive(self.state, lambda record: self._make_true(record, append))
         if decision.listen:
             consuming.listen(self.state, decision.listen)
         out = self._take_effects()
@@ -248,7 +250,9 @@ class Broker:
             reply.correlation = frame.correlation
             synced = default if decision.synced is None else decision.synced
             out.append(Send(connection, reply, synced=synced))
-        return out
+        for effect in decision.afterwards:
+            effect.synced = default
+        return out + decision.afterwards
 
     def _make_true(self, record: r.Record, append: AppendRaw) -> int:
         position = append(record)
@@ -329,6 +333,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Overflowed: overflow.apply_overflowed,
     r.PolicySet: declaring.apply_policy_set,
     r.PoliciesReached: declaring.apply_policies_reached,
+    r.HistorySet: declaring.apply_history_set,
     r.LaneOpened: consuming.apply_lane_opened,
     r.Published: publishing.apply_published,
     r.PartStored: publishing.apply_part,

@@ -50,6 +50,11 @@ class Catalogue:
     """Those whose limits are new: what is over them is taken out, so much a turn."""
     elders: dict[int, Elders] = field(default_factory=dict)
     """Of those with limits that throw their oldest away."""
+    told: dict[int, str] = field(default_factory=dict)
+    """The option ``history`` of queues, as far as the log tells the archive; missing: the default.
+    Of what a checkpoint restores it is told again."""
+    untold: dict[int, str] = field(default_factory=dict)
+    """Those of which it is another by now."""
     arrived: list[tuple[Run, Sequence[int]]] = field(default_factory=list)
     """What came into queues with limits since somebody looked, in order."""
     gone_lanes: int = 0
@@ -100,6 +105,10 @@ class Catalogue:
         elif number not in self.elders:
             self.elders[number] = Elders(queue)
             self.elders[number].list_more()
+        if options.history != self.told.get(number, ""):
+            self.untold[number] = options.history
+        else:
+            self.untold.pop(number, None)
         if not options.max_bytes:
             self.weights.pop(number, None)
         elif number not in self.weights:
@@ -117,6 +126,7 @@ class Catalogue:
             group.discard(queue.number)
         tables: tuple[dict[int, Any], ...]
         tables = self.weights, self.holders, self.unused, self.left, self.elders
+        tables += self.told, self.untold
         for table in tables:
             table.pop(queue.number, None)
         self.gone_lanes += len(queue.lanes)

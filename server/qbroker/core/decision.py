@@ -15,6 +15,8 @@ class Decision:
     records: list[Record] = field(default_factory=list)
     reply: Frame | None = None
     effects: list[Effect] = field(default_factory=list)
+    afterwards: list[Effect] = field(default_factory=list)
+    """Effects that are sent behind the reply."""
     synced: bool | None = None
     """Whether the reply waits for stable storage, or for the kernel only.
 

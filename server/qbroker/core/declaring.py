@@ -4,7 +4,8 @@ Who declares a queue again must agree in every option that it names. What an ope
 meanwhile is no disagreement: an application that starts anew declares what it always did.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from qbroker.core import records as r
@@ -162,6 +163,8 @@ def apply_queue_opened(state: BrokerState, _position: int, record: r.QueueOpened
     queue = state.open_queue(record.number, record.name, QueueOptions())
     queue.terms.declared = named(record.options)
     queue.terms.owner = record.owner
+    if record.options.get("history"):
+        state.catalogue.told[record.number] = record.options["history"]
     state.refresh(queue)
 
 
@@ -196,6 +199,18 @@ def piece(state: BrokerState) -> int:
     catalogue = state.catalogue
     size = POLICY_WORK_MAX // (POLICY_QUEUE_WEIGHT + len(catalogue.policies))
     return min(len(state.numbered), catalogue.reached + size)
+
+
+def tell_archive(state: BrokerState, append: Callable[[r.Record], object]) -> None:
+    """The log says of what queues want history by now, so many of them at once."""
+    for number, history in list(islice(state.catalogue.untold.items(), POLICY_WORK_MAX // 10)):
+        append(r.HistorySet(number, history))
+
+
+def apply_history_set(state: BrokerState, _position: int, record: r.HistorySet) -> None:
+    """The archive knows."""
+    state.catalogue.told[record.queue] = record.history
+    state.catalogue.untold.pop(record.queue, None)
 
 
 def apply_policies_reached(state: BrokerState, _position: int, record: r.PoliciesReached) -> None:

@@ -224,3 +224,5 @@ def push_revoke(state: BrokerState, grant: Grant, position: int, record: r.Remov
         if told.connection:
             frame = Revoke(terminate=record.terminate, grace_ms=record.grace_ms, raw=token)
             state.effects.append(Send(told.connection, frame))
+        elif told.session:
+            told.untold[position, grant.number] = record.terminate, record.grace_ms

@@ -87,7 +87,7 @@ class Grant:
 class Member:
     """One holder of leases: a worker's parent, one of its children, or a plain consumer."""
 
-    __slots__ = ("connection", "grants", "number", "session")
+    __slots__ = ("connection", "grants", "number", "session", "untold")
 
     def __init__(self, session: "Session | None", number: int) -> None:
         self.session = session
@@ -95,6 +95,9 @@ class Member:
         self.grants: dict[int, Grant] = {}
         # Volatile: the connection number, 0 if there is none now.
         self.connection = 0
+        self.untold: dict[tuple[int, int], tuple[bool, int]] = {}
+        """Tokens of what was cancelled while it was away: (terminate, grace_ms). It is told when
+        it comes back."""
 
 
 class Session:

@@ -8,7 +8,7 @@ from qbroker.core import records as r
 from qbroker.core.alone import look_again
 from qbroker.core.burying import expiring_run
 from qbroker.core.consuming import Append
-from qbroker.core.declaring import piece
+from qbroker.core.declaring import piece, tell_archive
 from qbroker.core.deleting import bury_more, overdue
 from qbroker.core.effects import Close, Lookup
 from qbroker.core.leaving import end, give_back, part
@@ -144,7 +144,7 @@ def next_due(state: BrokerState, now: Now) -> int:
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
     catalogue = state.catalogue
     begun = state.leaving or state.remains or state.orders or state.peeks or catalogue.crowded
-    return 0 if begun or catalogue.reached >= 0 else max(0, min(waits))
+    return 0 if begun or catalogue.untold or catalogue.reached >= 0 else max(0, min(waits))
 
 
 def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
@@ -154,6 +154,8 @@ def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
         bury_more(state, append)
     if catalogue.reached >= 0:
         append(r.PoliciesReached(piece(state)))
+    if catalogue.untold:
+        tell_archive(state, append)
     if catalogue.waiting:
         look_again(state)
     if catalogue.crowded:

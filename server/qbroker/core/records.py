@@ -578,6 +578,15 @@ class PoliciesReached(Record):
 
 
 @dataclass(slots=True)
+class HistorySet(Record):
+    """The queue's option ``history`` is this one by now, whoever gave it: for the archive."""
+
+    TYPE: ClassVar[int] = 49
+    queue: int
+    history: str
+
+
+@dataclass(slots=True)
 class LimitSet(Record):
     """A limit rule is in force under its name, or kept behind an operator's."""
 

@@ -13,7 +13,7 @@ what it still runs, and keeps it. A plain consumer's end with its connection.
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
-from qbroker.core.effects import Close, Effect, Lookup
+from qbroker.core.effects import Close, Effect, Lookup, Send
 from qbroker.core.gates import around
 from qbroker.core.leases import Consumer, Member, Session, epoch_and_count
 from qbroker.core.leaving import end, give_back, part
@@ -25,7 +25,7 @@ from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey, place_of
 from qprotocol import wire
-from qprotocol.frames import Bye, Hello, Ok, Welcome
+from qprotocol.frames import Bye, Hello, Ok, Revoke, Welcome
 
 ROLES = ("producer", "worker", "member", "consumer", "admin")
 
@@ -69,7 +69,20 @@ def decide_hello(
         server_ms=now.wall_ms,
         raw=b"".join(wire.TOKEN.pack(*token) for token in lost),
     )
+    decision.afterwards += cancelled_meanwhile(connection, member)
     return decision
+
+
+def cancelled_meanwhile(connection: int, member: Member) -> list[Effect]:
+    """What was cancelled while the member was away: it is told as if it had been here."""
+    orders: dict[tuple[bool, int], list[bytes]] = {}
+    for token, order in member.untold.items():
+        orders.setdefault(order, []).append(wire.TOKEN.pack(*token))
+    member.untold = {}
+    return [
+        Send(connection, Revoke(terminate=terminate, grace_ms=grace_ms, raw=b"".join(tokens)))
+        for (terminate, grace_ms), tokens in orders.items()
+    ]
 
 
 def check_hello(frame: Hello) -> None:
