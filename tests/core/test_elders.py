@@ -87,6 +87,12 @@ class Story:
             assert [position for _, position in islice(found, count)] == waits[:count]
 
 
+def test_a_run_that_is_in_the_heap_twice_under_one_head_is_one() -> None:
+    story = Story()
+    story.tell([("put", 0, 3), ("take", 0, 1), ("look", 0, 1), ("back", 0, 1), ("take", 0, 1)])
+    story.look(0, 9)
+
+
 def test_lanes_that_were_there_are_listed_so_many_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit for a queue with many lanes: what is too much goes once all are known."""
     monkeypatch.setattr(elders, "ELDERS_LANES_MAX", 2)

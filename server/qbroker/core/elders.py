@@ -75,13 +75,14 @@ class Elders:
 
     def oldest(self) -> Generator[tuple[Run, int], None, None]:
         """Ready messages, the oldest first; the runs must not change meanwhile. Close it."""
-        passed: list[Run] = []
+        passed: list[tuple[int, Run]] = []
         heads: list[tuple[int, Run, Iterator[int]]] = []
         try:
             while (run := self._leading()) or heads:
                 if run and (not heads or self._keys[run] < heads[0][0]):
+                    # Unlisted meanwhile: it may stand in the heap twice under this head.
                     heappop(self._heap)
-                    passed.append(run)
+                    passed.append((self._keys.pop(run), run))
                     waiting = iter(run)
                     heappush(heads, (next(waiting), run, waiting))
                     continue
@@ -93,8 +94,9 @@ class Elders:
                 else:
                     heapreplace(heads, (following, run, waiting))
         finally:
-            for run in passed:
-                heappush(self._heap, (self._keys[run], run))
+            for key, run in passed:
+                self._keys[run] = key
+                heappush(self._heap, (key, run))
 
     def _leading(self) -> Run | None:
         """The run whose head is oldest; the top of the heap is true then."""
