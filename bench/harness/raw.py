@@ -214,9 +214,7 @@ class _Consumer:
                 delivered = decode_header(header)
                 assert isinstance(delivered, Deliver)
                 taken += delivered.count
-                for index in range(delivered.runs):
-                    first, count = wire.RUN.unpack_from(raw, index * wire.RUN.size)
-                    acks += self._acks(delivered.grant, first, count)
+                acks += self._acks(delivered.grant, raw[: delivered.runs * wire.RUN.size])
             elif kind == Settled.TYPE:
                 self.unconfirmed -= 1
                 if raw:
@@ -225,14 +223,24 @@ class _Consumer:
             self.connection.socket.sendall(acks)
         return taken
 
-    def _acks(self, grant: int, first: int, count: int) -> bytes:
-        frames = []
-        for start in range(first, first + count, self.batch):
-            run = wire.ACK_RUN.pack(grant, start, min(self.batch, first + count - start))
-            self.correlation += 1
-            self.unconfirmed += 1
-            frames.append(encode(Ack(correlation=self.correlation, raw=run)))
-        return b"".join(frames)
+    def _acks(self, grant: int, runs: bytes) -> bytes:
+        """Of all these messages, `batch` a frame or fewer, however long or short their runs are."""
+        frames, some, room = bytearray(), bytearray(), self.batch
+        for first, count in wire.RUN.iter_unpack(runs):
+            at, end = first, first + count
+            while at < end:
+                taken = min(room, end - at)
+                some += wire.ACK_RUN.pack(grant, at, taken)
+                at, room = at + taken, room - taken
+                if not room:
+                    frames += self._ack(some)
+                    some, room = bytearray(), self.batch
+        return bytes(frames + self._ack(some)) if some else bytes(frames)
+
+    def _ack(self, runs: bytes) -> bytes:
+        self.correlation += 1
+        self.unconfirmed += 1
+        return encode(Ack(correlation=self.correlation, raw=bytes(runs)))
 
 
 def subscriptions(load: Load, credit: int) -> Iterator[Consume]:
