@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any
 
+from qbroker.core.keys import TIME
 from qbroker.core.leases import Grant
 from qbroker.core.limits import Limit
 from qbroker.core.moment import Now
@@ -76,6 +77,17 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             key: (x.position, x.run and x.run.number, x.is_ready)
             for key, x in sorted(state.orderings.items())
             if not x.is_free
+        },
+        "keys": {
+            key: each
+            for key, each in sorted(state.keys.held.items())
+            if each.until != TIME or each.until_ms > now.wall_ms
+        },
+        "keys of": (sorted(state.keys.of.items()), state.keys.starting, state.keys.doomed),
+        "answers": {
+            number: p.answers
+            for number, p in sorted(state.producers.items())
+            if p.seen_ms >= now.wall_ms - PRODUCER_IDLE_MS
         },
         "granted": {epoch: count for epoch, count in state.granted.items() if count},
     }

@@ -27,9 +27,10 @@ from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.lanekeys import KEY_OPTIONS, LaneKeys
 from qprotocol.limitrules import parse_rate, show_rate
-from qprotocol.message import Message, Outcome, unpack_message, walk
+from qprotocol.message import Message, Outcome, pack_fields, unpack_message, walk
 from qprotocol.names import pack_task_names
 from qprotocol.options import RetryPolicy
+from qprotocol.uniquekeys import IdempotencyKey, UniqueKey, unpack_existing
 from transcript import (
     peeked,
     read_grant,
@@ -42,6 +43,7 @@ from transcript import (
     shown_report,
     shown_result,
     shown_token,
+    shown_value,
 )
 
 MESSAGE_FLAGS = {"early": wire.ACK_EARLY, "ignored": wire.IGNORE_RESULT, "maydrop": wire.MAY_DROP}
@@ -160,6 +162,10 @@ class Harness:
         if isinstance(frame, f.Report):
             return f"Report {shown_report(raw)}"
         values = shown_fields(frame, ("correlation", "raw"))
+        if isinstance(frame, f.Published):
+            for number, other, position in unpack_existing(raw):
+                at = f"@{shown_position(position)}" if position else ""
+                values += f" {number}={other}{at}"
         return f"{kind} {values}".rstrip()
 
     def delivered(self, name: str, frame: f.Deliver) -> str:
@@ -252,7 +258,7 @@ class Harness:
             expires_ms=self.at(words, "expires"),
             keys=self.lane_keys(words),
             flags=sum(MESSAGE_FLAGS[name] for name in words.text("flags").split(",") if name),
-            fields=bytes.fromhex(words.text("fields")),
+            fields=bytes.fromhex(words.text("fields")) or key_fields(words, body),
             root=words.text("root"),
             headers=headers_of(words.text("headers")),
         )
@@ -494,6 +500,23 @@ class Harness:
             for row in rows
         ]
 
+    # Verbs: keys.
+
+    def keys(self, words: Words) -> list[str]:
+        """What the table of keys says; of one, `keys NAME`."""
+        rows = self.machine.core.keys(self.machine.now, "".join(words.plain))
+        return [
+            "key   " + " ".join(f"{k}={shown_value(k, v)}" for k, v in row.items() if v)
+            for row in rows
+        ]
+
+    def free(self, words: Words) -> None:
+        """An operator frees a key: `free KEY kind=unique scope=task name=t`."""
+        rest = {
+            name: words.options[name] for name in ("kind", "scope", "name") if name in words.options
+        }
+        self.ask(words, f.ForgetKey(key=words.plain[0], **rest))
+
     # Verbs: asking.
 
     def watch(self, words: Words) -> None:
@@ -698,6 +721,8 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "limit": Harness.limit,
     "unlimit": Harness.unlimit,
     "limits": Harness.limits,
+    "keys": Harness.keys,
+    "free": Harness.free,
     "watch": Harness.watch,
     "cancel": Harness.cancel,
     "forget": Harness.forget,
@@ -722,6 +747,27 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "move": Harness.move,
     "why": Harness.why,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
+
+
+def key_fields(words: Words, body: str) -> bytes:
+    """The meta fields of `unique=KEY scope= until= held= conflict=` and `idem=KEY window=`; % in
+    a key is the body.
+    """
+    fields = {}
+    if "unique" in words.options:
+        until = "time" if "held" in words.options else words.text("until", "finished")
+        unique = UniqueKey(
+            words.text("unique").replace("%", body),
+            words.text("scope", "task"),
+            until,
+            words.text("conflict", "return"),
+            words.duration("held"),
+        )
+        fields[wire.UNIQUE] = unique.pack()
+    if "idem" in words.options:
+        key = words.text("idem").replace("%", body)
+        fields[wire.IDEMPOTENCY] = IdempotencyKey(key, words.duration("window")).pack()
+    return pack_fields(fields)
 
 
 def left_over(row: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from machine import START_MS
 from qbroker.core import records as r
+from qbroker.core.keys import unpack_held
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
@@ -72,7 +73,23 @@ def shown_batch(batch: r.MessageBatch) -> str:
     ]
     expiring = [f"expires[{i}]={shown_value('expires_ms', ms)}" for i, ms in batch.expiring]
     named = [f"id[{i}]={name.decode()}" for i, name in batch.named]
-    return " ".join([*runs, *expiring, *named])
+    return " ".join([*runs, *expiring, *named, *shown_keyed(batch.keyed)])
+
+
+def shown_keyed(keyed: r.Keyed | None) -> Iterator[str]:
+    """Keys that are taken, what others stand for, what goes."""
+    if keyed is None:
+        return
+    for index, key, _, until_ms, _, position in keyed.taken:
+        kind, name, text = unpack_held(key)
+        where = str(index) if index >= 0 else shown_position(position)
+        ends = f" until {shown_value('until_ms', until_ms)}" if until_ms else ""
+        yield f"key[{where}]={kind}:{name}:{text}{ends}"
+    for number, _, name in keyed.existing:
+        yield f"existing[{number}]={name[1:].decode(errors='backslashreplace')}"
+    yield from (f"replaces={shown_position(position)}" for position, _ in keyed.replaced)
+    if keyed.dropped:
+        yield f"dropped={keyed.dropped}"
 
 
 def shown_bytes(raw: bytes) -> str:
@@ -119,6 +136,18 @@ def shown_record(record: r.Record) -> str:
     if isinstance(record, r.LetterEdited):
         said = f"{kind} letter={shown_position(record.letter)} home={record.home}"
         return f"{said} {shown_batch(record.batch)}"
+    if isinstance(record, r.PartsCommitted):
+        told = shown_fields(record, ("keyed", "wall_ms"))
+        return " ".join([kind, told, *shown_keyed(record.keyed)])
+    if isinstance(record, r.Redelayed):
+        rows = [
+            f"lane{lane}:{shown_position(at)}@{shown_value('due_ms', due)}"
+            for lane, _, at, _, due, _ in record.entries
+        ]
+        return " ".join([kind, *rows])
+    if isinstance(record, r.KeysDropped):
+        keys = [":".join(map(str, unpack_held(key))) for key in record.keys]
+        return " ".join([kind, *keys, *(["lapsed"] if record.lapsed else [])])
     if isinstance(record, r.LaneOpened):
         rest = shown_fields(record, ("number", "queue", "keys"))
         rest += "".join(f" {name}={value}" for name, value in shown_keys(record.keys))

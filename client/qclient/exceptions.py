@@ -125,6 +125,10 @@ class DuplicateId(RefusedError, NotDone):
     """A message with that chosen id is still alive."""
 
 
+class NotUnique(RefusedError, NotDone):
+    """Another task has the unique key; ``details`` have the key and the id of that task."""
+
+
 class NoExchange(RefusedError, NotDone):
     """The exchange does not exist."""
 
@@ -220,6 +224,7 @@ REFUSALS: dict[str, type[RefusedError]] = {
     "BODY_TOO_LARGE": BodyTooLarge,
     "BATCH_TOO_LARGE": BatchTooLarge,
     "DUPLICATE_ID": DuplicateId,
+    "NOT_UNIQUE": NotUnique,
     "NO_EXCHANGE": NoExchange,
     "NO_QUEUE": NoQueue,
     "NO_ROUTE": NoRoute,

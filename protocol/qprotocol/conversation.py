@@ -101,6 +101,7 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.SetPolicy: (f.Ok,),
     f.SetLimit: (f.Ok,),
     f.DropLimit: (f.Ok,),
+    f.ForgetKey: (f.Ok,),
     f.Bye: (f.Ok,),
     f.DeclareExchange: (f.Ok,),
     f.DeleteExchange: (f.Ok,),

@@ -64,6 +64,10 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("BODY_TOO_LARGE", "A message or result is over its size limit."),
         ErrorRow("BATCH_TOO_LARGE", "A batch in parts is over the limit of bytes or messages."),
         ErrorRow("DUPLICATE_ID", "A message with that chosen id is still alive."),
+        ErrorRow(
+            "NOT_UNIQUE",
+            "Another message holds the unique key; details name it and its holder.",
+        ),
         ErrorRow("NO_EXCHANGE", "The exchange does not exist; the empty one routes by queue name."),
         ErrorRow("NO_QUEUE", "The queue does not exist."),
         ErrorRow("NO_LIMIT", "There is no limit rule of that name."),

@@ -210,15 +210,18 @@ class Publish(Frame):
 
 @frame(0x11, SERVER)
 class Published(Frame):
-    """Confirmed. Message i of the chunk has position ``first + i``.
+    """Confirmed. The i-th message that was stored has position ``first + i``.
 
-    With ``duplicate`` the chunk was here before, and ``first`` is 0.
+    With ``duplicate`` the chunk was here before, and ``first`` is 0. ``existing`` messages of the
+    chunk were not stored, because a unique or idempotency key of theirs was held: raw has a row
+    for each (uniquekeys.pack_existing) with the id of the message that stands for it.
     """
 
     first: "int"
     count: "int"
     durability: "str"
     duplicate: "bool" = False
+    existing: "int" = 0
 
 
 # Consuming.
@@ -548,10 +551,10 @@ class Peeked(Frame):
 
 @frame(0x54, CLIENT)
 class Inspect(Frame):
-    """Ask for a table: queues, exchanges, bindings, policies, limits, definitions,
+    """Ask for a table: queues, exchanges, bindings, policies, limits, keys, definitions,
     stats or quarantine.
 
-    ``what`` may also be "queue": then ``name`` is which. Answered by Report.
+    ``what`` may also be "queue": then ``name`` is which; of keys it may be one. Answered by Report.
     """
 
     what: "str"
@@ -733,6 +736,20 @@ class SetLimit(Frame):
     name: "str"
     rule: "dict[str, Any]"
     origin: "str" = "operator"
+
+
+@frame(0x4D, CLIENT)
+class ForgetKey(Frame):
+    """Free a key that is held. Answered by Ok; count is 1 if it was held.
+
+    ``kind`` is "unique" or "idempotency"; ``scope`` one of uniquekeys.SCOPES, and ``name`` the
+    queue or task that goes with it. An idempotency key has the scope "task".
+    """
+
+    key: "str"
+    kind: "str" = "unique"
+    scope: "str" = "task"
+    name: "str" = ""
 
 
 @frame(0x5A, CLIENT)

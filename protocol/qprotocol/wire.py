@@ -85,7 +85,9 @@ ORIGIN = 1
 """Set by the broker, refused from clients: u8-counted exchange and routing key that brought the
 message into its queue."""
 UNIQUE = 2
-"""Reserved for unique keys."""
+"""The unique key of the message: see uniquekeys.py."""
+IDEMPOTENCY = 3
+"""Its idempotency key: see uniquekeys.py."""
 
 # Outcomes.
 ACK = 1

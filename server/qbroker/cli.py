@@ -30,6 +30,7 @@ from qbroker.exchangecommands import (
     publish_command,
     unbind_command,
 )
+from qbroker.keycommands import unique_group
 from qbroker.limitcommands import limit_group
 from qbroker.logcommands import log_group
 from qbroker.ops.exits import Exit, Trouble
@@ -76,7 +77,7 @@ for more in (
     *(log_group, backup_command, restore_command, tasks_command, task_command, queue_group),
     *(policy_group, export_command, import_command),
     *(exchange_group, bind_command, unbind_command, bindings_command, publish_command),
-    *(limit_group, dead_group),
+    *(limit_group, dead_group, unique_group),
     *(cancel_command, purge_command, why_command),
 ):
     commands.add_command(more)

@@ -142,6 +142,12 @@ class Config:
         "Results in memory at once, until they are archived: beyond it the oldest go first.")
     named_ids_max: int = setting(1_000_000, COUNT, (0, 100_000_000),
         "Ids not minted by our clients, kept to find and deduplicate; they cost memory.")
+    unique_keys_max: int = setting(1_000_000, COUNT, (0, 100_000_000),
+        "Unique keys held at once, some 400 bytes of memory each: beyond it publishes are refused.")
+    idempotency_keys_max: int = setting(1_000_000, COUNT, (0, 100_000_000),
+        "The same for idempotency keys, which are held as long as their windows last.")
+    idempotency_window_ms: int = setting(DAY, DURATION, (SECOND, 366 * DAY),
+        "How long an idempotency key is held if a publish says no window of its own.")
     delay_max_ms: int = setting(365 * DAY, DURATION, (SECOND, 3650 * DAY),
         "Furthest a message may be scheduled: catches seconds mistaken for milliseconds.")
     retry_max_ms: int = setting(DAY, DURATION, (SECOND, 365 * DAY),

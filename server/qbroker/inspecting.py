@@ -58,20 +58,21 @@ STATISTICS: dict[str, Callable[[Statistics, Log], Any]] = {
 """What is counted."""
 COUNTED = {"queues", *STATISTICS}
 """What takes a look at all queues."""
-CORE: dict[str, Callable[[Broker, Now], Any]] = {
-    "bindings": lambda core, _: core.bindings(),
-    "policies": lambda core, _: core.policies(),
-    "definitions": lambda core, _: core.definitions(),
-    "limits": lambda core, now: core.limits(now),
+CORE: dict[str, Callable[[Broker, Now, str], Any]] = {
+    "bindings": lambda core, *_: core.bindings(),
+    "policies": lambda core, *_: core.policies(),
+    "definitions": lambda core, *_: core.definitions(),
+    "limits": lambda core, now, _: core.limits(now),
+    "keys": lambda core, now, name: core.keys(now, name),
 }
-"""What only the core can tell."""
-NAMES = "queues, queue, exchanges, bindings, policies, limits, definitions, stats or quarantine"
+"""What only the core can tell; of one thing alone, if a name is given."""
+NAMES = "queues, queue, exchanges, bindings, policies, limits, keys, definitions, stats, quarantine"
 
 
 def inspected(frame: Inspect, core: Broker, now: Now) -> Frame:
     """The Report, or an Error for a table that does not exist. Those of COUNTED are not for it."""
     if frame.what in CORE:
-        return report(CORE[frame.what](core, now), frame.correlation)
+        return report(CORE[frame.what](core, now, frame.name), frame.correlation)
     if frame.what == "queue":
         found = core.queue_described(frame.name)
         if found:

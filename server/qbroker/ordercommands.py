@@ -169,6 +169,11 @@ def at_limit(row: dict[str, Any]) -> str:
     return which + taken + heavy + (f"; room in {ago(opens)}" if opens else "")
 
 
+def redelayed(row: dict[str, Any]) -> str:
+    times = "once" if row["redelayed"] == 1 else f"{row['redelayed']} times"
+    return f"others with its unique key {row['key']!r} have moved its time {times}"
+
+
 def shut(row: dict[str, Any]) -> str:
     opens = row.get("opens_in_ms")
     more = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("reason", "opens_in_ms") and v)
@@ -191,6 +196,7 @@ def full(row: dict[str, Any]) -> str:
 
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "due": due,
+    "unique": redelayed,
     "paused": paused,
     "limit": at_limit,
     "large_order": lambda _row: "a cancel, purge or move by filter of its queue is under way",

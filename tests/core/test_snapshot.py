@@ -15,6 +15,7 @@ from qbroker.core.buckets import Bucket
 from qbroker.core.catalogue import Catalogue
 from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
+from qbroker.core.keys import Holder, Keys
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
 from qbroker.core.letters import Letter, Letters
@@ -88,7 +89,12 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     ),
     Letter: ({"number", "died_ms", "home", "worker", "expires_ms", "due_ms"}, set()),
     Letters: ({"by_position", "count"}, {"_numbers", "_positions"}),
-    Producer: ({"highest", "window", "seen_ms"}, set()),
+    Producer: ({"highest", "window", "seen_ms", "answers"}, set()),
+    Keys: ({"held", "doomed"}, {"of", "starting", "windows", "met", "_lapses"}),
+    Holder: (
+        {"position", "id", "until", "until_ms", "run", "due_ms", "redelayed"},
+        set(),
+    ),
     Upload: (
         {
             *("staged", "timers", "expiries", "delayed", "named", "continued", "weighed", "last"),

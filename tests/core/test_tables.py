@@ -10,6 +10,7 @@ import pytest
 from qbroker.core import records as r
 from qbroker.core.broker import APPLY, ASK, DECIDE
 from qbroker.core.endings import CHANGES
+from qbroker.core.keys import pack_held
 from qbroker.core.settling import OUTCOMES
 from qprotocol import wire
 from qprotocol.errors import ERRORS
@@ -86,13 +87,32 @@ def rich_batch() -> r.MessageBatch:
     return found
 
 
+KEY = pack_held(2, "shop.mail", "user-7")
+
+
+def keyed_batch() -> r.MessageBatch:
+    found = batch("a")
+    found.keyed = r.Keyed(
+        [[0, KEY, 3, 1_700_000_060_000, b"\x00invoice-1", 0]],
+        [[1, 2 << 20, b"\x01" + bytes(16)]],
+        [[2 << 20, 128]],
+    )
+    return found
+
+
 EXAMPLES: dict[str, r.Record] = {
     "booted": r.Booted(2, 1_700_000_000_000, "0.1.0"),
     "queue_opened": r.QueueOpened(0, "q", {"fsync": "", "retries_max": 3}),
     "lane_opened": r.LaneOpened(1, 0, "shop.mail", b"\x01"),
     "published": r.Published(7, 1, 1_700_000_000_000, rich_batch()),
+    "published_keyed": r.Published(7, 2, 1_700_000_000_000, keyed_batch()),
     "part_stored": r.PartStored(4, 9, True, 0, batch("x")),
     "parts_committed": r.PartsCommitted(4, 9, 7, 2, 1_700_000_000_000),
+    "parts_committed_keyed": r.PartsCommitted(
+        4, 9, 7, 2, 1_700_000_000_000, r.Keyed([], [[0, 1 << 20, b"\x00a"]], [], [0])
+    ),
+    "redelayed": r.Redelayed([[0, 0, 2 << 20, 0, 1_700_000_000_500, KEY]]),
+    "keys_dropped": r.KeysDropped([KEY], lapsed=True),
     "granted": r.Granted(1 << 40 | 1, b"s" * 16, 1, [[0, 0, 2 << 20, 3]]),
     "granted_exactly": r.GrantedExactly(
         1 << 40 | 1, b"s" * 16, 1, [[0, 0, 2 << 20, 3]], 1_700_000_000_000

@@ -12,6 +12,7 @@ from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.message import Message, Outcome, pack_fields, pack_origin
 from qprotocol.options import RetryPolicy
+from qprotocol.uniquekeys import pack_existing
 
 TOP = 2**64 - 1
 MINTED = "0193a5b0-1234-7abc-9def-0123456789ab"
@@ -20,6 +21,7 @@ DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke",
     "consume",
     "consume_nothing",
     "consume_names",
+    "published",
 }
 
 MESSAGES: dict[str, Message] = {
@@ -327,6 +329,15 @@ FRAMES: dict[str, f.Frame] = {
     ),
     "edit_dead": f.EditDead(position=3 << 20, number=2, author="ana", raw=PLAIN, correlation=53),
     "drop_dead": f.DropDead(author="ana", raw=wire.LETTER.pack(3 << 20 | 7, 2), correlation=54),
+    "published_existing": f.Published(
+        first=3 << 20,
+        count=2,
+        durability="synced",
+        existing=1,
+        correlation=4,
+        raw=pack_existing([(1, 2 << 20, False, b"invoice-1")]),
+    ),
+    "forget_key": f.ForgetKey(key="user-7", name="shop.mail", correlation=21),
 }
 
 CASES: dict[str, dict[str, Any]] = {

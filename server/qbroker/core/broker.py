@@ -31,6 +31,7 @@ from qbroker.core import (
     definitions,
     deleting,
     endings,
+    freeing,
     limiting,
     moving,
     orders,
@@ -43,6 +44,7 @@ from qbroker.core import (
     quarantine,
     sessions,
     settling,
+    staging,
     why,
 )
 from qbroker.core import records as r
@@ -84,6 +86,8 @@ class Broker:
             each.list_all()
         epoch = self.state.epoch + 1 + skipped
         self._make_true(r.Booted(epoch, now.wall_ms, version), append)
+        if self.state.keys.doomed:
+            freeing.remove_doomed(self.state, now, lambda record: self._make_true(record, append))
 
     # Turns.
 
@@ -204,6 +208,10 @@ class Broker:
         """A row a limit rule, by name, as JSON has it. Costs a step for each key."""
         return limiting.limit_rows(self.state, now)
 
+    def keys(self, now: Now, wanted: str) -> list[dict[str, Any]]:
+        """A row a unique or idempotency key that is held, as JSON has it; of all, or of one."""
+        return freeing.key_rows(self.state, now, wanted)
+
     def had_parts(self, connection: int, correlation: int) -> bool:
         """Whether parts of that frame came, which belong to no frame from now on."""
         return self.state.arrivals.pop((connection, correlation), None) is not None
@@ -231,6 +239,8 @@ class Broker:
         position = 0
         for record in decision.records:
             position = self._make_true(record, append)
+        if self.state.keys.doomed:
+            freeing.remove_doomed(self.state, now, lambda record: self._make_true(record, append))
         if self.state.catalogue.arrived:
             overflow.relieve(self.state, now, lambda record: self._make_true(record, append))
         if self.state.catalogue.untold:
@@ -310,6 +320,7 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.DropLimit: limiting.decide_drop_limit,
     f.ReplayDead: deadletters.decide_replay,
     f.DropDead: deadletters.decide_drop,
+    f.ForgetKey: freeing.decide_forget_key,
     f.Bye: sessions.decide_bye,
 }
 ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], Decision]] = {
@@ -336,9 +347,9 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.HistorySet: declaring.apply_history_set,
     r.LaneOpened: consuming.apply_lane_opened,
     r.Published: publishing.apply_published,
-    r.PartStored: publishing.apply_part,
-    r.PartsCommitted: publishing.apply_commit,
-    r.UploadDropped: publishing.apply_dropped,
+    r.PartStored: staging.apply_part,
+    r.PartsCommitted: staging.apply_commit,
+    r.UploadDropped: staging.apply_dropped,
     r.Granted: consuming.apply_granted,
     r.GrantedExactly: consuming.apply_granted,
     r.HandedDown: consuming.apply_handed_down,
@@ -364,5 +375,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.ExchangeDeleted: binding.apply_exchange_deleted,
     r.Bound: binding.apply_bound,
     r.Unbound: binding.apply_unbound,
+    r.Redelayed: freeing.apply_redelayed,
+    r.KeysDropped: freeing.apply_keys_dropped,
     r.Kept: apply_kept,
 }

@@ -11,6 +11,7 @@ def buried(state: BrokerState, run: Run, position: int, wall_ms: int, worker: by
     """
     target = state.attempts[position].run
     assert target is not None, position
+    state.keys.end(position)
     queue, options = target.lane.queue, target.lane.queue.options
     state.ready(target, position, 1)
     size = state.catalogue.gone(run.lane.queue, position)

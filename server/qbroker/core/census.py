@@ -100,4 +100,6 @@ class Census:
             quarantine.quarantined_messages(state),
             exchanges=binding.exchange_statistics(state),
             routed=dict(state.exchanges.counts),
+            keys=state.keys.counts(),
+            keys_met=dict(state.keys.met),
         )

@@ -263,7 +263,11 @@ class Handout:
         session = consumer.member.session
         holder = session.id if session else b"", consumer.member.number
         rows = [[run.lane.number, run.priority, first, count] for run, first, count in entries]
-        if queue.gated and any(around(run.lane) for run, _, _ in entries):
+        starting = state.keys.starting
+        is_keyed = starting and any(
+            not starting.isdisjoint(range(first, first + count)) for _, first, count in entries
+        )
+        if is_keyed or (queue.gated and any(around(run.lane) for run, _, _ in entries)):
             self.append(r.GrantedExactly(number, *holder, rows, self.now.wall_ms))
         else:
             self.append(r.Granted(number, *holder, rows))
@@ -318,6 +322,8 @@ def lease(
             run.lane.ordering.goes_out(first)
         positions = range(first, first + count)
         leases.update(dict.fromkeys(positions, grant))
+        if state.keys.starting:
+            state.keys.go_out(positions)
         lane = run.lane
         lane.leased += count
         lane.shelf.leased += count

@@ -17,10 +17,11 @@ from typing import Any
 
 from qbroker.core import records as r
 from qbroker.core.exchanges import Exchange
+from qbroker.core.keying import NOWHERE
 from qbroker.core.lanes import kind_of
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, bad
 from qbroker.core.settings import ROUTED_BYTES_MAX, ROUTED_MESSAGES_MAX
-from qbroker.core.survey import ROUTED, Survey, bad
+from qbroker.core.survey import ROUTED, Survey
 from qprotocol import wire
 from qprotocol.header import decode_map
 from qprotocol.message import names_end, pack_fields, pack_origin, pack_route, unpack_route
@@ -201,6 +202,7 @@ class Copies:
     def note_marks(self, made: r.MessageBatch, of: list[int]) -> None:
         """What expires, whose id was chosen, and whether positions are those of the frame."""
         source = self.source
+        made.keyed = source.keyed
         if source.expiring:
             expires = {row[0]: row[1] for row in source.expiring}
             made.expiring = [[i, expires[each]] for i, each in enumerate(of) if each in expires]
@@ -208,7 +210,24 @@ class Copies:
             firsts = {each: i for i, each in reversed(list(enumerate(of)))}
             named = [[firsts[each], name] for each, name in source.named if each in firsts]
             made.named = sorted(named, key=itemgetter(0))
+        if source.keyed or source.marks:
+            self.note_keys(made, of)
         self.survey.shifted = of != list(range(source.count))
+
+    def note_keys(self, made: r.MessageBatch, of: list[int]) -> None:
+        """A key is that of the message's first copy; of none if there is no copy."""
+        source, places = self.source, dict[int, list[int]]()
+        for i, each in enumerate(of):
+            places.setdefault(each, []).append(i)
+        if made.keyed:
+            places[NOWHERE] = [NOWHERE]
+            rows = [row for row in made.keyed.taken if row[0] in places]
+            made.keyed.taken = [[places[row[0]][0], *row[1:]] for row in rows]
+        for mark in source.marks:
+            if mark.index in places:
+                mark.index, *others = places[mark.index]
+                mark.others = tuple(others)
+                made.marks.append(mark)
 
     def note_counts(self) -> None:
         """All of it is taken in: the exchanges have counted it."""
@@ -242,7 +261,7 @@ def copies(survey: Survey, source: r.MessageBatch) -> r.MessageBatch:
     The very batch if there are none. A chosen id is that of the first copy alone. Costs about
     a microsecond a copy.
     """
-    if not survey.routed:
+    if not survey.routed or not source.count:
         return source
     raw, starts = source.raw, source.offsets
     assert starts is not None

@@ -19,7 +19,7 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     """These messages are over."""
     leases = state.leases
     # As they are now: what ends first may empty one of the tables that the rest is still in.
-    kept = bool(state.attempts or state.names or state.continued)
+    kept = bool(state.attempts or state.names or state.continued or state.keys.of)
     asked = bool(state.results.waiters or state.origin)
     weights = state.catalogue.weights
     for _number, first, count in record.runs:
@@ -44,7 +44,7 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
     if record.change in r.DEAD:
         worker = session.id if session else b""
         buried(state, run, record.position, record.finished_ms, worker)
-    if record.follow_on.count:
+    if record.follow_on.count or record.follow_on.keyed:
         if record.replaced:
             state.replace(record.position, position + 1)
             state.catalogue.gone(run.lane.queue, record.position)

@@ -11,6 +11,7 @@ from qbroker.core.consuming import Append
 from qbroker.core.declaring import piece, tell_archive
 from qbroker.core.deleting import bury_more, overdue
 from qbroker.core.effects import Close, Lookup
+from qbroker.core.freeing import lapsed
 from qbroker.core.leaving import end, give_back, part
 from qbroker.core.moment import Now
 from qbroker.core.orders import carry_on
@@ -44,6 +45,7 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
         records += expired(state, now, count)
     records += records_over(state, now.wall_ms, PAUSES_MAX)
     records += overdue(state, now)
+    records += lapsed(state, now)
     upto = state.results.releasable(ARCHIVED_MAX)
     if upto:
         records.append(r.Archived(upto))
@@ -135,7 +137,8 @@ def answer_late(state: BrokerState, now: Now) -> None:
 def next_due(state: BrokerState, now: Now) -> int:
     """Milliseconds until something may be due, at most a second."""
     waits = [0 if state.results.holds(state.results.archived) else 1_000]
-    for wall in (state.timers.next_ms(), state.expiries.next_ms(), state.pauses.next_ms()):
+    walls = state.timers.next_ms(), state.expiries.next_ms(), state.pauses.next_ms()
+    for wall in (*walls, state.keys.next_ms()):
         if wall:
             waits.append(wall - now.wall_ms)
     for mono in (state.results.next_ms(), state.keeper.next_ms()):

@@ -4,15 +4,15 @@ A publish is all or nothing. One in parts is staged as it arrives, in the log an
 Upload, and becomes true with the Publish that ends it.
 """
 
-from array import array
 from dataclasses import replace
 
 from qbroker.core import records as r
-from qbroker.core.chunks import note_chunk, seen_before
+from qbroker.core.chunks import answer_to, note_chunk, seen_before
 from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
+from qbroker.core.keying import hold, tell_existing
 from qbroker.core.moment import Now
-from qbroker.core.overflow import note_arrivals, note_upload, weighed
+from qbroker.core.overflow import note_arrivals
 from qbroker.core.pausing import check_intake
 from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import RETRY_AFTER_MS
@@ -51,19 +51,19 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
     if seen_before(state, frame.producer, frame.sequence):
         state.duplicates += 1
         durability = "synced" if state.synced else "written"
-        return Decision(
-            given_up(state, connection, frame.correlation),
-            Published(first=0, count=frame.count, durability=durability, duplicate=True),
-        )
+        reply = Published(first=0, count=frame.count, durability=durability, duplicate=True)
+        tell_existing(reply, answer_to(state, frame.producer, frame.sequence))
+        return Decision(given_up(state, connection, frame.correlation), reply)
     check_open(state)
-    survey = Survey(state, now)
+    survey, keyed = Survey(state, now), None
     if arrival:
-        count, records = last_part(survey, arrival, key, frame)
+        count, commit, records = last_part(survey, arrival, key, frame)
+        keyed = commit.keyed
     else:
         if frame.count > MESSAGES_PER_FRAME_MAX:
             raise too_many(f"{frame.count} messages in a frame")
         batch = copies(survey, survey.walk(frame.raw, 0, len(frame.raw)))
-        count = survey.count
+        count, keyed = survey.count, batch.keyed
         check_paused(survey, batch)
         if survey.shape:
             survey.shape.check_room()
@@ -72,8 +72,10 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
         raise RefusedError("BAD_MESSAGE", f"{count} messages where {frame.count} were announced")
     durability = "synced" if survey.synced else "written"
     reply = Published(first=0, count=count, durability=durability)
-    records = [*survey.opened, *records]
-    positioned = arrival is None and not survey.shifted
+    if keyed:
+        tell_existing(reply, keyed.existing)
+    records = [*survey.opened, *survey.redelays(), *records]
+    positioned = arrival is None and not survey.shifted and reply.existing < count
     return Decision(records, reply, synced=survey.synced, positioned=positioned)
 
 
@@ -160,8 +162,8 @@ def stage(survey: Survey, arrival: Arrival, key: tuple[int, int], raw: bytes) ->
 
 def last_part(
     survey: Survey, arrival: Arrival, key: tuple[int, int], frame: Publish
-) -> tuple[int, list[r.Record]]:
-    """How many messages came in all, and the records that make them true."""
+) -> tuple[int, r.PartsCommitted, list[r.Record]]:
+    """How many messages came in all, the record that makes them true, and all records."""
     state = survey.state
     if arrival.refused:
         raise arrival.refused
@@ -184,7 +186,10 @@ def last_part(
     survey.synced = survey.synced or arrival.synced
     now_ms = survey.now.wall_ms
     commit = r.PartsCommitted(*key, frame.producer, frame.sequence, now_ms)
-    return arrival.count, [stored, commit]
+    if arrival.marks:
+        commit.keyed = survey.keys().decide(arrival.marks)
+        survey.synced = survey.synced or survey.keys().synced
+    return arrival.count, commit, [stored, commit]
 
 
 def check_size(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> None:
@@ -249,10 +254,16 @@ def piece(
             break
         cut = end
     arrival.tail, raw = bytearray(raw[cut:]), raw[:cut]
-    arrival.lacking = lacking
+    arrival.lacking, survey.staging = lacking, True
     batch = copies(survey, survey.walk(raw, lead, cut + lacking))
     check_paused(survey, batch)
+    for mark in batch.marks:
+        mark.number += arrival.count
+        mark.index += arrival.placed
+        mark.others = tuple(each + arrival.placed for each in mark.others)
+    arrival.marks += batch.marks
     arrival.count += survey.count
+    arrival.placed += batch.count
     return r.PartStored(*key, begins, lead, batch)
 
 
@@ -288,6 +299,11 @@ def apply_messages(
         state.names[first + index] = name
     if state.catalogue.shaped:
         note_arrivals(state, first, batch)
+    if batch.keyed:
+        places = (
+            (lanes[n].run(p).number, due) for n, p, size, due in batch.runs for _ in range(size)
+        )
+        hold(state, batch.keyed, {i: (first + i, *each) for i, each in enumerate(places)})
 
 
 def expiring(
@@ -311,72 +327,5 @@ def expiring(
 def apply_published(state: BrokerState, position: int, record: r.Published) -> None:
     """The chunk is in: its messages wait, its producer has sent it."""
     apply_messages(state, position, record.batch)
-    note_chunk(state, record.producer, record.sequence, record.wall_ms)
-
-
-def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
-    """The piece is staged: nobody sees it yet."""
-    key = record.connection, record.correlation
-    if record.begins:
-        state.uploads[key] = Upload()
-    upload = state.uploads[key]
-    batch = record.batch
-    if record.lead:
-        upload.continued.setdefault(upload.last, []).append(position)
-    at = position
-    timed: dict[int, list[Entry]] = {}
-    for number, priority, count, due_ms in batch.runs:
-        if due_ms:
-            lane = state.lanes[number]
-            entry = due_ms, at, lane.run(priority).number
-            timed.setdefault(lane.queue.number, []).append(entry)
-        else:
-            staged = upload.staged.setdefault((number, priority), array("Q"))
-            staged.extend(range(at, at + count))
-        at += count
-    for group, entries in timed.items():
-        upload.timers.add(group, entries)
-    if batch.expiring:
-        expiries, both = expiring(state, position, batch)
-        for group, entries in expiries.items():
-            upload.expiries.add(group, entries)
-        for group, positions in both.items():
-            upload.delayed.setdefault(group, set()).update(positions)
-    upload.named.update((name, position + i) for i, name in batch.named)
-    upload.weighed += weighed(state, position, batch)
-    upload.count += batch.count
-    upload.parts += len(batch.raw)
-    if batch.count:
-        upload.last = position + batch.count - 1
-
-
-def apply_dropped(state: BrokerState, _position: int, record: r.UploadDropped) -> None:
-    """Nothing is staged under these numbers any more."""
-    del state.uploads[record.connection, record.correlation]
-
-
-def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -> None:
-    """The upload is true: its staged runs, and its timers, are hung in whole."""
-    upload = state.uploads.pop((record.connection, record.correlation))
-    if state.catalogue.shaped:
-        note_upload(state, upload)
-    for (number, priority), positions in upload.staged.items():
-        run = state.lanes[number].run(priority)
-        run.adopt(positions)
-        state.offered(run, len(positions))
-        run.lane.queue.counts["published"] += len(positions)
-    for group, count in upload.timers.counts():
-        queue = state.numbered[group]
-        queue.scheduled += count
-        queue.counts["published"] += count
-    state.timers.adopt(upload.timers)
-    state.expiries.adopt(upload.expiries)
-    for group, both in upload.delayed.items():
-        queue = state.numbered[group]
-        fewer, more = sorted((queue.delayed, both), key=len)
-        more |= fewer
-        queue.delayed = more
-    state.named.update(upload.named)
-    state.names.update(zip(upload.named.values(), upload.named, strict=True))
-    state.continued.update(upload.continued)
-    note_chunk(state, record.producer, record.sequence, record.wall_ms)
+    existing = record.batch.keyed.existing if record.batch.keyed else None
+    note_chunk(state, record.producer, record.sequence, record.wall_ms, existing)

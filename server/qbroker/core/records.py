@@ -61,6 +61,26 @@ class Record:
 
 
 @dataclass(slots=True)
+class Keyed:
+    """What the unique and idempotency keys of messages came to."""
+
+    taken: list[list[Any]] = field(default_factory=list)
+    """[index or -1 for no message of the batch, key as keys.pack_held has it, until,
+    until_ms, id behind a byte that says whether it is minted, position if the index is -1]"""
+    existing: list[list[Any]] = field(default_factory=list)
+    """[number in the frame, position, id as above] of what stands for messages not stored."""
+    replaced: list[list[int]] = field(default_factory=list)
+    """[position, run number] of messages whose place others take: Removed says so next."""
+    dropped: list[int] = field(default_factory=list)
+    """Of an upload: indexes of what was staged, and is not stored."""
+
+    def listed(self) -> list[Any]:
+        """All of it; the index of what was dropped only where something was."""
+        dropped = [self.dropped] if self.dropped else []
+        return [self.taken, self.existing, self.replaced, *dropped]
+
+
+@dataclass(slots=True)
 class MessageBatch:
     """Messages that become true together, and what apply must know of them."""
 
@@ -74,21 +94,29 @@ class MessageBatch:
     count: int = 0
     sizes: list[list[Any]] = field(default_factory=list)
     """[index, the sizes of neighbours from there on as u32] where a queue's bytes are limited."""
+    keyed: Keyed | None = None
+    """If any of them has a key."""
     offsets: "array[int] | None" = None
     """Volatile: where each message begins in ``raw``."""
     keys: tuple[int, int] = (0, 0)
     """Volatile: earliest and latest mint time of the ids, for the log's index."""
+    marks: list[Any] = field(default_factory=list)
+    """Volatile: keys.Mark of those that say something of keys, until it is decided."""
 
     def listed(self) -> list[Any]:
         """The durable part, as a list."""
-        sizes = [self.sizes] if self.sizes else []
-        return [self.runs, self.expiring, self.named, *sizes]
+        more: list[Any] = [self.sizes] if self.sizes or self.keyed else []
+        if self.keyed:
+            more.append(self.keyed.listed())
+        return [self.runs, self.expiring, self.named, *more]
 
     @classmethod
     def of(cls, listed: list[Any], raw: bytes) -> "MessageBatch":
         """The batch whose durable part is ``listed``."""
-        runs, expiring, named, *sizes = listed
-        return cls(runs, expiring, named, raw, sum(run[2] for run in runs), *sizes)
+        runs, expiring, named, *more = listed
+        sizes = more[0] if more else []
+        keyed = Keyed(*more[1]) if len(more) > 1 else None
+        return cls(runs, expiring, named, raw, sum(run[2] for run in runs), sizes, keyed)
 
 
 @dataclass(slots=True)
@@ -185,7 +213,7 @@ class PartStored(Record):
 
 @dataclass(slots=True)
 class PartsCommitted(Record):
-    """The pieces of an upload are true now, all of them."""
+    """The pieces of an upload are true now, all of them but what keys dropped."""
 
     TYPE: ClassVar[int] = 6
     connection: int
@@ -193,6 +221,14 @@ class PartsCommitted(Record):
     producer: int
     sequence: int
     wall_ms: int
+    keyed: Keyed | None = None
+    """By number of the message among all that the pieces bring."""
+
+    def listed(self) -> list[Any]:
+        """What keys came to only where there are any."""
+        keyed = [self.keyed.listed()] if self.keyed else []
+        known = self.connection, self.correlation, self.producer, self.sequence, self.wall_ms
+        return [*known, *keyed]
 
 
 @dataclass(slots=True)
@@ -657,6 +693,29 @@ class LettersDropped(Record):
 
 
 @dataclass(slots=True)
+class Redelayed(Record):
+    """Messages that wait, and nobody was ever handed, are due at another time."""
+
+    TYPE: ClassVar[int] = 41
+    entries: list[list[Any]]
+    """[lane number, priority, position, due_ms or 0 for ready, due_ms from now on or 0, key]"""
+
+
+@dataclass(slots=True)
+class KeysDropped(Record):
+    """These keys are free: their time is over, or somebody said so."""
+
+    TYPE: ClassVar[int] = 42
+    keys: list[bytes]
+    lapsed: bool
+
+    @property
+    def lazy(self) -> bool:
+        """Time frees a key without a record, too."""
+        return self.lapsed
+
+
+@dataclass(slots=True)
 class Kept(Record):
     """What cleaning has left of a record with messages or a result: bytes, no history.
 
@@ -711,7 +770,10 @@ def unpack(number: int, body: bytes) -> Record:
     """The record with that type number and body. Raises KeyError for a type not known."""
     cls: Any = RECORDS[number]
     if not HAS_RAW[number]:
-        record: Record = cls(*_unpack(body))
+        values = _unpack(body)
+        if cls is PartsCommitted:
+            values[5:] = [Keyed(*each) for each in values[5:]]
+        record: Record = cls(*values)
         return record
     values, raw = split(body)
     if cls is Kept:

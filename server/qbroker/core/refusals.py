@@ -21,6 +21,11 @@ class RefusedError(Exception):
         self.refused = Refused(code, message, retry_after_ms, details)
 
 
+def bad(index: int, why: str) -> RefusedError:
+    """A message breaks the envelope's format."""
+    return RefusedError("BAD_MESSAGE", f"message {index}: {why}", index=index)
+
+
 def queue_named(state: "BrokerState", name: str) -> "Queue":
     """The queue with that name. Raises RefusedError if there is none."""
     queue = state.queues.get(name)

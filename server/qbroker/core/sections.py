@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qbroker.core import declaring
-from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import Policy
 from qbroker.core.results import Results
+from qbroker.core.savedkeys import restore_keys, restore_producers, save_keys, save_producers
 from qbroker.core.savedletters import find_letters, restore_letters, save_letters
 from qbroker.core.savedlimits import restore_limits, restore_orderings, save_limits, save_orderings
 from qbroker.core.saveduploads import restore_uploads, save_uploads
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
 from qbroker.core.weights import Weights
-from qprotocol.limits import PRODUCER_WINDOW
 from qprotocol.options import QueueOptions
 
 VERSION = 4
@@ -299,28 +298,6 @@ def restore_quarantined(state: BrokerState, block: Block) -> None:
     state.quarantined = {p: tuple(row) for p, row in unpack_columns(block)[0].items()}
 
 
-_WINDOW_BYTES = PRODUCER_WINDOW // 8
-
-
-def save_producers(state: BrokerState) -> bytes:
-    """Columns: number, highest chunk, last seen. Windows one behind the other."""
-    known = state.producers.values()
-    windows = b"".join(each.window.to_bytes(_WINDOW_BYTES, "little") for each in known)
-    columns = [
-        column(state.producers),
-        column(each.highest for each in known),
-        column(each.seen_ms for each in known),
-    ]
-    return pack_columns(windows, columns)
-
-
-def restore_producers(state: BrokerState, block: Block) -> None:
-    windows, columns = unpack_columns(block)
-    for row, (number, highest, seen_ms) in enumerate(zip(*columns, strict=True)):
-        window = windows[row * _WINDOW_BYTES : (row + 1) * _WINDOW_BYTES]
-        state.producers[number] = Producer(highest, int.from_bytes(window, "little"), seen_ms)
-
-
 def save_results(state: BrokerState) -> bytes:
     return pack_columns(*state.results.saved())
 
@@ -358,6 +335,7 @@ SECTIONS: dict[str, Section] = {
     "limits": Section(("limits",), save_limits, restore_limits, since=4),
     "orderings": Section(("orderings",), save_orderings, restore_orderings, since=4),
     "pauses": Section(("pauses",), save_pauses, restore_pauses, since=4),
+    "keys": Section(("keys",), save_keys, restore_keys, since=4),
     "exchanges": Section(("exchanges",), save_exchanges, restore_exchanges, since=4),
     "letters": Section(("letters",), save_letters, restore_letters, since=4, without=find_letters),
 }

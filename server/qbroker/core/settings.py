@@ -16,6 +16,9 @@ class Settings:
     results_max: int = 1_000_000
     archive: bool = True
     named_ids_max: int = 1_000_000
+    unique_keys_max: int = 1_000_000
+    idempotency_keys_max: int = 1_000_000
+    idempotency_window_ms: int = 86_400_000
     upload_messages_max: int = 50_000
     upload_bytes_max: int = 64 * 1024 * 1024
     heartbeat_ms: int = 10_000
@@ -83,6 +86,12 @@ ORDERS_MAX = 100
 """Large orders under way at once."""
 WHY_LEAVES_MAX = 1_000
 """Leaves of timers, of 512 messages at most, that one Why looks through for a due time."""
+LAPSED_KEYS_MAX = 1_000
+"""Unique and idempotency keys freed in one turn because their time is over."""
+ANSWERS_MAX = 100_000
+"""Messages of one producer that others stand for, which are remembered with its chunks."""
+KEY_ROWS_MAX = 10_000
+"""Keys that one question is answered with."""
 FORGET_KEYS_MAX = 1_000
 """Keys of limits looked at in one turn because nobody uses them any more."""
 PEEK_LANES_MAX = 1_500

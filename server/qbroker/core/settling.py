@@ -149,11 +149,14 @@ def decide_settle(state: BrokerState, now: Now, _connection: int, frame: Settle)
     if count != frame.count:
         raise RefusedError("BAD_REQUEST", f"{count} outcomes where {frame.count} were announced")
     state.lease_lost += len(lost)
-    return settled(state, [*survey.opened, *records], lost, synced=synced or survey.synced)
+    before = [*survey.opened, *survey.redelays()]
+    return settled(state, [*before, *records], lost, synced=synced or survey.synced)
 
 
 GOES_ON = (wire.EXTEND, wire.PROGRESS, wire.START)
 REPLACES = (wire.FAIL, wire.RELEASE)
+ENDS = (r.SUCCEEDED, r.FAILED, r.REJECTED, r.POISONED)
+"""Changes after which the message holds no key."""
 
 
 def check_outcome(outcome: Outcome) -> None:
@@ -185,6 +188,7 @@ def outcome_record(
         )
     replaced = bool(outcome.flags & wire.HAS_REPLACEMENT and outcome.follow_on)
     survey.replacing = outcome.position if replaced else -1
+    survey.ending = outcome.position if change in ENDS else 0
     raw = b"".join(outcome.follow_on)
     follow_on = copies(survey, survey.walk(raw, 0, len(raw))) if raw else r.MessageBatch()
     if replaced:

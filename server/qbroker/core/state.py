@@ -14,6 +14,7 @@ from qbroker.core.chunks import Producer
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper, credit
+from qbroker.core.keys import Keys
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.letters import Letters
@@ -80,6 +81,7 @@ class BrokerState:
     limits: Limits = field(default_factory=Limits)
     orderings: dict[tuple[int, str], Ordering] = field(default_factory=dict)
     """(queue number, ordering key) to who holds it."""
+    keys: Keys = field(default_factory=Keys)
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.
     uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)
@@ -280,7 +282,7 @@ class BrokerState:
 
     def beside(self) -> list[Mapping[int, Any]]:
         """Tables that may have an entry for a message that was never handed out."""
-        tables = self.names, self.continued, self.results.waiters
+        tables = self.names, self.continued, self.results.waiters, self.keys.of, self.keys.doomed
         return [table for table in tables if table]
 
     def known(self, position: int) -> Attempts:
@@ -315,6 +317,7 @@ class BrokerState:
             self.letters.gone(position)
         self.continued.pop(position, None)
         self.late.discard(position)
+        self.keys.end(position)
         name = self.names.pop(position, None)
         if name is not None and self.named.get(name) == position:
             del self.named[name]
@@ -345,6 +348,7 @@ class BrokerState:
         self.moved[first] = after
         self.origin[after] = first
         self.results.move(position, after)
+        self.keys.move(position, after)
         self.attempts[after] = self.attempts.pop(position)
         self.letters.rename(position, after)
 

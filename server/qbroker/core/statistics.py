@@ -98,6 +98,10 @@ class Statistics:
     exchanges: tuple[ExchangeStatistics, ...] = ()
     routed: Mapping[str, int] = field(default_factory=dict)
     """Messages published to exchanges, copies they became, and those no queue got."""
+    keys: Mapping[str, int] = field(default_factory=dict)
+    """Unique and idempotency keys that are held."""
+    keys_met: Mapping[str, int] = field(default_factory=dict)
+    """Messages whose key was held, by what they said of that, since the start."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Filled by the engine: events published, delivered to listeners, and dropped."""
     listeners: int = 0

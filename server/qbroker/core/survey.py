@@ -8,9 +8,10 @@ from array import array
 from dataclasses import dataclass, field
 
 from qbroker.core import records as r
+from qbroker.core.keying import Keying, mark_of, note_dues, without
 from qbroker.core.lanes import Lane, kind_of
 from qbroker.core.moment import Now
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, bad
 from qbroker.core.shaping import Shape
 from qbroker.core.state import BrokerState
 from qprotocol import wire
@@ -57,6 +58,12 @@ class Survey:
     """Whether one of them names an exchange."""
     shifted: bool = False
     """Whether message i of the chunk is not message i of the batch, for copies are."""
+    staging: bool = False
+    """It is a part of a publish: keys are looked at when all of it has come."""
+    ending: int = 0
+    """The position of a message that is over when these come."""
+    keying: Keying | None = None
+    """What keys of messages come to, if one has any."""
 
     def walk(self, raw: bytes, at: int, end_max: int) -> r.MessageBatch:
         """The batch in ``raw[at:]``; the last message may end as late as ``end_max``.
@@ -97,7 +104,10 @@ class Survey:
             elif n_id:
                 batch.named.append([index, raw[start : start + n_id]])
             if n_meta:
-                check_meta(index, flags, raw[start + n_id : start + n_id + n_meta])
+                fields = check_meta(index, flags, raw[start + n_id : start + n_id + n_meta])
+                if fields and (index or self.replacing < 0):
+                    mark = mark_of(index, fields, route, flags, raw[start : start + n_id])
+                    batch.marks += [mark] if mark else []
             if expires:
                 batch.expiring.append([index, expires])
             due = due if due > now_ms else 0
@@ -110,12 +120,36 @@ class Survey:
             note(at)
             at, index = end, index + 1
         batch.count = index
+        self.count += index
+        if batch.marks:
+            note_dues(batch)
+            batch = batch if self.staging else self.keyed(batch)
         self.check_batch(batch, minted)
         return batch
 
+    def keys(self) -> Keying:
+        """What keys of messages come to; made on first use."""
+        if self.keying is None:
+            self.keying = Keying(self.state, self.now, following=self.following)
+        self.keying.ending = self.ending
+        return self.keying
+
+    def keyed(self, batch: r.MessageBatch) -> r.MessageBatch:
+        """The batch without messages that others stand for. Raises RefusedError."""
+        keying = self.keys()
+        keyed = keying.decide(batch.marks)
+        self.synced = self.synced or keying.synced
+        if keyed.dropped:
+            return without(batch, keyed)
+        batch.keyed, batch.marks = keyed, []
+        return batch
+
+    def redelays(self) -> list[r.Record]:
+        """The record for messages that are due at another time now, if there are any."""
+        return self.keying.redelays() if self.keying else []
+
     def check_batch(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
         """What is looked at once a batch. Raises RefusedError."""
-        self.count += batch.count
         self.check_dues(batch)
         self.settle_ids(batch, minted)
         self.note_queues(batch)
@@ -286,8 +320,8 @@ def place_of(raw: bytes) -> tuple[str, str, bytes, int, int]:
     return queue, task, keys, priority, due_ms
 
 
-def check_meta(index: int, flags: int, meta: bytes) -> None:
-    """Raise RefusedError for what cannot be read, and for what only the broker may say."""
+def check_meta(index: int, flags: int, meta: bytes) -> dict[int, bytes]:
+    """The meta fields. Raises RefusedError for what cannot be read, or is the broker's to say."""
     try:
         _, _, principal, _, behind = unpack_meta(meta)
         fields = meta_fields(behind) if flags & wire.MARKED else {}
@@ -297,6 +331,7 @@ def check_meta(index: int, flags: int, meta: bytes) -> None:
         raise bad(index, f"the principal {principal!r}: that is for the broker to say")
     if wire.ORIGIN in fields:
         raise bad(index, "the meta field ORIGIN: that is for the broker to say")
+    return fields
 
 
 def check_name(index: int, name: bytes) -> None:
@@ -332,11 +367,6 @@ def no_exchange(index: int, exchange: str) -> RefusedError:
         f"message {index}: exchange {exchange!r} does not exist: declare it first",
         index=index,
     )
-
-
-def bad(index: int, why: str) -> RefusedError:
-    """A message breaks the envelope's format."""
-    return RefusedError("BAD_MESSAGE", f"message {index}: {why}", index=index)
 
 
 def too_large(index: int, size: int, most: int) -> RefusedError:

@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 
+from qbroker.core.keys import Mark
 from qbroker.core.timers import Timers
 
 
@@ -25,6 +26,10 @@ class Arrival:
     lacking: int = 0
     """A publish: what the last message's body still lacks."""
     synced: bool = False
+    placed: int = 0
+    """A publish: messages that its pieces bring, copies and all."""
+    marks: list[Mark] = field(default_factory=list)
+    """A publish: those of them that say something of keys, by number among all of them."""
 
 
 @dataclass(slots=True)
@@ -47,3 +52,28 @@ class Upload:
     count: int = 0
     parts: int = 0
     """Bytes of messages so far."""
+
+    def places(self) -> dict[int, tuple[int, int, int]]:
+        """By number, each message's position, run number and due_ms. Costs a step a message."""
+        found = [(position, run, due_ms) for due_ms, position, run in self.timers.entries()]
+        for (lane, priority), positions in self.staged.items():
+            number = lane << 8 | priority + 128
+            found += [(position, number, 0) for position in positions]
+        return dict(enumerate(sorted(found)))
+
+    def drop(self, places: list[tuple[int, int, int]]) -> None:
+        """These are not stored: they are in none of its tables but ``weighed``."""
+        gone = {position for position, _, _ in places}
+        entries = [(due_ms, position, run) for position, run, due_ms in places if due_ms]
+        for group, _ in list(self.timers.counts()):
+            self.timers.remove(group, entries)
+        for key in {(run >> 8, (run & 0xFF) - 128) for _, run, due_ms in places if not due_ms}:
+            left = array("Q", (each for each in self.staged[key] if each not in gone))
+            if left:
+                self.staged[key] = left
+            else:
+                del self.staged[key]
+        for both in self.delayed.values():
+            both.difference_update(gone)
+        self.named = {name: each for name, each in self.named.items() if each not in gone}
+        self.continued = {p: parts for p, parts in self.continued.items() if p not in gone}

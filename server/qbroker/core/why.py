@@ -13,6 +13,7 @@ from qbroker.core.asking import known, lookup, run_known
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Send
 from qbroker.core.gates import around
+from qbroker.core.keys import unpack_held
 from qbroker.core.leases import UNTOUCHED
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
@@ -69,6 +70,7 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
         due_ms = state.timers.due_of(queue.number, position, WHY_LEAVES_MAX)
         in_ms = max(0, due_ms - now.wall_ms) if due_ms else None
         yield {"reason": "due", "due_ms": due_ms, "in_ms": in_ms, "failures": attempts.failures}
+        yield from redelayed(state, position)
     pause = state.pauses.dispatch.get(queue.number)
     if pause:
         yield {
@@ -87,6 +89,19 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
     before = ahead(run, position) if position in run else 0
     if before:
         yield {"reason": "behind", "of_its_lane": before}
+
+
+def redelayed(state: BrokerState, position: int) -> Iterator[Row]:
+    """That others with the message's unique key have moved its time, if they did. Costs a step a
+    key only for one that is held for a time.
+    """
+    keys = state.keys
+    found = [keys.of[position]] if position in keys.of else keys.held
+    for key in found:
+        holder = keys.held[key]
+        if holder.position == position and holder.redelayed:
+            _, name, text = unpack_held(key)
+            yield {"reason": "unique", "key": text, "name": name, "redelayed": holder.redelayed}
 
 
 def nobody(state: BrokerState, queue: Queue, task: str) -> Iterator[Row]:

@@ -180,6 +180,14 @@ METRICS: tuple[Row, ...] = (
         "Messages published to exchanges, the copies they became (routed), and those dropped "
         "because no queue was bound.",
         ("outcome",), each(lambda s: s.statistics.routed)),
+    Row("qbroker_keys", "gauge", "keys",
+        "Unique and idempotency keys held now; unique_keys_max and idempotency_keys_max bound "
+        "them.",
+        ("kind",), each(lambda s: s.statistics.keys)),
+    Row("qbroker_keys_met_total", "counter", "messages",
+        "Messages published while their key was held, by what they said of that: return, replace, "
+        "redelay or idempotency. All but replaced ones: answered, and not stored.",
+        ("rule",), each(lambda s: s.statistics.keys_met)),
     Row("qbroker_events_total", "counter", "events",
         "Events published, delivered to listeners, and dropped because a listener was slow.",
         ("outcome",), each(lambda s: s.statistics.events)),

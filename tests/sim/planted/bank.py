@@ -408,7 +408,7 @@ BANK = [
     Planted(
         "upload_seen_before_its_end",
         "the parts of a publish are handed out before the last one is here",
-        "qbroker.core.publishing:apply_part",
+        "qbroker.core.staging:apply_part",
         "upload.count += batch.count",
         "upload.count += batch.count\n    apply_messages(state, position, batch)",
     ),

@@ -1,0 +1,202 @@
+"""Keys that are held: of the messages with one, which is the one.
+
+    publish -----> held -----> free     handed out, over, or its time is over: as the key says
+                     '-- operator --> free
+
+    kind u8 | length u16 of the name | name of the queue or task | key        as the table has it
+
+A key that is held until its message is handed out or over is found by the message's position, so
+that whatever ends the message frees it. One that is held for a time is free by the clock alone.
+Idempotency keys are such keys, of a kind of their own.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from struct import Struct
+from typing import Any
+
+from qbroker.core.moment import Now
+from qprotocol.uniquekeys import SCOPES, UNTILS, IdempotencyKey, UniqueKey
+
+QUEUE, TASK, GLOBAL = SCOPES.values()
+IDEMPOTENCY = 4
+"""Kinds of keys: the scopes of unique ones, and one more."""
+STARTED, FINISHED, TIME = UNTILS.values()
+_HEAD = Struct("<BH")
+_SPARE = 1_000
+"""Times of keys that are free already, kept before they are cleared away."""
+
+
+@dataclass(slots=True)
+class Holder:
+    """The message that has a key. Durable."""
+
+    position: int
+    id: bytes
+    """u8 whether it is minted, and its bytes."""
+    until: int
+    until_ms: int = 0
+    """With ``until`` TIME: when the key is free."""
+    run: int = 0
+    """The number of the run it was published to."""
+    due_ms: int = 0
+    """When it is due, if it waits for its time."""
+    redelayed: int = 0
+    """How often its time was moved by another one with its key."""
+
+
+@dataclass(slots=True, eq=False)
+class Mark:
+    """What a message says of its keys, and what came of it. Volatile."""
+
+    index: int
+    """In its batch."""
+    number: int
+    """In its frame."""
+    id: bytes
+    """As a Holder's."""
+    unique: UniqueKey | None
+    idempotency: IdempotencyKey | None
+    place: str
+    """Where it goes: its queue, or exchange and routing key."""
+    task: str
+    due_ms: int = 0
+    others: tuple[int, ...] = ()
+    """In a publish in parts: the other copies of the same message."""
+    stands: "Holder | Mark | None" = None
+    """The message is not stored, for this one stands for it."""
+
+    def held_as(self) -> bytes:
+        """The unique key as the table has it."""
+        assert self.unique is not None
+        scope = SCOPES[self.unique.scope]
+        name = {QUEUE: self.place, TASK: self.task, GLOBAL: ""}[scope]
+        return pack_held(scope, name, self.unique.key)
+
+    def done_as(self) -> bytes:
+        """The idempotency key as the table has it."""
+        assert self.idempotency is not None
+        return pack_held(IDEMPOTENCY, self.task, self.idempotency.key)
+
+
+def pack_held(kind: int, name: str, key: str) -> bytes:
+    """A key with its kind, and the name of the queue or task that it is a key of."""
+    raw = name.encode()
+    return _HEAD.pack(kind, len(raw)) + raw + key.encode()
+
+
+def unpack_held(held: bytes) -> tuple[int, str, str]:
+    """Kind, name and key."""
+    kind, size = _HEAD.unpack_from(held)
+    end = _HEAD.size + size
+    return kind, held[_HEAD.size : end].decode(), held[end:].decode()
+
+
+@dataclass(slots=True)
+class Keys:
+    """All keys that are held, and who holds them."""
+
+    held: dict[bytes, Holder] = field(default_factory=dict)
+    of: dict[int, bytes] = field(default_factory=dict)
+    """Positions to keys that these messages free when they are handed out, or over."""
+    starting: set[int] = field(default_factory=set)
+    """Those of ``of`` that do when they are handed out."""
+    doomed: dict[int, int] = field(default_factory=dict)
+    """Replaced, and to be taken out before anything is handed out: positions to run numbers."""
+    windows: int = 0
+    """How many of ``held`` are idempotency keys."""
+    met: Counter[str] = field(default_factory=Counter)
+    """Volatile: how many messages met a key that was held, by what became of them."""
+    _lapses: list[tuple[int, bytes]] = field(default_factory=list)
+    """A heap of (until_ms, key); those that mean no key any more are passed over."""
+
+    def take(self, key: bytes, holder: Holder) -> None:
+        """The key is the holder's, whosever it was."""
+        self.drop(key)
+        self.held[key] = holder
+        self.windows += key[0] == IDEMPOTENCY
+        if holder.until == TIME:
+            heappush(self._lapses, (holder.until_ms, key))
+            if len(self._lapses) > 2 * len(self.held) + _SPARE:
+                self._list_lapses()
+        else:
+            self.of[holder.position] = key
+            if holder.until == STARTED:
+                self.starting.add(holder.position)
+
+    def drop(self, key: bytes) -> None:
+        """The key is free."""
+        holder = self.held.pop(key, None)
+        if holder is not None:
+            self.windows -= key[0] == IDEMPOTENCY
+            if self.of.get(holder.position) == key:
+                del self.of[holder.position]
+                self.starting.discard(holder.position)
+
+    def go_out(self, positions: range) -> None:
+        """These are handed out: keys that are held until then are free."""
+        for position in self.starting.intersection(positions):
+            self.drop(self.of[position])
+
+    def end(self, position: int) -> None:
+        """The message is over, or a dead letter: its key is free."""
+        key = self.of.get(position)
+        if key is not None:
+            self.drop(key)
+        self.doomed.pop(position, None)
+
+    def move(self, position: int, after: int) -> None:
+        """Another position stands for the message: it holds the key."""
+        key = self.of.pop(position, None)
+        if key is not None:
+            self.of[after] = key
+            self.held[key].position = after
+
+    def get(self, key: bytes, now: Now) -> Holder | None:
+        """Who holds the key; what is held for a time only as long as that lasts."""
+        holder = self.held.get(key)
+        if holder is None or (holder.until == TIME and holder.until_ms <= now.wall_ms):
+            return None
+        return holder
+
+    def lapsed(self, now: Now, limit: int) -> list[bytes]:
+        """Keys whose time is over, at most ``limit``; each is told once."""
+        found: list[bytes] = []
+        lapses, held = self._lapses, self.held
+        while lapses and lapses[0][0] <= now.wall_ms and len(found) < limit:
+            until_ms, key = heappop(lapses)
+            holder = held.get(key)
+            if holder and holder.until_ms == until_ms:
+                found.append(key)
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """How many keys of each kind are held."""
+        return {"unique": len(self.held) - self.windows, "idempotency": self.windows}
+
+    def next_ms(self) -> int:
+        """When the time of the next key is over; 0 is never."""
+        return self._lapses[0][0] if self._lapses else 0
+
+    def _list_lapses(self) -> None:
+        timed = ((h.until_ms, key) for key, h in self.held.items() if h.until == TIME)
+        self._lapses = list(timed)
+        heapify(self._lapses)
+
+    # In a snapshot.
+
+    def saved(self) -> list[Any]:
+        """A row a key; who is to be taken out."""
+        rows = [
+            [key, h.position, h.id, h.until, h.until_ms, h.run, h.due_ms, h.redelayed]
+            for key, h in self.held.items()
+        ]
+        return [rows, self.doomed]
+
+    def restore(self, saved: list[Any]) -> None:
+        """The same keys are held."""
+        rows, doomed = saved
+        for key, *rest in rows:
+            self.take(key, Holder(*rest))
+        self.doomed.update(doomed)

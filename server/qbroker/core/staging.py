@@ -1,0 +1,90 @@
+"""What the records of a publish in parts do: staged beside the queues, and hung in whole."""
+
+from array import array
+
+from qbroker.core import records as r
+from qbroker.core.chunks import note_chunk
+from qbroker.core.keying import hold
+from qbroker.core.overflow import note_upload, weighed
+from qbroker.core.publishing import expiring
+from qbroker.core.state import BrokerState
+from qbroker.core.timers import Entry
+from qbroker.core.uploads import Upload
+
+
+def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
+    """The piece is staged: nobody sees it yet."""
+    key = record.connection, record.correlation
+    if record.begins:
+        state.uploads[key] = Upload()
+    upload = state.uploads[key]
+    batch = record.batch
+    if record.lead:
+        upload.continued.setdefault(upload.last, []).append(position)
+    at = position
+    timed: dict[int, list[Entry]] = {}
+    for number, priority, count, due_ms in batch.runs:
+        if due_ms:
+            lane = state.lanes[number]
+            entry = due_ms, at, lane.run(priority).number
+            timed.setdefault(lane.queue.number, []).append(entry)
+        else:
+            staged = upload.staged.setdefault((number, priority), array("Q"))
+            staged.extend(range(at, at + count))
+        at += count
+    for group, entries in timed.items():
+        upload.timers.add(group, entries)
+    if batch.expiring:
+        expiries, both = expiring(state, position, batch)
+        for group, entries in expiries.items():
+            upload.expiries.add(group, entries)
+        for group, positions in both.items():
+            upload.delayed.setdefault(group, set()).update(positions)
+    upload.named.update((name, position + i) for i, name in batch.named)
+    upload.weighed += weighed(state, position, batch)
+    upload.count += batch.count
+    upload.parts += len(batch.raw)
+    if batch.count:
+        upload.last = position + batch.count - 1
+
+
+def apply_dropped(state: BrokerState, _position: int, record: r.UploadDropped) -> None:
+    """Nothing is staged under these numbers any more."""
+    del state.uploads[record.connection, record.correlation]
+
+
+def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -> None:
+    """The upload is true: its staged runs, and its timers, are hung in whole."""
+    upload = state.uploads.pop((record.connection, record.correlation))
+    keyed = record.keyed
+    if keyed:
+        places = upload.places()
+        dropped = [places[index] for index in keyed.dropped]
+        upload.drop(dropped)
+    if state.catalogue.shaped:
+        note_upload(state, upload)
+        for position, number, _ in dropped if keyed else ():
+            state.catalogue.gone(state.run_numbered(number).lane.queue, position)
+    for (lane, priority), positions in upload.staged.items():
+        run = state.lanes[lane].run(priority)
+        run.adopt(positions)
+        state.offered(run, len(positions))
+        run.lane.queue.counts["published"] += len(positions)
+    for group, count in upload.timers.counts():
+        queue = state.numbered[group]
+        queue.scheduled += count
+        queue.counts["published"] += count
+    state.timers.adopt(upload.timers)
+    state.expiries.adopt(upload.expiries)
+    for group, both in upload.delayed.items():
+        queue = state.numbered[group]
+        fewer, more = sorted((queue.delayed, both), key=len)
+        more |= fewer
+        queue.delayed = more
+    state.named.update(upload.named)
+    state.names.update(zip(upload.named.values(), upload.named, strict=True))
+    state.continued.update(upload.continued)
+    if keyed:
+        hold(state, keyed, places)
+    existing = keyed.existing if keyed else None
+    note_chunk(state, record.producer, record.sequence, record.wall_ms, existing)
