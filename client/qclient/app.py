@@ -169,7 +169,7 @@ class App:
 
     def _sent(self, task_id: bytes | str, answer: Published) -> AsyncResult[Any]:
         result: AsyncResult[Any] = AsyncResult(task_id, self)
-        result._position = answer.first  # noqa: SLF001  # set late: see AsyncResult
+        confirm([result], answer)
         return result
 
     def send_task(
@@ -226,7 +226,7 @@ class App:
         chunk = atomic_chunk(self, signatures, now_ms)
         if chunk is None:
             return []
-        confirm(chunk, connection.call(chunk.publish(), Published, timeout_s))
+        confirm(chunk.results, connection.call(chunk.publish(), Published, timeout_s))
         return chunk.results
 
     async def send_many_async(
@@ -247,7 +247,7 @@ class App:
         chunk = atomic_chunk(self, signatures, connection.now_ms)
         if chunk is None:
             return []
-        confirm(chunk, await connection.call(chunk.publish(), Published, timeout_s))
+        confirm(chunk.results, await connection.call(chunk.publish(), Published, timeout_s))
         return chunk.results
 
     # Exchanges.

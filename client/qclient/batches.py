@@ -23,6 +23,7 @@ from qclient.signature import Signature
 from qprotocol.errors import ProtocolError
 from qprotocol.frames import Frame, Publish, Published
 from qprotocol.limits import FRAME_BYTES_MAX, MESSAGES_PER_FRAME_MAX
+from qprotocol.uniquekeys import Existing, unpack_existing
 
 if TYPE_CHECKING:
     from qclient.aconnection import AsyncConnection
@@ -153,7 +154,7 @@ class Tally:
         if type(answer) is not Published:
             self.failed(chunk, ProtocolError("BAD_FRAME", f"{answer!r:.80} to a Publish"))
             return
-        confirm(chunk, answer)
+        confirm(chunk.results, answer)
         self.confirmed += chunk.results
 
     def failed(self, chunk: Chunk, error: Exception) -> None:
@@ -179,11 +180,22 @@ class Tally:
         raise PartialPublish(self.confirmed, self.refused, self.unknown) from self.error
 
 
-def confirm(chunk: Chunk, answer: Published) -> None:
-    """The handles know where their messages are."""
+def confirm(results: list[AsyncResult[Any]], answer: Published) -> None:
+    """The handles know where their messages are, and which tasks stand for them."""
+    stored = results
+    if answer.existing:
+        found = {row.number: row for row in unpack_existing(answer.raw)}
+        stored = [result for nth, result in enumerate(results) if nth not in found]
+        for nth, row in found.items():
+            stand_for(results[nth], row)
     if answer.first:
-        for position, result in enumerate(chunk.results, answer.first):
+        for position, result in enumerate(stored, answer.first):
             result._position = position  # noqa: SLF001  # set late: see AsyncResult
+
+
+def stand_for(result: AsyncResult[Any], row: Existing) -> None:
+    """The handle is that of the task that was there before."""
+    result._id, result._position, result._existing = row.id, row.position, True  # noqa: SLF001
 
 
 def send_many(

@@ -24,6 +24,7 @@ from qprotocol.limits import (
     TOPIC_BYTES_MAX,
 )
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
+from qprotocol.uniquekeys import CONFLICTS, HOLD_MS_MAX, SCOPES, UNIQUE_KEY_BYTES_MAX
 
 PREVIEW_CHARS_MAX = 4_096
 """Of a preview: with four bytes each it fits into the headers, and leaves room for others."""
@@ -50,7 +51,18 @@ class KeyOptions(TypedDict, total=False):
     weight: int
 
 
-class SendOptions(RetryOptions, KeyOptions, total=False):
+class UniqueOptions(TypedDict, total=False):
+    """Which other tasks a task may not be there with, and publishes that are one."""
+
+    unique_key: bool | str | Callable[..., str | None] | None
+    unique_scope: Literal["queue", "task", "global"]
+    unique_until: Literal["started", "finished"] | float | timedelta
+    unique_conflict: Literal["return", "reject", "replace", "redelay"]
+    idempotency_key: bool | str | Callable[..., str | None] | None
+    idempotency_window: float | timedelta
+
+
+class SendOptions(RetryOptions, KeyOptions, UniqueOptions, total=False):
     """What a task declares and a call may say otherwise."""
 
     queue: str
@@ -145,6 +157,12 @@ def is_rate(value: Any) -> bool:
     return True
 
 
+def is_span(value: Any) -> bool:
+    if not (is_number(value) or isinstance(value, timedelta)):
+        return False
+    return 0 < milliseconds(value) <= HOLD_MS_MAX
+
+
 def is_moment(value: Any) -> bool:
     return isinstance(value, datetime) and value.tzinfo is not None
 
@@ -181,9 +199,26 @@ KEYS: dict[str, Option] = {
         lambda v: type(v) is int and 1 <= v <= WEIGHT_MAX,
     ),
 }
+UNIQUE_KEY = Option(
+    f"True for the task with its arguments, a text of up to {UNIQUE_KEY_BYTES_MAX} bytes, a "
+    "function of the call's arguments, or None",
+    lambda v: v is None or isinstance(v, (bool, str)) or callable(v),
+)
+UNIQUE: dict[str, Option] = {
+    "unique_key": UNIQUE_KEY,
+    "unique_scope": Option(" or ".join(map(repr, SCOPES)), lambda v: v in SCOPES),
+    "unique_until": Option(
+        '"started", "finished", or seconds above 0 or a timedelta, up to a year',
+        lambda v: v in ("started", "finished") or is_span(v),
+    ),
+    "unique_conflict": Option(" or ".join(map(repr, CONFLICTS)), lambda v: v in CONFLICTS),
+    "idempotency_key": UNIQUE_KEY,
+    "idempotency_window": Option("seconds above 0 or a timedelta, up to a year", is_span),
+}
 SEND: dict[str, Option] = (
     RETRY
     | KEYS
+    | UNIQUE
     | {
         "queue": Option(f"the name of a queue, up to {NAME_BYTES_MAX} bytes", is_name),
         "exchange": Option(

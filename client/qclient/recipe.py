@@ -20,6 +20,7 @@ from qclient.preview import preview_of_call
 from qclient.routes import destination, is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
 from qclient.topology import Broadcast
+from qclient.uniqueness import is_keyed, key_fields
 from qprotocol import wire
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import LaneKeys
@@ -154,8 +155,11 @@ class Callee:
             **options,
         }
         preview = preview_of_call(self.name, args, kwargs, said)
-        recipe = make_recipe(self, options, routed, preview=preview)
-        if not options and not said["preview_chars"] and is_static(conf.task_routes):
+        keyed = is_keyed(said)
+        fields = key_fields(self, options, args, kwargs) if keyed else b""
+        recipe = make_recipe(self, options, routed, preview=preview, fields=fields)
+        is_same = not (options or keyed or said["preview_chars"])
+        if is_same and is_static(conf.task_routes):
             self.recipe = recipe
         return recipe
 
@@ -202,7 +206,7 @@ class Callee:
             "weight": request.keys.weight,
             **options,
         }
-        recipe = make_recipe(self, kept, {}, request.retry_policy, request.preview)
+        recipe = make_recipe(self, kept, {}, request.retry_policy, preview=request.preview)
         recipe.route.root, recipe.route.parent = request.root_id, request.parent_id
         return recipe.pack(request.id, self.encode(recipe, args, kwargs), 0)
 
@@ -212,9 +216,14 @@ def make_recipe(
     options: Mapping[str, Any],
     routed: Mapping[str, Any],
     policy: RetryPolicy | None = None,
+    *,
     preview: str = "",
+    fields: bytes = b"",
 ) -> Recipe:
-    """The recipe for calls of ``callee`` with these options and that route."""
+    """The recipe for calls of ``callee`` with these options and that route.
+
+    ``fields`` are its keys; a message that replaces another has those of that one.
+    """
     conf = callee.app.conf
     said = {**callee.options, **routed, **options}
     if not RETRY.keys().isdisjoint(options):
@@ -237,6 +246,7 @@ def make_recipe(
         flags=flags,
         content=CONTENTS[said.get("serializer", conf.task_serializer)],
         headers=pack_headers(options, policy, preview),
+        fields=fields,
     )
     return Recipe(template, due_of(options), said.get("expires"))
 

@@ -35,12 +35,13 @@ class AsyncResult(Generic[R]):
     """A task by its id: ``add.delay(1, 2)``, or ``AsyncResult(id, app=app)`` from anywhere."""
 
     # Thousands are made a second: slots, and those that are rarely needed are set late.
-    __slots__ = ("_app", "_final", "_id", "_position")
+    __slots__ = ("_app", "_existing", "_final", "_id", "_position")
 
     _app: "App | None"
     _id: bytes | str
     _position: int
     _final: Result
+    _existing: bool
 
     def __init__(self, id: str | bytes, app: "App | None" = None) -> None:  # noqa: A002
         """The handle of task ``id``; 16 bytes are a minted id as it travels.
@@ -62,6 +63,13 @@ class AsyncResult(Generic[R]):
     def task_id(self) -> str:
         """Celery's name for ``id``."""
         return self.id
+
+    @property
+    def is_existing(self) -> bool:
+        """Whether the call was not stored, because a unique or idempotency key of its was held:
+        this is the task that stands for it.
+        """
+        return getattr(self, "_existing", False)
 
     @property
     def app(self) -> "App":

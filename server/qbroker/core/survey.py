@@ -104,10 +104,8 @@ class Survey:
             elif n_id:
                 batch.named.append([index, raw[start : start + n_id]])
             if n_meta:
-                fields = check_meta(index, flags, raw[start + n_id : start + n_id + n_meta])
-                if fields and (index or self.replacing < 0):
-                    mark = mark_of(index, fields, route, flags, raw[start : start + n_id])
-                    batch.marks += [mark] if mark else []
+                meta = raw[start + n_id : start + n_id + n_meta]
+                self.look_at_meta(batch, flags, route, raw[start : start + n_id], meta)
             if expires:
                 batch.expiring.append([index, expires])
             due = due if due > now_ms else 0
@@ -120,12 +118,18 @@ class Survey:
             note(at)
             at, index = end, index + 1
         batch.count = index
-        self.count += index
-        if batch.marks:
-            note_dues(batch)
-            batch = batch if self.staging else self.keyed(batch)
-        self.check_batch(batch, minted)
-        return batch
+        return self.checked(batch, minted)
+
+    def look_at_meta(
+        self, batch: r.MessageBatch, flags: int, route: bytes, raw_id: bytes, meta: bytes
+    ) -> None:
+        """What the next message of the batch says beside. Raises RefusedError."""
+        assert batch.offsets is not None
+        index = len(batch.offsets)
+        fields = check_meta(index, flags, meta)
+        if fields and (index or self.replacing < 0):
+            mark = mark_of(index, fields, route, flags, raw_id)
+            batch.marks += [mark] if mark else []
 
     def keys(self) -> Keying:
         """What keys of messages come to; made on first use."""
@@ -148,13 +152,18 @@ class Survey:
         """The record for messages that are due at another time now, if there are any."""
         return self.keying.redelays() if self.keying else []
 
-    def check_batch(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
-        """What is looked at once a batch. Raises RefusedError."""
+    def checked(self, batch: r.MessageBatch, minted: list[bytes]) -> r.MessageBatch:
+        """What is looked at once a batch; what there is to store of it. Raises RefusedError."""
+        self.count += batch.count
+        if batch.marks:
+            note_dues(batch)
+            batch = batch if self.staging else self.keyed(batch)
         self.check_dues(batch)
         self.settle_ids(batch, minted)
         self.note_queues(batch)
         if not self.routed:
             self.fit(batch)
+        return batch
 
     def fit(self, batch: r.MessageBatch) -> None:
         """The batch is as the options of its queues have it. Raises RefusedError."""
