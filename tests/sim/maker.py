@@ -41,8 +41,15 @@ class Maker:
         fsync = self.swarm.queues.get(queue, {}).get("fsync", "")
         return fsync != "always" if fsync else self.default_relaxed
 
-    def make(self, rng: Random, *, in_parts: bool = False, like: Known | None = None) -> Known:
-        """A new message; ``like``: one that replaces that one, under its id."""
+    def make(
+        self,
+        rng: Random,
+        *,
+        in_parts: bool = False,
+        like: Known | None = None,
+        keyed: bool = False,
+    ) -> Known:
+        """A new message; ``like``: one that replaces that one, under its id; perhaps ``keyed``."""
         has = self.swarm.has
         self.uids += 1
         queue = like.message.queue if like else self.queue(rng)
@@ -67,6 +74,9 @@ class Maker:
             message.parent = str(like.uid)
         elif message.task or rng.random() < 0.3:
             message.id = self.name(rng)
+        keyed = keyed and bool(message.id) and has("unique keys") and not self.relaxed(queue)
+        if keyed and rng.random() < 0.3:
+            self.oracle.keys.choose(rng, message, self.uids)
         return self.oracle.add(
             message, self.uids, relaxed=self.relaxed(queue), in_order=not in_parts
         )

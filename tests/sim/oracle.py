@@ -17,6 +17,7 @@ Promises held here (numbers are those of the list of promises):
     P9  only what ran counts as crashed                     ``check_counters``
     P11 first deliveries of a queue and priority in order    ``check_order``
     P20 results are what the worker sent                    ``told``
+    of a unique key one is there, and what is not stored is answered  ``sim/keys.py``
     what names an exchange is in each queue bound for it, once, or in none  ``still``, ``_placed``
 and: nothing is invented, nothing comes back after its end, nothing comes before its time,
 a lease ends only for a reason, and "definitely not done" is the truth.
@@ -35,6 +36,7 @@ from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import Message, unpack_message, walk
 from qprotocol.states import State
 from qprotocol.wire import SLOT_BITS
+from sim.keys import Keys
 from sim.limits import Limits
 from sim.swarm import EVERY
 from sim.world import Mark, Violation, World
@@ -189,6 +191,7 @@ class Oracle:
         """What was handed out of those."""
         self.limits: Limits | None = None
         """Those of the seed, if it has limits or ordering keys."""
+        self.keys = Keys(self)
         self.lost_tick = -1
         """When something that was only written was last lost."""
 
@@ -233,9 +236,10 @@ class Oracle:
             raise Violation(f"taken a second time: {chunk}")
         if chunk.wants_sync and reply.durability != "synced":
             raise Violation(f"confirmed as {reply.durability}: {chunk}")
+        stored = self.keys.published(chunk, reply, mark)
         if not reply.duplicate and not chunk.doubled:
-            self._check_closed(messages, mark, chunk.asked_at)
-        for index, known in enumerate(messages):
+            self._check_closed(stored, mark, chunk.asked_at)
+        for index, known in enumerate(stored):
             if known.refused:
                 raise Violation(f"confirmed after it was refused for certain: {known}")
             known.synced = known.synced or reply.durability == "synced"

@@ -7,6 +7,7 @@ from typing import Any
 
 from qprotocol import frames as f
 from qprotocol.limits import PRODUCER_WINDOW
+from qprotocol.uniquekeys import Existing
 from sim.client import Client
 from sim.maker import Maker
 from sim.oracle import Known
@@ -29,6 +30,10 @@ class Chunk:
     """An answer is awaited."""
     asked_at: Mark | None = None
     """When it was sent last."""
+    first_tick: int = 0
+    """When it was sent for the first time."""
+    rows: list[Existing] | None = None
+    """What stands for messages of it, once it was answered."""
     doubled: bool = False
     """It was sent again before it was answered: what is said of one is not said of the other."""
 
@@ -87,7 +92,7 @@ class Publisher(Client):
             if self.maker.routes and rng.random() < 0.4:
                 messages += self.maker.make_routed(rng, in_parts=in_parts)
             else:
-                messages.append(self.maker.make(rng, in_parts=in_parts))
+                messages.append(self.maker.make(rng, in_parts=in_parts, keyed=True))
         if swarm.has("leap") and rng.random() < 0.1:
             self.sequence += rng.choice((1, PRODUCER_WINDOW - 2, PRODUCER_WINDOW - 1))
         self.sequence += 1
@@ -111,6 +116,7 @@ class Publisher(Client):
         frame = f.Publish(
             producer=chunk.producer, sequence=chunk.sequence, count=chunk.count, raw=raw
         )
+        chunk.first_tick = chunk.first_tick or self.world.mark().tick
         chunk.attempts += 1
         self.oracle.sent(chunk.messages)
         self.world.note(
@@ -153,6 +159,8 @@ class Publisher(Client):
             if answer.duplicate:
                 self.world.sometimes["a duplicate was recognised"] += 1
             self.unconfirmed.pop(chunk.sequence, None)
+            if chunk.confirmed:
+                self.oracle.keys.rows(chunk, answer)
             if not chunk.confirmed or not answer.duplicate:
                 self.oracle.published(chunk, answer, mark)
             chunk.confirmed = True

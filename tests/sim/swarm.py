@@ -66,6 +66,7 @@ FEATURES = (
     "known tasks",
     "moves",
     "cancels of many",
+    "unique keys",
 )
 FAULTS = (
     "power cut",

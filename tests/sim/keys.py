@@ -1,0 +1,142 @@
+"""What unique and idempotency keys promise, held against what publishes were answered.
+
+    one      of a unique key one message is there at a time, until it is over
+    answer   a message that is not stored is answered with the id of one that was there, with a key
+             of its; the same chunk always with the same ids
+    once     an idempotency key means one message, over restarts, too
+
+Only what is certain is held against the broker: a message is there from when that was confirmed,
+until its end was asked for or may have come by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from qprotocol import wire
+from qprotocol.frames import Published
+from qprotocol.message import Message, pack_fields
+from qprotocol.uniquekeys import HOLD_MS_MAX, Existing, IdempotencyKey, UniqueKey, unpack_existing
+from sim.world import Mark, Violation
+
+if TYPE_CHECKING:
+    from sim.oracle import Known, Oracle
+
+YES = 2
+"""As in the oracle: certain."""
+NAMES = ("u1", "u2", "u3")
+WINDOWS = tuple(f"i{nth}" for nth in range(12))
+
+
+@dataclass(eq=False)
+class Keyed:
+    """A message's keys, and since when it is certain that it holds them."""
+
+    unique: tuple[str, str] | None
+    window: tuple[str, str] | None
+    since: Mark | None = None
+
+
+class Keys:
+    """The books of keys."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+        self.of: dict[int, Keyed] = {}
+        """By number of the message."""
+        self.holding: dict[tuple[str, str], list[Known]] = {}
+        """Unique key to the messages that were stored with it."""
+        self.means: dict[tuple[str, str], str] = {}
+        """Idempotency key to the id it means."""
+
+    def choose(self, rng: Random, message: Message, uid: int) -> None:
+        """Give a new message keys."""
+        fields, keyed = {}, Keyed(None, None)
+        if rng.random() < 0.7:
+            scope, name = rng.choice(("task", "global")), rng.choice(NAMES)
+            fields[wire.UNIQUE] = UniqueKey(name, scope).pack()
+            keyed.unique = (message.task if scope == "task" else "*", name)
+        if not fields or rng.random() < 0.3:
+            name = rng.choice(WINDOWS)
+            fields[wire.IDEMPOTENCY] = IdempotencyKey(name, HOLD_MS_MAX).pack()
+            keyed.window = message.task, name
+        message.fields, message.flags = pack_fields(fields), message.flags | wire.MARKED
+        self.of[uid] = keyed
+
+    def rows(self, chunk: Any, reply: Published) -> dict[Known, Existing]:
+        """Messages of the chunk that were not stored, and what stands for each."""
+        framed = [known for known in chunk.messages if known.sent]
+        rows = list(unpack_existing(reply.raw))
+        if len(rows) != reply.existing:
+            raise Violation(f"{len(rows)} rows where {reply.existing} were announced: {chunk}")
+        if chunk.rows is not None and chunk.rows != rows:
+            raise Violation(f"answered with other ids than before: {chunk}")
+        chunk.rows = rows
+        return {framed[row.number]: row for row in rows}
+
+    def published(self, chunk: Any, reply: Published, mark: Mark) -> list[Known]:
+        """The chunk was confirmed for the first time; those of its messages that are stored."""
+        found = self.rows(chunk, reply)
+        for known, row in found.items():
+            self.stands(chunk, known, row)
+        stored = [known for known in chunk.messages if known not in found]
+        for known in chunk.messages:
+            keyed = self.of.get(known.uid)
+            if keyed is None:
+                continue
+            if keyed.window:
+                self.once(known, keyed.window, found[known].id if known in found else known.id)
+            if keyed.unique and known not in found:
+                self.alone(chunk, known, keyed.unique)
+                keyed.since = mark
+                self.holding.setdefault(keyed.unique, []).append(known)
+        return stored
+
+    def stands(self, chunk: Any, known: Known, row: Existing) -> None:
+        """Another message stands for this one, which is not stored and never will be."""
+        keyed = self.of.get(known.uid)
+        others = [each for each in self.oracle.by_id.get(row.id, ()) if each is not known]
+        if keyed is None or not others:
+            raise Violation(f"{row.id!r} stands for {known}, and nobody knows why")
+        if known.born == YES:
+            raise Violation(f"{known} is said not to be stored, and was seen")
+        theirs = [self.of[each.uid] for each in others if each.uid in self.of]
+        # Whose answer was lost may have brought the key its meaning.
+        by_window = keyed.window and self.means.get(keyed.window, row.id) == row.id
+        if not by_window:
+            if keyed.unique is None or keyed.unique not in [each.unique for each in theirs]:
+                raise Violation(f"{others[0]} stands for {known}, with other keys")
+            if all(each.over == YES and each.over_tick < chunk.first_tick for each in others):
+                raise Violation(
+                    f"{others[0]} stands for {known}, and was {others[0].why_over} before"
+                )
+        self.oracle.reveal(others[0])
+        known.refused = True
+        self.oracle.world.sometimes["another stood for a message"] += 1
+
+    def alone(self, chunk: Any, known: Known, key: tuple[str, str]) -> None:
+        """Nobody else with the key is there for certain."""
+        for other in self.holding.get(key, ()):
+            keyed = self.of[other.uid]
+            if keyed.since and keyed.since.tick < chunk.first_tick and self.is_there(other):
+                raise Violation(f"{known} was stored, and {other} with the same key is there")
+
+    def is_there(self, known: Known) -> bool:
+        """Whether nothing has happened by which it may have ended, up to now."""
+        expires_ms = known.message.expires_ms
+        may_be_over = (
+            known.over
+            or known.may_be_dead
+            or known.cancel_asked
+            or known.purge_asked
+            or known.may_rot
+            or (expires_ms and expires_ms <= self.oracle.world.wall_high)
+        )
+        return not may_be_over
+
+    def once(self, known: Known, key: tuple[str, str], name: str) -> None:
+        """Whoever publishes with the key is answered with the same id."""
+        if self.means.setdefault(key, name) != name:
+            raise Violation(f"{known}: its idempotency key meant {self.means[key]!r}, now {name!r}")
