@@ -443,10 +443,10 @@ class Why(Frame):
     """What does a message wait for? Answered by Report.
 
     {"id", "state", "position", "queue", "task", "priority", "reasons": [{"reason": word, ...}]}.
-    All reasons that keep it: due, paused, large_order (a cancel, purge or move by filter of its
-    queue is under way), ordering_key (another with its key goes first), a limit's word,
-    no_consumer, no_worker_knows, consumers_full, behind; or started, settled, unknown. None: it
-    goes in a coming turn.
+    All reasons that keep it: due, unique (others have moved its time), paused, large_order (a
+    cancel, purge or move by filter of its queue is under way), ordering_key (another with its key
+    goes first), a limit's word, no_consumer, no_worker_knows, consumers_full, behind; or started,
+    settled, unknown. None: it goes in a coming turn.
     """
 
     id: "str"

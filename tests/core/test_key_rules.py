@@ -45,11 +45,13 @@ def test_a_key_is_free_when_its_message_goes_out_or_ends() -> None:
     assert (keys.held, keys.of, keys.starting) == ({}, {}, set())
     keys.take(KEY, Holder(5, b"\0a", FINISHED))
     keys.go_out(range(5, 6))
+    keys.redelay(KEY, 100)
     keys.move(5, 9)
+    assert keys.redelayed == {9: KEY}
     keys.end(5)
     assert keys.held[KEY].position == 9
     keys.end(9)
-    assert (keys.held, keys.of) == ({}, {})
+    assert (keys.held, keys.of, keys.redelayed) == ({}, {}, {})
 
 
 def test_who_takes_a_key_takes_it_from_whoever_has_it() -> None:

@@ -90,7 +90,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Letter: ({"number", "died_ms", "home", "worker", "expires_ms", "due_ms"}, set()),
     Letters: ({"by_position", "count"}, {"_numbers", "_positions"}),
     Producer: ({"highest", "window", "seen_ms", "answers"}, set()),
-    Keys: ({"held", "doomed"}, {"of", "starting", "windows", "met", "_lapses"}),
+    Keys: ({"held", "doomed"}, {"of", "starting", "redelayed", "windows", "met", "_lapses"}),
     Holder: (
         {"position", "id", "until", "until_ms", "run", "due_ms", "redelayed"},
         set(),

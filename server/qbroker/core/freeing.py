@@ -54,9 +54,7 @@ def apply_redelayed(state: BrokerState, _position: int, record: r.Redelayed) -> 
         else:
             queue.delayed.discard(position)
             state.ready(run, position, 1)
-        holder = state.keys.held[key]
-        holder.due_ms = due_ms
-        holder.redelayed += 1
+        state.keys.redelay(key, due_ms)
 
 
 def lapsed(state: BrokerState, now: Now) -> list[r.Record]:

@@ -104,6 +104,8 @@ class Keys:
     """Those of ``of`` that do when they are handed out."""
     doomed: dict[int, int] = field(default_factory=dict)
     """Replaced, and to be taken out before anything is handed out: positions to run numbers."""
+    redelayed: dict[int, bytes] = field(default_factory=dict)
+    """Positions of messages whose time was moved, to their keys."""
     windows: int = 0
     """How many of ``held`` are idempotency keys."""
     met: Counter[str] = field(default_factory=Counter)
@@ -116,6 +118,8 @@ class Keys:
         self.drop(key)
         self.held[key] = holder
         self.windows += key[0] == IDEMPOTENCY
+        if holder.redelayed:
+            self.redelayed[holder.position] = key
         if holder.until == TIME:
             heappush(self._lapses, (holder.until_ms, key))
             if len(self._lapses) > 2 * len(self.held) + _SPARE:
@@ -130,6 +134,8 @@ class Keys:
         holder = self.held.pop(key, None)
         if holder is not None:
             self.windows -= key[0] == IDEMPOTENCY
+            if holder.redelayed:
+                del self.redelayed[holder.position]
             if self.of.get(holder.position) == key:
                 del self.of[holder.position]
                 self.starting.discard(holder.position)
@@ -146,12 +152,21 @@ class Keys:
             self.drop(key)
         self.doomed.pop(position, None)
 
+    def redelay(self, key: bytes, due_ms: int) -> None:
+        """Another with the key has moved the time of its holder."""
+        holder = self.held[key]
+        holder.due_ms = due_ms
+        holder.redelayed += 1
+        self.redelayed[holder.position] = key
+
     def move(self, position: int, after: int) -> None:
         """Another position stands for the message: it holds the key."""
         key = self.of.pop(position, None)
         if key is not None:
             self.of[after] = key
             self.held[key].position = after
+            if position in self.redelayed:
+                self.redelayed[after] = self.redelayed.pop(position)
 
     def get(self, key: bytes, now: Now) -> Holder | None:
         """Who holds the key; what is held for a time only as long as that lasts."""

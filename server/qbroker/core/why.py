@@ -92,16 +92,12 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
 
 
 def redelayed(state: BrokerState, position: int) -> Iterator[Row]:
-    """That others with the message's unique key have moved its time, if they did. Costs a step a
-    key only for one that is held for a time.
-    """
-    keys = state.keys
-    found = [keys.of[position]] if position in keys.of else keys.held
-    for key in found:
-        holder = keys.held[key]
-        if holder.position == position and holder.redelayed:
-            _, name, text = unpack_held(key)
-            yield {"reason": "unique", "key": text, "name": name, "redelayed": holder.redelayed}
+    """That others with the message's unique key have moved its time, if they did."""
+    key = state.keys.redelayed.get(position)
+    if key is not None:
+        _, name, text = unpack_held(key)
+        times = state.keys.held[key].redelayed
+        yield {"reason": "unique", "key": text, "name": name, "redelayed": times}
 
 
 def nobody(state: BrokerState, queue: Queue, task: str) -> Iterator[Row]:
