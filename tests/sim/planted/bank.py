@@ -415,7 +415,7 @@ BANK = [
     Planted(
         "dropped_upload_stays",
         "the parts of a publish that was broken off are kept for ever",
-        "qbroker.core.publishing:apply_dropped",
+        "qbroker.core.staging:apply_dropped",
         "del state.uploads[record.connection, record.correlation]",
         "pass",
         focus=frozenset(("uploads", "tasks", "reset")),
