@@ -457,8 +457,8 @@ BANK = [
         "result_dropped",
         "results are forgotten at once",
         "qbroker.core.results:Results.get",
-        "entry.keep_until_ms > wall_ms",
-        "entry.keep_until_ms > wall_ms + 10**12",
+        "until_of(raw) > wall_ms",
+        "until_of(raw) > wall_ms + 10**12",
     ),
     # What cannot be read
     Planted(
