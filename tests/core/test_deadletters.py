@@ -8,7 +8,7 @@ import pytest
 
 from digest import check_places, digest
 from harness import Harness, Words
-from qbroker.core import deadletters
+from qbroker.core import deadletters, purging
 from qbroker.core.columns import pack_columns, unpack_columns
 from qbroker.core.letters import SPARE, Letter, Letters
 from qbroker.core.snapshot import decode, encode
@@ -177,6 +177,46 @@ def test_a_letter_whose_queue_was_purged_is_not_seen() -> None:
     check_places(harness.machine.core.state)
 
 
+def test_a_letter_that_was_purged_and_is_not_swept_yet_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(purging, "SWEEP_MESSAGES_MAX", 0)
+    harness = Harness()
+    dead(harness, "a")
+    (a,) = letters_of(harness)
+    state = harness.machine.core.state
+    purging.purge(state, state.queues["q.dead"])
+    assert letters_of(harness) == [a]
+    ((position, letter),) = state.letters.ordered()
+    assert not deadletters.is_seen(state, position)
+    assert deadletters.chosen(state, wire.LETTER.pack(position, letter.number)) == []
+
+
+def test_a_letter_that_waits_for_its_time_is_replayed_from_there() -> None:
+    harness = Harness()
+    dead(harness, "a")
+    (a,) = letters_of(harness)
+    harness.run("consume c=D q=q.dead")
+    harness.run("fail c=D a")
+    harness.run("disconnect c=D")
+    assert harness.run(f"replay {a} q=other")[-1] == "A     Ok count=1"
+    check_places(harness.machine.core.state)
+    assert "other: ready=1" in harness.run("wait 1h")[-1] + harness.run("stats")[-1]
+
+
+def test_an_edited_letter_expires_when_the_one_before_would_have() -> None:
+    harness = Harness()
+    harness.run("declare q=q.dead message_ttl_ms=60000")
+    dead(harness, "a")
+    (a,) = letters_of(harness)
+    harness.run("wait 30s")
+    harness.run(f"edit {a} body=new")
+    harness.run("wait 29s")
+    assert len(letters_of(harness)) == 1
+    harness.run("wait 2s")
+    assert letters_of(harness) == []
+
+
 def test_a_letter_in_order_leaves_its_key_to_the_next() -> None:
     harness = Harness()
     for body in ("a", "b"):
@@ -224,6 +264,8 @@ def test_a_replayed_message_does_not_expire_among_the_living() -> None:
 def test_a_state_from_before_finds_its_letters() -> None:
     harness = Harness()
     dead(harness, "a", "b")
+    harness.run("publish c")
+    harness.run("release c=q c delay=1h")
     state = harness.machine.core.state
     sections = dict(encode(state))
     del sections["letters"]
