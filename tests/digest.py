@@ -225,9 +225,24 @@ def check_shelves(state: BrokerState) -> None:
                 if lane.parked:
                     behind[lane.parked.reason] += lane.waiting
         assert +queue.behind == +behind
+        check_shares(queue)
         for selection in queue.selections.values():
             known = [each for each in queue.shelves.values() if selection.knows(each.task)]
             assert selection.open == sum(each.open for each in known if not each.parked)
+
+
+def check_shares(queue: Queue) -> None:
+    """What is open is what is open to its tenants."""
+    if queue.shares is None:
+        assert not any(lane.fair for lane in queue.lanes)
+        return
+    open_of: Counter[str] = Counter()
+    for lane in queue.lanes:
+        open_of[lane.fair] += 0 if lane.parked else lane.waiting
+    tenants = queue.shares.tenants
+    assert +open_of == +Counter({key: each.open for key, each in tenants.items()})
+    waiting = [each for each in tenants.values() if each.open]
+    assert queue.shares.waiting == sum(each.weight for each in waiting)
 
 
 def check_slots(state: BrokerState) -> None:

@@ -86,6 +86,7 @@ class QueueOptions(TypedDict, total=False):
     min_priority: int
     max_priority: int
     oldest_every: int
+    fair_weights: str
     single_active_consumer: bool
     auto_delete: bool
     exclusive: bool

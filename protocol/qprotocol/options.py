@@ -12,7 +12,7 @@ from struct import error as struct_error
 from typing import Any, Self, TypeVar
 
 from qprotocol import wire
-from qprotocol.limits import NAME_BYTES_MAX, PRIORITY_MAX, PRIORITY_MIN
+from qprotocol.limits import NAME_BYTES_MAX, PRIORITY_MAX, PRIORITY_MIN, QUEUE_WEIGHT_MAX
 from qprotocol.names import check_queue_name
 
 Value = str | int | bool
@@ -179,6 +179,9 @@ class QueueOptions:
     oldest_every: int = option(20, "Of so many messages handed out while messages of several "
         "priorities wait, one is the oldest, whatever its priority: so none waits for ever. "
         "0 is never: strict priorities.", unit="messages")
+    fair_weights: str = option("", "Shares of fair keys that are not 1. Those that have messages "
+        "share the run time of what is handed out by these numbers, within a priority.",
+        unit="key=weight with commas, weights from 1 to 1000")
     single_active_consumer: bool = option(False, "One consumer at a time gets messages, the "
         "first that came; the next one when it has gone and holds nothing any more.")
     auto_delete: bool = option(False, "Deleted when its last consumer has gone and nothing of "
@@ -198,6 +201,7 @@ class QueueOptions:
         """Raise ValueError naming what is wrong in ``given`` and what was meant."""
         for name, value in given.items():
             row_of(name).check(value)
+        parse_weights(given.get("fair_weights", ""))
         target = given.get("dead_letter_queue")
         if target:
             check_queue_name(target)
@@ -225,9 +229,27 @@ class QueueOptions:
         return RetryPolicy(self.retries_max, self.backoff_ms, self.backoff_max_ms)
 
     @property
+    def shares(self) -> dict[str, int]:
+        """The weights of fair keys that do not weigh 1."""
+        return parse_weights(self.fair_weights)
+
+    @property
     def is_bounded(self) -> bool:
         """Whether there is a limit to what may be in the queue."""
         return bool(self.max_length or self.max_bytes)
+
+
+def parse_weights(text: str) -> dict[str, int]:
+    """Fair keys and their weights. Raises ValueError for what is no list of them."""
+    weights = {}
+    for each in text.split(",") if text else ():
+        key, sign, digits = each.rpartition("=")
+        if not sign or not digits.isdecimal() or not 1 <= int(digits) <= QUEUE_WEIGHT_MAX:
+            raise ValueError(
+                f"fair_weights has {each!r}: {OPTIONS['fair_weights'].unit}, as in gold=5,free=1"
+            )
+        weights[key.strip()] = int(digits)
+    return weights
 
 
 def _rows() -> Iterator[tuple[str, OptionRow]]:

@@ -62,12 +62,12 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {
             *("options", "synced", "life", "retired", "held", "shelves", "gates", "gated"),
             "holds_letters",
-            *("selections", "behind", "opened", "parked", "_dirty"),
+            *("selections", "behind", "opened", "parked", "shares", "_dirty"),
         },
     ),
     Lane: (
         {"queue", "shelf", "keys", "_runs", "leased"},
-        {"number", "kind", "life", "gates", "ordering", "parked", "weight"},
+        {"number", "kind", "life", "gates", "ordering", "parked", "weight", "fair"},
     ),
     Shelf: ({"task", "leased"}, {"queue", "levels", "life", "open", "gates", "parked"}),
     Run: (

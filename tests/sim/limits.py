@@ -39,7 +39,8 @@ def lane_keys(rng: Random, swarm: Swarm) -> LaneKeys:
     ordering = ""
     if swarm.has("ordering keys") and rng.random() < 0.3:
         ordering = rng.choice(("o1", "o2", "o3"))
-    return LaneKeys(limit, ordering, "", weight)
+    fair = rng.choice(("", "big", "big", "small")) if swarm.has("fair keys") else ""
+    return LaneKeys(limit, ordering, fair, weight)
 
 
 def rules(rng: Random) -> dict[str, LimitRule]:

@@ -66,7 +66,7 @@ class Maker:
             message.flags |= w.ACK_EARLY
         if like:
             message.keys = like.message.keys
-        elif has("limits") or has("ordering keys"):
+        elif has("limits") or has("ordering keys") or has("fair keys"):
             message.keys = lane_keys(rng, self.swarm).pack()
         if like:
             message.due_ms = 0  # what replaces waits as long as its outcome says

@@ -462,8 +462,10 @@ class Oracle:
 
     def _check_order(self, known: Known, position: int, grant: int, mark: Mark) -> None:
         message = known.message
-        ordering = LaneKeys.unpack(message.keys).ordering
-        key = mark.life, message.queue, message.task * self.by_task, message.priority, ordering
+        wants = LaneKeys.unpack(message.keys)
+        # Tenants have an order each; an ordering key goes before that.
+        whose = wants.ordering or f"tenant {wants.fair}"
+        key = mark.life, message.queue, message.task * self.by_task, message.priority, whose
         rows = self.order.setdefault(key, [])
         row = grant, position
         at = bisect_left(rows, row)

@@ -67,6 +67,7 @@ FEATURES = (
     "moves",
     "cancels of many",
     "unique keys",
+    "fair keys",
 )
 FAULTS = (
     "power cut",
@@ -258,6 +259,8 @@ def queue_options(rng: Random, features: frozenset[str]) -> dict[str, Any]:
         options |= {"max_length": rng.choice((21, 30, 60)), "overflow": overflow}
     if "priorities" in features:
         options["oldest_every"] = rng.choice((0, 3, 20))
+    if "fair keys" in features and rng.random() < 0.5:
+        options["fair_weights"] = rng.choice(("big=9", "big=1000,small=2", "small=3"))
     if "single consumer" in features and rng.random() < 0.6:
         options["single_active_consumer"] = True
     return options

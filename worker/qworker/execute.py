@@ -185,7 +185,8 @@ class Executor:
         if request.ignore_result and type(result) is not CoroutineType:
             if self.log.wanted:
                 self._succeeded(run)
-            return None, ""
+            # Tenants share by run time: the broker is told of it.
+            return run.outcome(wire.ACK) if request.keys.fair else None, ""
         return self._returned(run, result), run.what
 
     def _ended(self, run: Run, started: int) -> None:

@@ -55,6 +55,8 @@ def binding_rows(state: BrokerState) -> Rows:
             }
 
 
+TENANT_ROWS_MAX = 100
+"""Tenants that are shown of one queue, those with most messages."""
 DEFINITIONS: dict[str, Callable[[BrokerState], Rows]] = {
     "policies": policy_rows,
     "queues": queue_rows,
@@ -85,4 +87,5 @@ def queue_described(state: BrokerState, name: str) -> dict[str, Any] | None:
         "exclusive": bool(queue.terms.owner),
         "counts": dict(queue.counts),
         "options": described(state, queue),
+        "tenants": queue.shares.rows(TENANT_ROWS_MAX) if queue.shares else [],
     }

@@ -40,6 +40,10 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
     """The lease is over; what is next depends on the change."""
     session = state.leases[record.position].member.session
     run = state.unlease(record.position)
+    shares = run.lane.queue.shares
+    if shares:
+        ran = record.change != r.RELEASED
+        shares.measured(run.lane.fair, record.run_ms, ran=ran)
     CHANGES[record.change](state, position, record, run)
     if record.change in r.DEAD:
         worker = session.id if session else b""
@@ -166,6 +170,8 @@ def apply_returned(state: BrokerState, _position: int, record: r.Returned) -> No
     for grant, first, count in neighbours(state.leases, record.positions):
         for run, start, length in state.unlease_neighbours(grant, first, count):
             run.lane.queue.counts["returned"] += length
+            if run.lane.queue.shares:
+                run.lane.queue.shares.measured(run.lane.fair, 0, ran=False)
             state.wait_in_front(run, start, length, grant.number)
 
 

@@ -33,6 +33,7 @@ class Lane:
 
     __slots__ = (
         "_runs",
+        "fair",
         "gates",
         "keys",
         "kind",
@@ -54,8 +55,13 @@ class Lane:
         """What waits of its task in its queue."""
         self.keys = keys
         """Packed: see qprotocol/lanekeys.py."""
-        self.weight = self.wants.weight
+        wants = self.wants
+        self.weight = wants.weight
         """What one of its messages takes of a limit."""
+        self.fair = wants.fair
+        """The tenant whose its messages are, by key."""
+        if self.fair and queue.shares is None:
+            queue.share_out()
         self.kind = kind_of(task)
         """Its messages are of this kind."""
         self._runs: tuple[Run, ...] = ()

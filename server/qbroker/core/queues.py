@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from qbroker.core.lanes import Lane
 from qbroker.core.policies import Terms
 from qbroker.core.runs import Run
-from qbroker.core.shelves import Selection, Shelf
+from qbroker.core.shelves import Selection, Shelf, number_of
+from qbroker.core.tenants import Shares
 from qbroker.core.timers import Tree
 from qprotocol.options import QueueOptions, is_dead_queue
 
@@ -47,6 +48,7 @@ class Queue:
         "retired",
         "scheduled",
         "selections",
+        "shares",
         "shelves",
         "synced",
         "terms",
@@ -62,8 +64,7 @@ class Queue:
         dirty: "dict[int, Queue] | None" = None,
     ) -> None:
         # Durable: set by apply.
-        self.number = number
-        self.name = name
+        self.number, self.name = number, name
         self.holds_letters = is_dead_queue(name)
         """It is a queue of dead letters: they fail there, and stay."""
         self.options = options
@@ -95,6 +96,7 @@ class Queue:
         """Runs of earlier lives, to be swept."""
         self.selections: dict[frozenset[str] | None, Selection] = {}
         """By what they know: one for all consumers that know the same tasks."""
+        self.shares: Shares | None = None  # while no lane has a fair key
         self.behind: Counter[str] = Counter()
         """Messages that wait in parked lanes, by their gates' reasons."""
         self.opened: dict[Shelf, dict[Gate, None]] = {}
@@ -127,6 +129,26 @@ class Queue:
         self.delayed, self.behind, self.opened = set(), Counter(), {}
         for selection in self.selections.values():
             selection.clear()
+        if self.shares:
+            self.shares = Shares(self.options.shares)
+
+    def share_out(self) -> None:
+        """A lane has a fair key, the first of the queue: what waits is the empty key's."""
+        self.shares = Shares(self.options.shares)
+        for shelf in self.shelves.values():
+            shelf.renew()
+            tenant = self.shares.offered("", shelf.open)
+            for level in shelf.levels.values():
+                level.tenant = tenant
+                tenant.levels.add(level)
+
+    def settle_shares(self) -> None:
+        """What is known since of how long messages took counts from now on."""
+        for level in self.shares.settle() if self.shares else ():
+            run = None if level.shelf.parked else level.leading()
+            for selection in self.selections.values() if run else ():
+                if run and selection.knows(level.shelf.task):
+                    selection.enlist(level, run.key)
 
     def stir(self) -> None:
         """There may be something to hand out: dispatch looks at the queue."""
@@ -151,7 +173,9 @@ class Queue:
         if shelf.life != self.life:
             shelf.renew()
         shelf.open += count
-        level = shelf.levels.get(run.priority) or shelf.level(run.priority)
+        tenant = self.shares.offered(lane.fair, count) if self.shares else None
+        number = number_of(run.priority, tenant) if tenant else run.priority
+        level = shelf.levels.get(number) or shelf.level(run.priority, tenant)
         head = level.offer(run)
         if shelf.parked:
             return
@@ -169,6 +193,8 @@ class Queue:
             return
         shelf = lane.shelf
         shelf.open -= count
+        if self.shares:
+            self.shares.less(lane.fair, count)
         if not shelf.parked:
             for known, selection in self.selections.items():
                 if known is None or shelf.task in known:

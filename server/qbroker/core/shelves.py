@@ -2,7 +2,8 @@
 
     selection (consumers that know the same tasks, in one queue)
       priority, highest first
-        level (one task at that priority) whose head is oldest
+        level (one task at that priority) whose head is oldest;
+        where tenants share the queue, of the tenant that has spent least
           run whose head is oldest
 
 A consumer sees only the shelves of tasks that it knows: what nobody knows costs nobody a look.
@@ -17,23 +18,31 @@ from typing import TYPE_CHECKING
 from qbroker.core.gates import Gatekeeper, charge
 from qbroker.core.moment import Now
 from qbroker.core.runs import END, Run
+from qbroker.core.tenants import Tenant
 
 if TYPE_CHECKING:
     from qbroker.core.gates import Gate
     from qbroker.core.queues import Queue
 
+_NEVER = 1 << 256
+"""Behind every place in a heap."""
 Entry = tuple[Run, int, int]
 """(run, first position, count)"""
 
 
 class Level:
-    """What waits of one task at one priority."""
+    """What waits of one task at one priority; of one tenant, where these share the queue."""
 
-    __slots__ = ("heap", "priority", "shelf")
+    __slots__ = ("heap", "number", "priority", "shelf", "tenant")
 
-    def __init__(self, shelf: "Shelf", priority: int) -> None:
+    def __init__(self, shelf: "Shelf", priority: int, tenant: Tenant | None) -> None:
         self.shelf = shelf
         self.priority = priority
+        self.tenant = tenant
+        """Whose it is, where tenants share the queue."""
+        self.number = number_of(priority, tenant)
+        if tenant:
+            tenant.levels.add(self)
         self.heap: list[tuple[int, Run]] = []
         """(head, run) of its runs that are not empty.
 
@@ -58,6 +67,13 @@ class Level:
         heappush(heap, (head, run))
         return head if heap[0][1] is run else -1
 
+    def close(self) -> None:
+        """Nothing waits here. Who comes back makes another."""
+        if self.tenant:
+            self.tenant.levels.discard(self)
+            if self.shelf.levels.get(self.number) is self:
+                del self.shelf.levels[self.number]
+
     def leading(self) -> Run | None:
         """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
         heap = self.heap
@@ -76,6 +92,11 @@ class Level:
         return None
 
 
+def number_of(priority: int, tenant: Tenant | None) -> int:
+    """A level's number on its shelf: the priority alone, unless it is a tenant's."""
+    return priority + (tenant.number << 8) if tenant else priority
+
+
 class Shelf:
     """What waits of one task in one queue."""
 
@@ -85,7 +106,7 @@ class Shelf:
         self.queue = queue
         self.task = task
         self.levels: dict[int, Level] = {}
-        """By priority. Of the queue's life once ``renew`` was called."""
+        """By number: priority, and tenant. Of the queue's life once ``renew`` was called."""
         self.life = queue.life
         """The life of its queue that the levels belong to."""
         self.open = 0
@@ -101,9 +122,10 @@ class Shelf:
         if self.life != self.queue.life:
             self.life, self.open, self.levels, self.parked = self.queue.life, 0, {}, None
 
-    def level(self, priority: int) -> Level:
+    def level(self, priority: int, tenant: Tenant | None) -> Level:
         """A level that is not there yet."""
-        made = self.levels[priority] = Level(self, priority)
+        made = Level(self, priority, tenant)
+        self.levels[made.number] = made
         return made
 
     def park(self, gate: "Gate") -> None:
@@ -177,7 +199,9 @@ class Selection:
 
     def enlist(self, level: Level, head: int) -> None:
         """See that the level is listed under its head, or an earlier one."""
-        if self.keys.get(level, END) <= head:
+        if level.tenant:
+            head = level.tenant.listed(head)
+        if self.keys.get(level, _NEVER) <= head:
             return
         self.keys[level] = head
         heap = self.levels.get(level.priority)
@@ -193,12 +217,15 @@ class Selection:
             if key == self.keys.get(level):
                 run = None if level.shelf.parked else level.leading()
                 if run:
-                    if run.key == key:
+                    true = level.tenant.listed(run.key) if level.tenant else run.key
+                    if true == key:
                         return run
-                    self.keys[level] = run.key
-                    heapreplace(heap, (run.key, level))
+                    self.keys[level] = true
+                    heapreplace(heap, (true, level))
                     continue
                 del self.keys[level]
+                if level.tenant and not level.heap:
+                    level.close()
             heappop(heap)
         return None
 
@@ -231,7 +258,12 @@ class Selection:
             if ordering and ordering.next_run() is not run:
                 ordering.hide(heappop(heap[0][1].heap)[1])
                 continue
-            before = second(heap, second(heap[0][1].heap, last))
+            level = heap[0][1]
+            before = second(level.heap, last)
+            if level.tenant is None:
+                before = second(heap, before)
+            elif not ordering:
+                room, before = self._turn(heap, room, before, limit)
             taken = 0
             for first, count in ordering.take(run) if ordering else run.take(room, before):
                 if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
@@ -240,18 +272,39 @@ class Selection:
                     out.append((run, first, count))
                 taken += count
             limit -= taken
+            if queue.shares and level.tenant:
+                queue.shares.hand_out(level.tenant, taken)
             queue.less(run.lane, taken)
             if queue.gated:
                 charge(run.lane, taken, now.wall_ms)
         if every:
             self.passed = (self.passed - limit) % every
+        if queue.shares and not self.open:
+            self._forget_empty()
         return out
+
+    def _turn(
+        self, heap: list[tuple[int, Level]], room: int, before: int, limit: int
+    ) -> tuple[int, int]:
+        """How many messages of the first level's tenant, and up to where, until another's turn."""
+        tenant, shares = heap[0][1].tenant, self.queue.shares
+        following = second(heap, _NEVER)
+        if following == _NEVER or tenant is None or shares is None:
+            return room, before
+        spent, head = divmod(following, END)
+        if spent == tenant.spent:
+            before = min(before, head)
+        return min(room, shares.turn(tenant, limit, spent - tenant.spent)), before
+
+    def _forget_empty(self) -> None:
+        """Priorities, and with them levels, that have nothing are dropped."""
+        for priority in [each for each in self.priorities if not self._leads(each)]:
+            self._drop(priority)
 
     def _are_several(self) -> bool:
         """Whether messages of several priorities wait. Priorities that have none are dropped."""
         if len(self.priorities) > 1:
-            for priority in [each for each in self.priorities if not self._leads(each)]:
-                self._drop(priority)
+            self._forget_empty()
         return len(self.priorities) > 1
 
     def _leads(self, priority: int) -> Run | None:

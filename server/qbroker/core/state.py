@@ -150,6 +150,8 @@ class BrokerState:
         """The queue's terms or the policies are new: its options are what these come to."""
         options = queue.options = options_of(self.catalogue.given(queue))
         queue.synced = self.synced_by(options)
+        if queue.shares:
+            queue.shares.weigh(options.shares)
         self.catalogue.note(queue)
         if queue.ready:
             self.dirty[queue.number] = queue
@@ -231,6 +233,8 @@ class BrokerState:
             lane.queue.leased -= length
             if lane.queue.gated:
                 credit(lane, length)
+            if lane.queue.shares:
+                lane.queue.shares.ended(lane.fair, length)
             if late:
                 for position in late.intersection(range(start, start + length)):
                     late.discard(position)

@@ -86,6 +86,10 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
         if gate.room(run.lane, now) <= 0:
             yield gate.why(run.lane, now)
     yield from nobody(state, queue, run.lane.task)
+    shares = queue.shares
+    others = shares.before(run.lane.fair) if shares and position in run else 0
+    if others:
+        yield {"reason": "fair", "key": run.lane.fair, "tenants_before": others}
     before = ahead(run, position) if position in run else 0
     if before:
         yield {"reason": "behind", "of_its_lane": before}

@@ -245,6 +245,14 @@ BANK = [
         focus=frozenset(("priorities", "hot queue")),
     ),
     Planted(
+        "a_tenant_forgotten",
+        "a level of a tenant that came up once is never listed again",
+        "qbroker.core.shelves:Selection.enlist",
+        "if self.keys.get(level, _NEVER) <= head:",
+        "if self.keys.get(level, _NEVER) <= head or (level.tenant and level.tenant.spent):",
+        focus=frozenset(("fair keys", "tasks", "hot queue")),
+    ),
+    Planted(
         "last_in_first_out",
         "lanes that wait longer leave later",
         "qbroker.core.runs:Run.first",
