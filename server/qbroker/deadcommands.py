@@ -129,9 +129,9 @@ def show_command(task_id: str, broker: str, as_json: bool) -> None:
         if name != "queue"
     ]
     echo_table(("what", "value"), table)
-    for line in trace.splitlines():
-        click.echo(printable(line))
     show_attempts(attempts)
+    for line in ("", *trace.splitlines()) if trace else ():
+        click.echo(printable(line))
 
 
 def attempts_of(admin: Admin, task_id: str) -> list[Row]:

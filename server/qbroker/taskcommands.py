@@ -143,9 +143,9 @@ def task_command(task_id: str, broker: str, as_json: bool) -> None:
             text = moment(value) if is_time else ago(value) if name == "run_ms" else value
             shown.append((label.replace("_", " "), text))
     echo_table(("what", "value"), shown)
-    for line in trace.splitlines():
-        click.echo(printable(line))
     show_attempts(attempts)
+    for line in ("", *trace.splitlines()) if trace else ():
+        click.echo(printable(line))
 
 
 def show_attempts(attempts: list[dict[str, Any]]) -> None:

@@ -261,6 +261,18 @@ def test_a_replayed_message_does_not_expire_among_the_living() -> None:
 # --- Snapshots
 
 
+def test_a_letter_that_takes_its_consumers_down_waits_too() -> None:
+    """Poison stays where it is, and is handed out no sooner than one that fails."""
+    harness = Harness()
+    dead(harness, "a")
+    harness.run("consume c=D q=q.dead credit=1")
+    for _ in range(3):
+        assert harness.machine.core.state.queues["q.dead"].leased == 1
+        harness.run("crashed c=D a")
+    assert harness.machine.core.state.queues["q.dead"].scheduled == 1
+    assert any("a@" in line for line in harness.run("wait 1h"))
+
+
 def test_a_state_from_before_finds_its_letters() -> None:
     harness = Harness()
     dead(harness, "a", "b")

@@ -202,6 +202,25 @@ def test_of_an_upload_into_a_bounded_queue_what_is_dropped_weighs_nothing() -> N
     assert set(state.named) == {b"a", b"c", b"d"}
 
 
+def test_of_what_was_staged_in_a_lane_only_what_is_not_stored_goes() -> None:
+    harness = told(
+        "publish task=t id=a unique=a a",
+        "part as=5 index=0 task=t unique=a x",
+        "part as=5 index=1 task=t id=y y",
+    )
+    said = harness.run("end as=5 task=u z count=3")
+    assert any("existing[0]=a" in line for line in said)
+    queue = harness.machine.core.state.queues["q"]
+    assert queue.ready == 3
+
+
+def test_of_two_kinds_of_marks_one_table_of_keys_is_made() -> None:
+    """In one publish: keys of several messages are held against each other."""
+    harness = told("publish task=t id=a unique=a a", "publish task=t id=b unique=b b")
+    frames = [answer(harness, f"q=q task=t id={key}2 unique={key}") for key in ("a", "b")]
+    assert [ids(each) for each in frames] == [["a"], ["b"]]
+
+
 def test_a_message_that_is_out_again_is_not_replaced() -> None:
     """One for a time: it has no entry by position, and was started long ago."""
     harness = told(

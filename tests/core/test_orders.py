@@ -143,6 +143,34 @@ def test_a_limit_says_what_it_is_and_when_there_may_be_room() -> None:
     assert why(machine, "a") == [{"reason": "shut", "opens_in_ms": 1_000, "leased": 0}]
 
 
+def test_a_limit_names_itself_its_key_and_what_is_taken() -> None:
+    harness = Harness()
+    for line in (
+        "limit slots q=q per_key concurrency=2",
+        "limit pace q=p rate=1/h",
+        "publish limit_key=anna weight=2 x",
+        "publish limit_key=anna weight=2 id=a y",
+        "publish q=p z",
+        "publish q=p id=b z",
+        "consume c=W q=q,p credit=9",
+    ):
+        harness.run(line)
+    machine = harness.machine
+    assert why(machine, "a")[0] == {
+        "reason": "limit",
+        "limit": "slots",
+        "key": "anna",
+        "opens_in_ms": None,
+        "leased": 1,
+        "slots": 2,
+        "slots_used": 2,
+        "weight": 2,
+    }
+    row = why(machine, "b")[0]
+    assert 0 < row.pop("opens_in_ms") <= 3_600_000
+    assert row == {"reason": "limit", "limit": "pace", "key": "", "leased": 1}
+
+
 def test_a_task_that_nobody_knows_and_one_that_goes_at_once() -> None:
     harness = Harness()
     harness.run("publish id=a task=t a")

@@ -316,6 +316,51 @@ def test_a_sector_that_cannot_be_read_hides_its_own_batches_alone(story) -> None
     assert [story.log.read(4 << 20).body] == story.given[4]
 
 
+def test_a_header_of_another_batch_leads_nowhere(story) -> None:
+    """The search for an intact one passes over those that stand in the wrong place."""
+    story.fill(4)
+    story.log.close()
+    story.reopen()
+    content = story.file(0)
+    first = bytes(content[SEGMENT_HEADER_BYTES : SEGMENT_HEADER_BYTES + 512])
+    for batch in (2, 3):
+        place = SEGMENT_HEADER_BYTES + 512 * (batch - 1)
+        content[place : place + 512] = first
+    for batch in (2, 3):
+        with pytest.raises(CorruptError, match="byte 4608: batch 1 stands in the place of 2"):
+            story.log.read(batch << 20)
+    assert [story.log.read(4 << 20).body] == story.given[4]
+
+
+def test_a_file_of_which_much_cannot_be_read_is_not_searched_for_ever(new_story) -> None:
+    """Each page that the disk refuses may take it seconds."""
+    story = new_story(settings=LogSettings(segment_bytes=256 << 10))
+    for _ in range(50):
+        story.put(bytes(4000))
+    story.log.close()
+    story.reopen()
+    name = next(name for name in sorted(story.disk.files) if name.endswith(".qlog"))
+    dead = story.disk.files[name].dead
+    dead.update(range(2 * 4096 // SECTOR_BYTES, 40 * 4096 // SECTOR_BYTES))
+    before = story.disk.calls
+    with pytest.raises(UnreadableError, match="Input/output error"):
+        story.log.read(45 << 20)
+    assert story.disk.calls - before < 50
+    dead.clear()
+    assert [story.log.read(45 << 20).body] == story.given[45]
+
+
+def test_a_digest_whose_sector_cannot_be_read_is_not_given(story) -> None:
+    story.put(bytes(3000))
+    story.put(b"")
+    story.log.close()
+    story.reopen()
+    name = next(name for name in sorted(story.disk.files) if name.endswith(".qlog"))
+    story.disk.files[name].dead.add((SEGMENT_HEADER_BYTES + 3072) // SECTOR_BYTES)
+    with pytest.raises(UnreadableError, match="byte 4096"):
+        story.log.digest(1)
+
+
 def test_a_footer_that_contradicts_its_batches_is_damage(story) -> None:
     """The last digest is written twice; the two must agree."""
     story.fill(3)

@@ -60,7 +60,7 @@ def test_the_version_is_the_distributions(command: Command) -> None:
         (["queus"], 'no command "queus": did you mean "queues"?'),
         (
             ["xyzzy"],
-            'no command "xyzzy": there are backup, bind, bindings, cancel, config, exchange, '
+            'no command "xyzzy": there are backup, bind, bindings, cancel, config, dead, exchange, '
             "export, import, limit, log, peek, policy, publish, purge, quarantine, queue, queues, "
             "restore, serve, stats",
         ),

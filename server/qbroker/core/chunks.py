@@ -30,9 +30,9 @@ class Producer:
             del answers[known]
         answers[sequence] = existing
         count = sum(map(len, filter(None, answers.values())))
-        for known in sorted(answers):
-            if count <= ANSWERS_MAX or known == sequence:
-                break
+        older = sorted(answers.keys() - {sequence}, reverse=True)
+        while older and count > ANSWERS_MAX:
+            known = older.pop()
             count -= len(answers[known] or ())
             answers[known] = None
 
