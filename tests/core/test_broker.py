@@ -10,6 +10,7 @@ from digest import check_places
 from machine import Machine, Peer
 from qbroker.core import effects as e
 from qbroker.core import records as r
+from qbroker.core.endings import push_revoke
 from qbroker.core.gates import Gatekeeper
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member
@@ -242,6 +243,14 @@ def test_a_hello_whose_tokens_the_log_cannot_tell_of_changes_nothing(machine: Ma
     assert "none is lost: Input/output error" in answer.frame.message
     assert isinstance(close, e.Close)
     assert (machine.core.state.sessions, machine.core.state.leases) == ({}, {})
+
+
+def test_a_holder_that_is_gone_for_good_is_not_told_of_a_cancel(machine: Machine) -> None:
+    """A plain consumer's leases go back piece by piece; nobody waits for news of them."""
+    grant = Grant(1, Member(None, 0), None)
+    machine.core.state.effects.clear()
+    push_revoke(machine.core.state, grant, 5, r.Removed([[5, 0, 0]], "cancelled", 1, 1))
+    assert machine.core.state.effects == []
 
 
 def test_what_a_worker_comes_back_with_counts_where_it_came_from(machine: Machine) -> None:

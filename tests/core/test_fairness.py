@@ -211,6 +211,55 @@ def test_a_stream_of_new_keys_does_not_keep_an_old_one_waiting() -> None:
     assert floor.gone["old"] > 10
 
 
+def test_consumers_that_know_other_tasks_hear_nothing_of_a_tenants_time() -> None:
+    """What a settled message took moves its tenant forward for those who know its task."""
+    harness = Harness()
+    for line in (
+        "consume c=A knows=t credit=1",
+        "consume c=B knows=u credit=1",
+        "publish fair_key=x task=t a1 a2",
+        "publish fair_key=y task=t b1",
+        "publish fair_key=x task=u u1 u2",
+    ):
+        harness.run(line)
+    harness.run("publish fair_key=x task=t a3 a4 a5")
+    harness.run("done c=A a1 run_ms=500")
+    harness.run("done c=A b1 run_ms=1")
+    assert harness.machine.core.state.queues["q"].leased == 2
+    harness.run("done c=A a2 run_ms=1")
+    assert any("a4@" in line for line in harness.run("done c=A a3 run_ms=1"))
+    check_places(harness.machine.core.state)
+
+
+def test_a_level_that_was_closed_twice_leaves_the_next_one_alone() -> None:
+    """Two kinds of consumers list it; the second finds it empty when there is another."""
+    harness = Harness()
+    for line in (
+        "consume c=A credit=1",
+        "consume c=B knows=t credit=0",
+        "publish fair_key=x task=t a",
+        "publish fair_key=y task=t b",
+        "done c=A a",
+        "done c=A b",
+        "publish fair_key=x task=t c",
+        "done c=A c",
+        "publish fair_key=x task=t d e",
+        "credit c=B 2",
+    ):
+        harness.run(line)
+    check_places(harness.machine.core.state)
+    assert harness.machine.core.state.queues["q"].ready == 0
+
+
+def test_a_tenant_may_have_ordering_keys_too() -> None:
+    harness = Harness()
+    harness.run("publish fair_key=x ordering_key=o task=t a b")
+    harness.run("publish fair_key=y ordering_key=p task=t c")
+    said = harness.run("consume c=A credit=5")
+    assert sum(line.count("@") for line in said if "Deliver" in line) == 2
+    assert any("b@" in line for line in harness.run("done c=A a"))
+
+
 def test_who_had_nothing_to_do_has_saved_up_little() -> None:
     floor = Floor(1, {})
     floor.publish("idle", 1)

@@ -208,17 +208,32 @@ def test_of_what_was_staged_in_a_lane_only_what_is_not_stored_goes() -> None:
         "part as=5 index=0 task=t unique=a x",
         "part as=5 index=1 task=t id=y y",
     )
-    said = harness.run("end as=5 task=u z count=3")
+    harness.run("part as=5 index=2 task=t priority=5 unique=a v")
+    said = harness.run("end as=5 task=u z count=4")
     assert any("existing[0]=a" in line for line in said)
     queue = harness.machine.core.state.queues["q"]
     assert queue.ready == 3
 
 
-def test_of_two_kinds_of_marks_one_table_of_keys_is_made() -> None:
-    """In one publish: keys of several messages are held against each other."""
-    harness = told("publish task=t id=a unique=a a", "publish task=t id=b unique=b b")
-    frames = [answer(harness, f"q=q task=t id={key}2 unique={key}") for key in ("a", "b")]
-    assert [ids(each) for each in frames] == [["a"], ["b"]]
+def test_keys_of_what_follows_on_two_outcomes_are_held_against_each_other() -> None:
+    harness = told(
+        "publish task=t a b",
+        "consume c=W credit=2",
+        "done c=W a b then=x task=u unique=k",
+    )
+    assert list(harness.machine.core.state.keys.held) == [pack_held(2, "u", "k")]
+    assert harness.machine.core.state.queues["q"].leased == 1
+
+
+def test_a_key_of_a_message_that_goes_nowhere_is_nobodys() -> None:
+    """The exchange drops it; others of the same upload have theirs."""
+    harness = told(
+        "exchange e direct unroutable=drop",
+        "bind e q=a key=a",
+        "part as=5 index=0 exchange=e key=b task=t unique=b x",
+        "end as=5 exchange=e key=a task=t unique=a y count=2",
+    )
+    assert list(harness.machine.core.state.keys.held) == [pack_held(2, "t", "a")]
 
 
 def test_a_message_that_is_out_again_is_not_replaced() -> None:

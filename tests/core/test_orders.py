@@ -7,13 +7,14 @@ import json
 import pytest
 
 from digest import check_places
-from harness import Harness
+from harness import Harness, Words
 from machine import Machine
 from qbroker.core import orders, walking
 from qbroker.core.gates import Gate, attach
 from qbroker.core.lanes import Lane
 from qbroker.core.moment import Now
 from qbroker.core.timers import Timers
+from qbroker.core.why import by_reason
 from qprotocol import frames as f
 
 
@@ -218,6 +219,21 @@ def test_messages_are_counted_by_what_they_wait_for() -> None:
     harness.run("consume c=W credit=0")
     (queue,) = harness.machine.core.statistics().queues
     assert queue.waiting == {"due": 1, "consumers_full": 2}
+
+
+def test_what_goes_in_a_coming_turn_waits_for_nothing() -> None:
+    """And what a large order holds back waits for that."""
+    harness = Harness()
+    harness.run("consume c=W credit=5")
+    line, machine = Words.of("publish a"), harness.machine
+    frame = harness.publish_frame(line, harness.message(line, "a"))
+    machine.core.execute(1, frame, machine.now, machine.append)
+    state = machine.core.state
+    queue = state.queues["q"]
+    assert queue.ready == 1
+    assert by_reason(state, queue, queue.shelves.values()) == {}
+    queue.held += 1
+    assert by_reason(state, queue, queue.shelves.values()) == {"large_order": queue.ready}
 
 
 def test_neighbours_one_of_which_is_gone_are_two_spans() -> None:

@@ -69,10 +69,10 @@ class Level:
 
     def close(self) -> None:
         """Nothing waits here. Who comes back makes another."""
-        if self.tenant:
-            self.tenant.levels.discard(self)
-            if self.shelf.levels.get(self.number) is self:
-                del self.shelf.levels[self.number]
+        assert self.tenant, "only tenants come and go"
+        self.tenant.levels.discard(self)
+        if self.shelf.levels.get(self.number) is self:
+            del self.shelf.levels[self.number]
 
     def leading(self) -> Run | None:
         """The run whose head is oldest, if one is not empty; the top of the heap is true then."""

@@ -206,10 +206,10 @@ class Survey:
         return place
 
     def place(self, route: bytes, index: int) -> tuple[int, int]:
-        """Number and kind of the lane that a route with the empty exchange leads to."""
-        lane = self.state.routes.get(route)
-        if lane:
-            return lane.number, lane.kind
+        """Number and kind of the lane that a route with the empty exchange leads to.
+
+        For one that is not among the state's routes.
+        """
         return self.planned.get(route) or self.plan(route, index)
 
     def lane(self, queue_name: str, task: str, keys: bytes, *, beyond: bool = False) -> Lane | int:
