@@ -46,8 +46,6 @@ from qprotocol import frames as f
 
 SMALL_BYTES = 64 * 1024
 """A batch up to this size costs less to write than to hand to another thread."""
-LOOK_MAX_MS = 1_000
-"""What time makes due is looked for at least so often, however often there are turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,8 @@ class Engine:
         self._committing = self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._stalls = Stalls(config.heartbeat_ms, self._clock.mono_ms())
-        self._due_ms = self._looked_ms = 0
-        """Monotonic: before it, time makes nothing due; and when that was last looked for."""
+        self._due_ms = 0
+        """Monotonic: before it, time makes nothing due."""
         self._claims_until_ms = 0
         """Monotonic: until then workers may claim what they run, and nobody gets it anew.
 
@@ -218,10 +216,7 @@ class Engine:
         self._write_if_due(now)
         # After what arrived: a heartbeat that is here saves its session, and what came too
         # late is expired before it could be handed out.
-        out: list[e.Effect] = []
-        if now.mono_ms >= self._due_ms:
-            out = self._core.due(now, self._group.append)
-            self._looked_ms = now.mono_ms
+        out = self._core.due(now, self._group.append) if now.mono_ms >= self._due_ms else []
         claims = now.mono_ms < self._claims_until_ms
         if not claims:
             out += self._core.dispatch(now, self._group.append)
@@ -377,7 +372,6 @@ class Engine:
             self._due_ms = 0
             return
         due_in_ms = self._core.next_due_ms(now)
-        due_in_ms = min(due_in_ms, max(0, self._looked_ms + LOOK_MAX_MS - now.mono_ms))
         self._due_ms = now.mono_ms + due_in_ms
         if self._claims_until_ms > now.mono_ms:
             due_in_ms = min(due_in_ms, self._claims_until_ms - now.mono_ms)

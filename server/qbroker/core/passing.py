@@ -24,6 +24,7 @@ from qbroker.core.settings import (
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
     FORGET_KEYS_MAX,
+    LOOK_MS,
     LOST_MEMBERS_MAX,
     PAUSES_MAX,
     PRODUCER_IDLE_MS,
@@ -135,8 +136,8 @@ def answer_late(state: BrokerState, now: Now) -> None:
 
 
 def next_due(state: BrokerState, now: Now) -> int:
-    """Milliseconds until something may be due, at most a second."""
-    waits = [0 if state.results.holds(state.results.archived) else 1_000]
+    """Milliseconds until something may be due: LOOK_MS after the last look, or sooner."""
+    waits = [state.looked_ms + LOOK_MS - now.mono_ms]
     walls = state.timers.next_ms(), state.expiries.next_ms(), state.pauses.next_ms()
     for wall in (*walls, state.keys.next_ms()):
         if wall:
@@ -146,7 +147,10 @@ def next_due(state: BrokerState, now: Now) -> int:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
     catalogue = state.catalogue
-    begun = state.leaving or state.remains or state.orders or state.peeks or catalogue.crowded
+    held = state.results.holds(state.results.archived)
+    begun = (
+        held or state.leaving or state.remains or state.orders or state.peeks or catalogue.crowded
+    )
     return 0 if begun or catalogue.untold or catalogue.reached >= 0 else max(0, min(waits))
 
 
@@ -169,6 +173,7 @@ def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
 
 def due(state: BrokerState, now: Now, append: Append) -> None:
     """Do all that is due: the records are appended, the effects are in the state."""
+    state.looked_ms = now.mono_ms
     for record in records_due(state, now):
         append(record)
     state.limits.now(now)

@@ -127,7 +127,8 @@ CROWDED_MAX = 1_000
 ELDERS_LANES_MAX = 1_000
 """Lanes of a queue that is to throw its oldest away listed in one turn."""
 LOOK_MS = 1_000
-"""How often it is looked for queues that nobody uses, or whose owner has gone."""
+"""How often it is looked for what is due, whatever else happens; and for queues that nobody uses,
+or whose owner has gone."""
 DELETED_QUEUES_MAX = 100
 """Queues deleted in one turn because their time is over."""
 ROUTES_FORGOTTEN_MAX = 1_000

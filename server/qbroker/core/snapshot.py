@@ -27,7 +27,7 @@ VOLATILE = frozenset(
         "orders",
         "peeks",
         # Found again when they are needed.
-        *("routes", "dirty", "keeper", "effects", "next_sweep_ms", "head"),
+        *("routes", "dirty", "keeper", "effects", "next_sweep_ms", "looked_ms", "head"),
         # Counted since the start.
         *("closed_to_publishes", "lease_lost", "duplicates"),
     }

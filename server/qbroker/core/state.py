@@ -112,6 +112,8 @@ class BrokerState:
     lease_lost: int = 0
     duplicates: int = 0
     next_sweep_ms: int = 0
+    looked_ms: int = 0
+    """Monotonic: when it was last looked for what is due."""
     head: int = 0
     """The first position behind the last record."""
     orders: deque[Any] = field(default_factory=deque)
@@ -167,8 +169,9 @@ class BrokerState:
         if is_new:
             self.limits.fit_shelf(lane.shelf)
         self.limits.fit_lane(lane)
-        if lane.wants.ordering:
-            self.orderings.setdefault((queue.number, lane.wants.ordering), Ordering()).join(lane)
+        ordering = lane.wants.ordering
+        if ordering:
+            self.orderings.setdefault((queue.number, ordering), Ordering()).join(lane)
         return lane
 
     def run_numbered(self, number: int) -> Run:
