@@ -21,20 +21,19 @@ from qbroker.log.active import SegmentWriter
 from qbroker.log.disk import Disk, File, write_whole
 from qbroker.log.errors import RepairError
 from qbroker.log.format import (
-    BATCH_MAGIC,
-    SECTOR_BYTES,
     SEGMENT_HEADER_BYTES,
     SLOT_BITS,
     BatchInfo,
     Malformed,
-    unpack_batch_header,
     unpack_segment_header,
 )
 from qbroker.log.manifest import check_order, open_segment, sort_names
 from qbroker.log.meta import Meta, read_meta, write_meta
 from qbroker.log.recovery import tidied, written_end
+from qbroker.log.salvage import intact_headers
 from qbroker.log.segment import REPLAY_BYTES, Segment
 from qbroker.log.walk import Walk
+from qbroker.log.window import Window
 
 CUT_NAME = "cut.tmp"
 
@@ -186,14 +185,9 @@ def _headers(file: File, start: int) -> Iterator[BatchInfo]:
         seed = unpack_segment_header(file.read_at(0, SEGMENT_HEADER_BYTES)).seed
     except Malformed:
         return
-    for offset in range(start, file.size(), REPLAY_BYTES):
-        data = file.read_at(offset, REPLAY_BYTES)
-        for at in range(0, len(data), SECTOR_BYTES):
-            if data.startswith(BATCH_MAGIC, at):
-                try:
-                    yield unpack_batch_header(data, at, seed)
-                except Malformed:
-                    continue
+    places = range(start, file.size())
+    for _, info in intact_headers(Window(file, REPLAY_BYTES), places, seed):
+        yield info
 
 
 def _cut_off(disk: Disk, cut: _Cut) -> Iterator[str]:

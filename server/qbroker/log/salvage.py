@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qbroker.log.format import (
     BATCH_HEADER_BYTES,
+    BATCH_MAGIC,
     CHAIN_BYTES,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
@@ -22,6 +23,7 @@ from qbroker.log.format import (
     BatchInfo,
     Malformed,
     StoredRecord,
+    unpack_batch_header,
     unpack_record,
 )
 from qbroker.log.window import Window
@@ -91,22 +93,37 @@ def next_header(
     None if there is none; its number is above `number`. Looks at every sector up to there, but
     not at pages that the disk refuses; OSError when these are more than REFUSED_MAX.
     """
-    here, refused = offset + SECTOR_BYTES, 0
-    while here < segment.end:
+    behind = range(offset + SECTOR_BYTES, segment.end)
+    for here, info in intact_headers(window, behind, segment.seed, REFUSED_MAX):
+        if number < info.number <= segment.last:
+            return here, info
+    return None
+
+
+def intact_headers(
+    window: Window, places: range, seed: int, refused_max: int = 0
+) -> Iterator[tuple[int, BatchInfo]]:
+    """Every intact batch header there, wherever a sector begins, and where.
+
+    Pages that the disk refuses are passed over; OSError when these are more than ``refused_max``.
+    """
+    here, refused = places.start, 0
+    while here < places.stop:
+        info, step = None, SECTOR_BYTES
         try:
-            info = window.batch_header(here, segment.seed)
+            at = window.at(here, BATCH_HEADER_BYTES)
+            if window.data.startswith(BATCH_MAGIC, at):
+                info = unpack_batch_header(window.data, at, seed)
         except Malformed:
-            here += SECTOR_BYTES
+            pass
         except OSError:
             refused += 1
-            if refused > REFUSED_MAX:
+            if refused > refused_max:
                 raise
-            here += PAGE_BYTES - here % PAGE_BYTES
-        else:
-            if number < info.number <= segment.last:
-                return here, info
-            here += SECTOR_BYTES
-    return None
+            step = PAGE_BYTES - here % PAGE_BYTES
+        if info:
+            yield here, info
+        here += step
 
 
 def _records(
