@@ -19,8 +19,9 @@ from qclient.serialization import decode, decode_call, encode_call, pack
 from qprotocol import wire
 from qprotocol.frames import DeadLetters, DropDead, EditDead, Frame, Ok, ReplayDead, Report
 from qprotocol.limits import LETTERS_MAX
-from qprotocol.message import Message, meta_fields, pack_fields, unpack_message
+from qprotocol.message import Message, renewed, unpack_message
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
+from qprotocol.wire import NUMBERS, ROWS, WHOLE
 
 if TYPE_CHECKING:
     from qclient.app import App
@@ -37,7 +38,6 @@ Cause = Literal[
     "other",
 ]
 PAGE = 200
-NUMBERS, ROWS, WHOLE = range(3)
 Steps = Generator[tuple[Frame, type[Frame]], Any, T]
 """What is asked, with the kind of its answer; what is sent in is the answer."""
 
@@ -291,17 +291,10 @@ class Edit:
 
     def of(self, message: Message) -> Message:
         """The message with that. Raises TypeError, ValueError."""
-        meta = meta_fields(message.fields)
-        meta.pop(wire.ORIGIN, None)  # the broker says that, of what exchanges bring
-        after = replace(
+        after = renewed(
             message,
             queue=message.queue if self.queue is None else self.queue,
             priority=message.priority if self.priority is None else self.priority,
-            exchange="",
-            due_ms=0,
-            expires_ms=0,
-            principal="",
-            fields=pack_fields(meta) if meta else b"",
         )
         if self.args is not None or self.kwargs is not None:
             args, kwargs = decode_call(message.content, message.body)

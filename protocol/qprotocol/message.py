@@ -4,7 +4,7 @@ Clients and workers build and read ``Message``. The broker only walks: see ``wal
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from struct import error as struct_error
 from typing import Self
 
@@ -221,6 +221,25 @@ def names_end(meta: bytes) -> int:
     for _ in range(4):
         at += 1 + meta[at]
     return at
+
+
+def renewed(message: Message, *, queue: str, priority: int) -> Message:
+    """The message as who sends it anew says it: to a queue by its name, at once, for ever.
+
+    Without what the broker says of it: who sent it, and which exchange it came by.
+    """
+    fields = meta_fields(message.fields)
+    fields.pop(wire.ORIGIN, None)
+    return replace(
+        message,
+        queue=queue,
+        priority=priority,
+        exchange="",
+        due_ms=0,
+        expires_ms=0,
+        principal="",
+        fields=pack_fields(fields) if fields else b"",
+    )
 
 
 def meta_fields(packed: bytes) -> dict[int, bytes]:

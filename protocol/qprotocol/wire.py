@@ -59,6 +59,8 @@ reason, length of the error."""
 LETTER = Struct("<QQ")
 """A dead letter, as it is told from all others, also from the same message once it dies again:
 its position, its number."""
+NUMBERS, ROWS, WHOLE = range(3)
+"""How much DeadLetters asks for of each: its names, what is known of it too, or all its bytes."""
 
 ENVELOPE_VERSION = 1
 

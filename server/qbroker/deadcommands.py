@@ -13,15 +13,16 @@ import click
 from qbroker.ops import letters
 from qbroker.ops.admin import Admin, RefusedByBroker
 from qbroker.ops.exits import Exit, Trouble
-from qbroker.ops.letters import NUMBERS, ROWS, WHOLE, Filter, Pace, Row, Where
+from qbroker.ops.letters import Filter, Pace, Row, Where
 from qbroker.ops.lettertexts import CannotEditError, Setting, changed, shown
-from qbroker.ops.show import ago, printable
+from qbroker.ops.show import ago
 from qbroker.ordercommands import Span
-from qbroker.taskcommands import moment, show_attempts, why
+from qbroker.taskcommands import moment, show_history, why
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol.causes import LETTER_CAUSES
 from qprotocol.frames import Report, Search
 from qprotocol.limitrules import parse_rate
+from qprotocol.wire import NUMBERS, ROWS, WHOLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only count them.")
@@ -129,9 +130,7 @@ def show_command(task_id: str, broker: str, as_json: bool) -> None:
         if name != "queue"
     ]
     echo_table(("what", "value"), table)
-    show_attempts(attempts)
-    for line in ("", *trace.splitlines()) if trace else ():
-        click.echo(printable(line))
+    show_history(attempts, trace)
 
 
 def attempts_of(admin: Admin, task_id: str) -> list[Row]:
@@ -145,9 +144,9 @@ def attempts_of(admin: Admin, task_id: str) -> list[Row]:
     return attempts
 
 
-def there(admin: Admin, task_id: str) -> Row:
+def there(admin: Admin, task_id: str, detail: int = WHOLE) -> Row:
     """The dead letter with that id. Raises Trouble if there is none."""
-    row = letters.one(admin, task_id, WHOLE)
+    row = letters.one(admin, task_id, detail)
     if row is None:
         raise Trouble(f"there is no dead letter with the id {task_id}", Exit.FAILED)
     return row
@@ -160,10 +159,7 @@ def meant(admin: Admin, ids: tuple[str, ...], which: Filter, detail: int) -> Ite
     """The letters that a command is about. Raises Trouble for an id that is none's."""
     if ids:
         for each in ids:
-            row = letters.one(admin, each)
-            if row is None:
-                raise Trouble(f"there is no dead letter with the id {each}", Exit.FAILED)
-            yield row
+            yield there(admin, each, ROWS)
     else:
         yield from letters.found(admin, which, detail)
 

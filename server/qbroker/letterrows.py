@@ -4,11 +4,11 @@ import base64
 from typing import Any
 
 from qbroker.bodies import Bodies
-from qbroker.core.deadletters import NUMBERS, WHOLE
 from qbroker.core.effects import LetterRow, LettersShown
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.ids import unpack_id
+from qprotocol.wire import NUMBERS, WHOLE
 
 
 def letters_report(bodies: Bodies, shown: LettersShown) -> dict[str, Any]:

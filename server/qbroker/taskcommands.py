@@ -143,15 +143,19 @@ def task_command(task_id: str, broker: str, as_json: bool) -> None:
             text = moment(value) if is_time else ago(value) if name == "run_ms" else value
             shown.append((label.replace("_", " "), text))
     echo_table(("what", "value"), shown)
-    show_attempts(attempts)
+    show_history(attempts, trace)
+
+
+def show_history(attempts: list[dict[str, Any]], trace: str) -> None:
+    """A line for each attempt, and for what people did between; then the last error's traceback."""
+    if attempts:
+        show_attempts(attempts)
     for line in ("", *trace.splitlines()) if trace else ():
         click.echo(printable(line))
 
 
 def show_attempts(attempts: list[dict[str, Any]]) -> None:
     """A line for each, and for what people did with the message between."""
-    if not attempts:
-        return
     rows = [
         (
             *(number, moment(each["started_ms"]) if each["started_ms"] else ""),

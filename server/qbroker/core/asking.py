@@ -10,7 +10,7 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Tell
 from qbroker.core.moment import Now
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
@@ -63,10 +63,7 @@ def known(
 
 def name_of(frame: Named) -> bytes:
     """The id as its bytes in a message. Raises RefusedError."""
-    try:
-        return pack_id(frame.id)[0]
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error
+    return checked(pack_id, frame.id)[0]
 
 
 def named_position(state: BrokerState, name: bytes) -> int:

@@ -8,7 +8,7 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.exchanges import Exchange
 from qbroker.core.moment import Now
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.settings import BINDING_ROWS_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import ExchangeStatistics
@@ -94,10 +94,8 @@ def decide_delete_exchange(
 def binding_of(exchange: Exchange, frame: Bind | Unbind) -> Binding:
     """The binding a frame speaks of. Raises RefusedError for one that cannot be."""
     destination = Destination(to_exchange=frame.to_exchange, name=frame.destination)
-    try:
-        return Binding.parse(exchange.kind, destination, frame.key, frame.arguments or {})
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error
+    arguments = frame.arguments or {}
+    return checked(Binding.parse, exchange.kind, destination, frame.key, arguments)
 
 
 def decide_bind(state: BrokerState, now: Now, _connection: int, frame: Bind) -> Decision:

@@ -15,7 +15,7 @@ from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
 from qbroker.core.queueorder import Contest, order_of
 from qbroker.core.queues import Queue
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.sessions import drop_consumer
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX, SELECTIONS_MAX
 from qbroker.core.shelves import Entry
@@ -43,10 +43,7 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
     survey = Survey(state, now)
     numbers = []
     for name in dict.fromkeys(frame.queues):
-        try:
-            check_queue_name(name)
-        except ValueError as error:
-            raise RefusedError("BAD_REQUEST", str(error)) from error
+        checked(check_queue_name, name)
         queue = state.queues.get(name)
         if queue:
             check_owner(state, connection, queue)
@@ -76,10 +73,7 @@ def tasks_known(frame: Consume) -> frozenset[str] | None:
     """The tasks that the consumer names; None if it knows all. Raises RefusedError."""
     if not frame.raw:
         return None
-    try:
-        return frozenset(unpack_task_names(frame.raw))
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error
+    return frozenset(checked(unpack_task_names, frame.raw))
 
 
 def listen(state: BrokerState, consumer: Consumer) -> None:

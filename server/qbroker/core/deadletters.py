@@ -7,8 +7,6 @@ who asks, a page at a time; each order is one record; and to give an order twice
 a dead letter that was replayed and died again has another number.
 """
 
-from collections.abc import Callable
-
 from qbroker.core import records as r
 from qbroker.core.asking import known, lookup
 from qbroker.core.burying import revive
@@ -19,7 +17,7 @@ from qbroker.core.leases import UNSEEN
 from qbroker.core.letters import Letter
 from qbroker.core.moment import Now
 from qbroker.core.publishing import apply_messages
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, check_text, checked
 from qbroker.core.results import Found
 from qbroker.core.runs import Run
 from qbroker.core.settings import (
@@ -38,9 +36,7 @@ from qprotocol.limits import LETTERS_MAX
 from qprotocol.message import unpack_route
 from qprotocol.names import check_queue_name
 from qprotocol.options import is_dead_queue
-
-NUMBERS, ROWS, WHOLE = range(3)
-"""How much is shown of each: ``detail`` of the frame."""
+from qprotocol.wire import NUMBERS, ROWS, WHOLE
 
 # Looking.
 
@@ -50,7 +46,7 @@ def decide_dead_letters(
 ) -> Decision:
     """A page of them, or the one with that id."""
     if frame.cause:
-        refused_by(check_cause, frame.cause)
+        checked(check_cause, frame.cause)
     if frame.detail not in (NUMBERS, ROWS, WHOLE) or (frame.detail == WHOLE and not frame.id):
         raise RefusedError("BAD_REQUEST", f"detail {frame.detail}: 0 or 1, and 2 with an id")
     shown = LettersShown(connection, frame, last=state.letters.count)
@@ -151,9 +147,9 @@ def chosen(state: BrokerState, raw: bytes) -> list[tuple[int, Letter, Run]]:
 
 def decide_replay(state: BrokerState, now: Now, _connection: int, frame: ReplayDead) -> Decision:
     """They wait in their queues again, or in the one that is named."""
-    check_author(frame.author)
+    check_text("an author", frame.author, AUTHOR_BYTES_MAX)
     if frame.queue:
-        refused_by(check_queue_name, frame.queue)
+        checked(check_queue_name, frame.queue)
         if is_dead_queue(frame.queue):
             raise RefusedError(
                 "BAD_REQUEST", f"{frame.queue!r} is for dead letters: name a queue that runs them"
@@ -210,7 +206,7 @@ def leave(state: BrokerState, run: Run, position: int, was_ms: int) -> None:
 
 def decide_drop(state: BrokerState, now: Now, _connection: int, frame: DropDead) -> Decision:
     """They are over."""
-    check_author(frame.author)
+    check_text("an author", frame.author, AUTHOR_BYTES_MAX)
     rows = [
         [position, run.lane.number, run.priority] for position, _, run in chosen(state, frame.raw)
     ]
@@ -239,7 +235,7 @@ def decide_edit(
     state: BrokerState, now: Now, connection: int, frame: EditDead, found: Found | None
 ) -> Decision:
     """Another message is the dead letter from now on; what is there is read before, for its id."""
-    check_author(frame.author)
+    check_text("an author", frame.author, AUTHOR_BYTES_MAX)
     if found is None:
         return Decision(effects=[Lookup(connection, frame, positions=(frame.position,))])
     before = found.messages.get(frame.position, b"")
@@ -293,22 +289,3 @@ def apply_edited(state: BrokerState, position: int, record: r.LetterEdited) -> N
         group = target.lane.queue.number
         state.expiries.push(group, letter.expires_ms, position, target.number)
     apply_messages(state, position, record.batch, count_as="edited")
-
-
-# What they are made of.
-
-
-def check_author(author: str) -> None:
-    """Raise RefusedError for one that is too long."""
-    if len(author.encode()) > AUTHOR_BYTES_MAX:
-        raise RefusedError(
-            "BAD_REQUEST", f"an author of {len(author.encode())} bytes: at most {AUTHOR_BYTES_MAX}"
-        )
-
-
-def refused_by(check: Callable[[str], None], text: str) -> None:
-    """Raise RefusedError for what the check raises ValueError for."""
-    try:
-        check(text)
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error

@@ -11,7 +11,7 @@ from qbroker.core.gates import Place, attach
 from qbroker.core.lanes import Lane
 from qbroker.core.limits import Limit
 from qbroker.core.moment import Now
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.state import BrokerState
 from qbroker.core.statistics import LimitStatistics
 from qbroker.core.survey import limit
@@ -21,11 +21,8 @@ from qprotocol.limitrules import OPERATOR, ORIGINS, LimitRule, check_limit_name
 
 def decide_set_limit(state: BrokerState, now: Now, _connection: int, frame: SetLimit) -> Decision:
     """The rule is in force, or kept behind an operator's; nothing if it is so already."""
-    try:
-        check_limit_name(frame.name)
-        rule = LimitRule.parse(frame.rule)
-    except ValueError as error:
-        raise RefusedError("BAD_REQUEST", str(error)) from error
+    checked(check_limit_name, frame.name)
+    rule = checked(LimitRule.parse, frame.rule)
     if frame.origin not in ORIGINS:
         raise RefusedError("BAD_REQUEST", f"origin {frame.origin!r}: {' or '.join(ORIGINS)}")
     limits, most = state.limits, state.settings.limits_max

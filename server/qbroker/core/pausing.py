@@ -14,7 +14,7 @@ from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.pauses import DISPATCH, HALVES, INTAKE, Pause
 from qbroker.core.queues import Queue
-from qbroker.core.refusals import RefusedError, queue_named
+from qbroker.core.refusals import RefusedError, check_text, queue_named
 from qbroker.core.settings import AUTHOR_BYTES_MAX, REASON_BYTES_MAX, RETRY_AFTER_MS
 from qbroker.core.state import BrokerState
 from qprotocol.frames import Ok, PauseQueue, ResumeQueue
@@ -29,14 +29,8 @@ def decide_pause(state: BrokerState, now: Now, _connection: int, frame: PauseQue
             "BAD_REQUEST",
             f"a pause of {frame.for_ms} ms: 0 until it is resumed, at most delay_max_ms, {most_ms}",
         )
-    for name, text, most in (
-        ("reason", frame.reason, REASON_BYTES_MAX),
-        ("author", frame.author, AUTHOR_BYTES_MAX),
-    ):
-        if len(text.encode()) > most:
-            raise RefusedError(
-                "BAD_REQUEST", f"a {name} of {len(text.encode())} bytes: at most {most}"
-            )
+    check_text("a reason", frame.reason, REASON_BYTES_MAX)
+    check_text("an author", frame.author, AUTHOR_BYTES_MAX)
     until_ms = now.wall_ms + frame.for_ms if frame.for_ms else 0
     said = frame.intake, frame.dispatch, frame.reason, frame.author, now.wall_ms, until_ms
     fresh = named(frame) - state.pauses.of(queue.number).keys()

@@ -1,6 +1,7 @@
 """How the rules say no: raised inside ``decide``, and turned into an answer by the broker."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from qbroker.core.effects import Send
 from qprotocol.errors import ERRORS, Refused
@@ -9,6 +10,9 @@ from qprotocol.frames import Error, Frame, Part
 if TYPE_CHECKING:
     from qbroker.core.queues import Queue
     from qbroker.core.state import BrokerState
+
+
+T = TypeVar("T")
 
 
 class RefusedError(Exception):
@@ -24,6 +28,21 @@ class RefusedError(Exception):
 def bad(index: int, why: str) -> RefusedError:
     """A message breaks the envelope's format."""
     return RefusedError("BAD_MESSAGE", f"message {index}: {why}", index=index)
+
+
+def checked(check: Callable[..., T], *given: object) -> T:
+    """What the check gives. Raises RefusedError for what it raises ValueError for."""
+    try:
+        return check(*given)
+    except ValueError as error:
+        raise RefusedError("BAD_REQUEST", str(error)) from error
+
+
+def check_text(what: str, text: str, bytes_max: int) -> None:
+    """Raise RefusedError for a text that is too long; ``what`` it is: "an author"."""
+    size = len(text.encode())
+    if size > bytes_max:
+        raise RefusedError("BAD_REQUEST", f"{what} of {size} bytes: at most {bytes_max}")
 
 
 def queue_named(state: "BrokerState", name: str) -> "Queue":

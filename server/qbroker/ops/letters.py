@@ -18,10 +18,10 @@ from qprotocol.frames import DeadLetters, DropDead, EditDead, Ok, ReplayDead, Re
 from qprotocol.limits import LETTERS_MAX
 from qprotocol.message import Message, unpack_message
 from qprotocol.states import State
+from qprotocol.wire import ROWS
 
 PAGE = 2_000
 WATCH_MS = 5_000
-NUMBERS, ROWS, WHOLE = range(3)
 
 Row = dict[str, Any]
 

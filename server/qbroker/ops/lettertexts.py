@@ -11,8 +11,7 @@ from typing import Any
 
 import msgpack
 
-from qprotocol import wire
-from qprotocol.message import Message, meta_fields, pack_fields
+from qprotocol.message import Message, renewed
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 
 MSGPACK, JSON = 1, 2
@@ -49,17 +48,10 @@ def changed(message: Message, to: dict[str, Any]) -> Message:
     for name, value in news.items():
         if type(value) is not KINDS[name]:
             raise CannotEditError(f"{name} is {value!r}: it takes a {KINDS[name].__name__}")
-    fields = meta_fields(message.fields)
-    fields.pop(wire.ORIGIN, None)  # the broker says that, of what exchanges bring
-    after = replace(
+    after = renewed(
         message,
         queue=news.get("queue", message.queue),
-        exchange="",
         priority=news.get("priority", message.priority),
-        due_ms=0,
-        expires_ms=0,
-        principal="",
-        fields=pack_fields(fields) if fields else b"",
     )
     if "retries" in news:
         after.headers = with_retries(after, news["retries"])
