@@ -70,8 +70,8 @@ class LimitGate(Gate):
         told: dict[str, Any] = {"limit": self.limit.name, "key": self.key}
         if self.rule.concurrency:
             told |= {"slots": self.rule.concurrency, "slots_used": self.bucket.used}
-        if lane.wants.weight > 1:
-            told["weight"] = lane.wants.weight
+        if lane.weight > 1:
+            told["weight"] = lane.weight
         return super().why(lane, now) | told
 
     def heft(self, lane: Lane) -> int:
@@ -243,10 +243,11 @@ class Limits:
 
     def fit_lane(self, lane: Lane) -> None:
         """A new lane is under the rules per key, if it has one."""
-        if lane.wants.limit:
-            for limit in self.covering(lane.queue.name, lane.task, lane.wants.limit):
+        key = lane.wants.limit
+        if key:
+            for limit in self.covering(lane.queue.name, lane.task, key):
                 if limit.rule.per_key:
-                    limit.join(lane, lane.wants.limit)
+                    limit.join(lane, key)
 
     def leave(self, lane: Lane) -> None:
         """A lane is closed; nothing of it is out."""
