@@ -10,8 +10,8 @@ SETTINGS_ROW = "| a flag for each setting |  | See [Settings](README.md#settings
 def markdown(root: click.Group, name: str, settings: Collection[str]) -> str:
     """A section for each command of ``root``: its usage, what it does, and its options.
 
-    Options named as ``settings`` are one row, that says where they are explained. Hidden
-    commands and options are left out.
+    The options of a command that takes all ``settings`` are one row, that says where they are
+    explained. Hidden commands and options are left out.
     """
     context = click.Context(root, info_name=name)
     return "\n".join(_sections(context, settings))
@@ -36,10 +36,9 @@ def _section(context: click.Context, settings: Collection[str]) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     paragraphs = [f"### {context.command_path}", f"`{usage}`", *_prose(command.help or "")]
     options = [each for each in command.params if isinstance(each, click.Option)]
-    told = [each for each in options if not each.hidden and each.name not in settings]
-    rows = [_row(option, context) for option in told]
-    if len(told) < len(options) - 1:
-        rows.append(SETTINGS_ROW)
+    takes_all = {each.name for each in options}.issuperset(settings)
+    told = [x for x in options if not x.hidden and not (takes_all and x.name in settings)]
+    rows = [_row(option) for option in told] + [SETTINGS_ROW] * takes_all
     if rows:
         paragraphs.append(
             "\n".join(["| option | default | what it does |", "|---|---|---|", *rows])
@@ -57,13 +56,13 @@ def _prose(text: str) -> Iterator[str]:
             yield " ".join(line.strip() for line in lines)
 
 
-def _row(option: click.Option, context: click.Context) -> str:
+def _row(option: click.Option) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     choices = getattr(option.type, "choices", ())
     kind = "/".join(map(str, choices)) or option.metavar or option.type.name
     first = names if option.is_flag else f"{names} {kind}"
     words = [option.help or "", *_remarks(option)]
-    cells = (first, _default(option, context), " ".join(filter(None, words)))
+    cells = (first, _default(option), " ".join(filter(None, words)))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -77,10 +76,8 @@ def _remarks(option: click.Option) -> Iterator[str]:
         yield f"Also `{variable}` in the environment."
 
 
-def _default(option: click.Option, context: click.Context) -> str:
-    default = option.get_default(context, call=False)
-    if option.is_flag or default is None or callable(default) or default in ("", ()):
-        return ""
-    if "Sentinel" in type(default).__name__:  # click's own word for none
+def _default(option: click.Option) -> str:
+    default = option.to_info_dict()["default"]
+    if option.is_flag or callable(default) or default in (None, "", ()):
         return ""
     return f"`{default}`"
