@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -183,6 +183,18 @@ class Arena:
             every_s=0.05,
             log=self._worker_log,
         )
+
+    def end_to_end(self, count: int, beside: AbstractContextManager[object] | None = None) -> float:
+        """Tasks a second, from the first call to the last task's run; with something ``beside``."""
+        with self.worker():
+            self.wait_for_worker()
+            with beside or nullcontext():
+                began_ns = time.monotonic_ns()
+                self.tasks.send_many("tick", [count] * count)
+                self.wait_for_mark("last")
+        (last,) = self.marks("last")
+        self.forget_marks()
+        return count / ((last - began_ns) / 1e9)
 
     def forget_marks(self) -> None:
         """No marks are left of what went before."""

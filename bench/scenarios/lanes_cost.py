@@ -6,7 +6,6 @@ own manner; none of them ever holds a task back, so that only the counting is pa
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -27,22 +26,9 @@ def measure(arena: Arena) -> dict[str, float]:
         for name, prepare in WAYS.items():
             arena.fresh_broker()
             prepare(arena)
-            rates[name].append(end_to_end(arena))
+            rates[name].append(arena.end_to_end(arena.many(ours=300_000, theirs=0)))
     figures = {"rate_plain": median(rates["plain"])}
     for name in WAYS.keys() - {"plain"}:
         shares = zip(rates[name], rates["plain"], strict=True)
         figures[f"{name}_percent"] = median(100 * (1 - rate / plain) for rate, plain in shares)
     return figures
-
-
-def end_to_end(arena: Arena) -> float:
-    """Tasks a second, from the first call to the last task's run."""
-    count = arena.many(ours=300_000, theirs=0)
-    with arena.worker():
-        arena.wait_for_worker()
-        began_ns = time.monotonic_ns()
-        arena.tasks.send_many("tick", [count] * count)
-        arena.wait_for_mark("last")
-    (last,) = arena.marks("last")
-    arena.forget_marks()
-    return count / ((last - began_ns) / 1e9)

@@ -6,8 +6,6 @@ with it while another client searches. Every task is a row; results are ignored.
 
 from __future__ import annotations
 
-import time
-from contextlib import ExitStack
 from statistics import median
 
 from harness.arena import Arena
@@ -23,7 +21,8 @@ def measure(arena: Arena) -> dict[str, float]:
     for _ in range(ROUNDS):
         for name, is_on in SIDES.items():
             arena.fresh_broker(QBROKER_ARCHIVE=is_on)
-            rates[name].append(end_to_end(arena, searched=name == "searched"))
+            beside = searching(arena.port) if name == "searched" else None
+            rates[name].append(arena.end_to_end(arena.many(ours=300_000, theirs=0), beside))
     lost = {
         name: median(
             100 * (1 - rate / bare)
@@ -36,19 +35,3 @@ def measure(arena: Arena) -> dict[str, float]:
         "lost_percent": lost["with"],
         "lost_searched_percent": lost["searched"] - lost["with"],
     }
-
-
-def end_to_end(arena: Arena, *, searched: bool) -> float:
-    """Tasks a second, from the first call to the last task's run."""
-    count = arena.many(ours=300_000, theirs=0)
-    with arena.worker():
-        arena.wait_for_worker()
-        with ExitStack() as stack:
-            if searched:
-                stack.enter_context(searching(arena.port))
-            began_ns = time.monotonic_ns()
-            arena.tasks.send_many("tick", [count] * count)
-            arena.wait_for_mark("last")
-    (last,) = arena.marks("last")
-    arena.forget_marks()
-    return count / ((last - began_ns) / 1e9)

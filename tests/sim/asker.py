@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -207,14 +208,7 @@ class Asker(Client):
 
     def pause(self) -> None:
         """Nothing of a queue is handed out for some seconds."""
-        if self.rng.random() < 0.8:
-            return
-        queue = self.rng.choice(list(self.swarm.queues))
-        for_ms = self.rng.choice((3_000, 8_000, 20_000))
-        until_ms = self.world.wall_ms() + for_ms
-        self.oracle.pausing(queue)
-        frame = f.PauseQueue(queue=queue, dispatch=True, reason="sim", for_ms=for_ms)
-        self.ask(frame, lambda answer, mark: self.paused(queue, until_ms, answer, mark))
+        self.shut("dispatch", (3_000, 8_000, 20_000), self.paused)
 
     def paused(self, queue: str, until_ms: int, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Ok) and mark is not None:
@@ -223,14 +217,18 @@ class Asker(Client):
 
     def close_queue(self) -> None:
         """Nothing is published into a queue for some seconds."""
+        self.shut("intake", (500, 2_000, 6_000), self.was_closed)
+
+    def shut(self, half: str, spans_ms: tuple[int, ...], then: Callable[..., None]) -> None:
+        """That half of a queue is paused; ``then`` hears of it."""
         if self.rng.random() < 0.8:
             return
         queue = self.rng.choice(list(self.swarm.queues))
-        for_ms = self.rng.choice((500, 2_000, 6_000))
+        for_ms = self.rng.choice(spans_ms)
         until_ms = self.world.wall_ms() + for_ms
         self.oracle.pausing(queue)
-        frame = f.PauseQueue(queue=queue, intake=True, reason="sim", for_ms=for_ms)
-        self.ask(frame, lambda answer, mark: self.was_closed(queue, until_ms, answer, mark))
+        frame = f.PauseQueue(queue=queue, reason="sim", for_ms=for_ms, **{half: True})
+        self.ask(frame, partial(then, queue, until_ms))
 
     def was_closed(
         self, queue: str, until_ms: int, answer: f.Frame | None, mark: Mark | None
