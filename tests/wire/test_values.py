@@ -24,6 +24,7 @@ from qprotocol.message import (
     pack_message,
     pack_origin,
     pack_route,
+    renewed,
     unpack_message,
     unpack_meta,
     unpack_origin,
@@ -639,3 +640,20 @@ def test_names_of_tasks_come_back_as_they_were(names):
 )
 def test_names_of_tasks_out_of_bounds_are_refused(call, given_, words):
     assert words in fault(call, given_)
+
+
+def test_a_message_that_is_sent_anew_keeps_what_its_sender_said_and_no_more() -> None:
+    """Where it came by, who sent it and its times are not the next sender's to say."""
+    origin, unique = {wire.ORIGIN: b"\x01e\x01k"}, {wire.UNIQUE: b"key"}
+    before = Message("q", b"body", id="a", task="t", priority=3, keys=b"", headers=b"h")
+    came = replace(
+        before,
+        exchange="e",
+        due_ms=5,
+        expires_ms=9,
+        principal="ana",
+        fields=pack_fields(origin | unique),
+    )
+    after = renewed(came, queue="slow", priority=7)
+    assert after == replace(before, queue="slow", priority=7, fields=pack_fields(unique))
+    assert renewed(replace(came, fields=pack_fields(origin)), queue="q", priority=3) == before
