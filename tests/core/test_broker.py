@@ -166,9 +166,8 @@ def test_a_run_knows_a_stranger_from_its_own() -> None:
 
 def test_a_run_listed_twice_under_one_head_is_handed_out_once() -> None:
     queue = Queue(0, "q", QueueOptions(), synced=True)
-    queue.lanes.append(Lane(0, queue, "", b""))
     queue.select(None)
-    run = queue.lanes[0].run(0)
+    run = Lane(0, queue, "", b"").run(0)
     run.extend(10, 2)
     queue.offer(run, 2)
     for position in (5, 6):

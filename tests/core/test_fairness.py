@@ -185,7 +185,7 @@ def test_levels_of_tenants_that_are_gone_are_gone() -> None:
     while floor.running:
         floor.end()
         floor.fill()
-    assert floor.queue.shelves["t"].levels == {}
+    assert floor.queue.shelves["t"].levels == []
     assert floor.queue.selections[None].keys == {}
     floor.queue.settle_shares()
 

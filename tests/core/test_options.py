@@ -181,7 +181,6 @@ def test_a_deleted_queue_is_swept_a_piece_a_turn(monkeypatch: pytest.MonkeyPatch
     harness.run("wait 1s")
     assert not core_state.remains
     assert not core_state.catalogue.dying
-    assert not core_state.lane_of
     assert not core_state.named
 
 

@@ -20,7 +20,9 @@ from qprotocol.options import QueueOptions
 
 def new_queue(lanes: int = 1) -> Queue:
     queue = Queue(0, "q", QueueOptions(oldest_every=0), synced=True)
-    queue.lanes += [Lane(number, queue, f"task{number}", b"") for number in range(lanes)]
+    for number in range(lanes):
+        lane = Lane(number, queue, f"task{number}", b"")
+        queue.lanes.append(lane)
     queue.select(None)
     return queue
 

@@ -69,7 +69,10 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {"queue", "shelf", "keys", "_runs", "leased"},
         {"number", "kind", "life", "gates", "ordering", "parked", "weight", "fair"},
     ),
-    Shelf: ({"task", "leased"}, {"queue", "levels", "life", "open", "gates", "parked"}),
+    Shelf: (
+        {"task", "leased", "lane", "keyed"},
+        {"queue", "_level", "_others", "life", "open", "gates", "parked"},
+    ),
     Run: (
         {"priority", "chunk", "more", "head", "given", "skipped"},
         {"lane", "life", "size", "key"},

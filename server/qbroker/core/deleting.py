@@ -86,8 +86,6 @@ def bury_more(state: BrokerState, append: Append) -> None:
         if queue.ready or queue.scheduled:
             append(r.Purged(number))
         elif not queue.leased and queue not in remains:
-            for lane in queue.lanes:
-                state.lane_of.pop((number, lane.task, lane.keys), None)
             catalogue.dying.discard(number)
 
 

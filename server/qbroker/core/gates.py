@@ -125,8 +125,7 @@ class Gate(ABC):
             if place.parked is self:
                 place.unpark()
         for shelf in self._lanes:
-            shelf.queue.opened.setdefault(shelf, {})[self] = None
-            shelf.queue.stir()
+            shelf.queue.gate_opened(shelf, self)
 
     def park(self, place: Place) -> None:
         """The place waits here; a lane that does already may have got a better rank."""

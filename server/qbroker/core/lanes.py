@@ -106,7 +106,7 @@ class Lane:
     def retire(self) -> None:
         """Runs that were purged are no more the lane's, but what is left to be swept."""
         if self.life != self.queue.life:
-            self.queue.retired += self._runs
+            self.queue.retire(self._runs)
             self._runs, self.life, self.parked = (), self.queue.life, None
 
     # Parked.

@@ -280,6 +280,5 @@ def weight_out(place: Place) -> int:
         return 0
     if isinstance(place, Lane):
         return place.leased * place.weight
-    lanes = place.queue.lanes
-    inside = lanes if isinstance(place, Queue) else [x for x in lanes if x.shelf is place]
-    return sum(lane.leased * lane.weight for lane in inside)
+    assert isinstance(place, Queue | Shelf), place
+    return sum(lane.leased * lane.weight for lane in place.lanes)

@@ -46,7 +46,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         queue.scheduled -= 1
         if position in queue.delayed:
             queue.delayed.discard(position)
-            target.lane.queue.delayed.add(position)
+            target.lane.queue.delay({position})
         note(state, source, target, range(position, position + 1), waits=True)
         state.later(target, position, due_ms)
     for group, entries in gone.items():

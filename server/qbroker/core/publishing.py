@@ -293,7 +293,7 @@ def apply_messages(
         for group, entries in expiries.items():
             state.expiries.add(group, entries)
         for group, positions in both.items():
-            state.numbered[group].delayed |= positions
+            state.numbered[group].delay(positions)
     for index, name in batch.named:
         state.named[name] = first + index
         state.names[first + index] = name

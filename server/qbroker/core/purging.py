@@ -48,7 +48,7 @@ def purge(state: BrokerState, queue: Queue) -> None:
     """Nothing waits in the queue. What is handed out counts as no bytes from now on."""
     queue.counts["purged"] += queue.ready + queue.scheduled
     trees = state.timers.drop(queue.number)
-    state.remains.append(Remains(queue, trees, queue.delayed))
+    state.remains.append(Remains(queue, trees, queue.delayed, list(queue.lanes)))
     queue.begin_anew()
     if queue.number in state.catalogue.elders:
         state.catalogue.elders[queue.number].clear()
@@ -70,10 +70,9 @@ def sweep(state: BrokerState) -> None:
     """Sweep the next piece. Looks at SWEEP_MESSAGES_MAX messages, or some more."""
     remains, room = state.remains[0], SWEEP_MESSAGES_MAX
     queue = remains.queue
-    lanes = queue.lanes[remains.lane : remains.lane + SWEEP_LANES_MAX]
-    remains.lane += len(lanes)
-    for lane in lanes:
+    for lane in remains.lanes[-SWEEP_LANES_MAX:]:
         lane.retire()
+    del remains.lanes[-SWEEP_LANES_MAX:]
     while room > 0 and queue.retired:
         run = queue.retired[-1]
         if not run.size or not (state.attempts or state.beside()):
@@ -92,7 +91,7 @@ def sweep(state: BrokerState) -> None:
     while room > 0 and remains.delayed:
         remains.delayed.pop()
         room -= 1
-    if room > 0 and remains.lane == len(queue.lanes):
+    if room > 0 and not remains.lanes:
         state.remains.popleft()
 
 

@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING
 from qbroker.core.lanes import Lane
 from qbroker.core.policies import Terms
 from qbroker.core.runs import Run
-from qbroker.core.shelves import Selection, Shelf, number_of
+from qbroker.core.shelves import Selection, Shelf
 from qbroker.core.tenants import Shares
 from qbroker.core.timers import Tree
 from qprotocol.options import QueueOptions, is_dead_queue
 
 if TYPE_CHECKING:
     from qbroker.core.gates import Gate
+
+
+# What a queue has that needs little: one for all, and never changed.
+_NO_POSITIONS: set[int] = set()
+_NO_RUNS: list[Run] = []
+_NOBODY: Counter[str] = Counter()
+_NO_SHELVES: "dict[Shelf, dict[Gate, None]]" = {}
 
 
 class Queue:
@@ -75,8 +82,8 @@ class Queue:
         self.ready = 0
         """Messages that wait and are due, parked or not."""
         self.scheduled = 0
-        self.delayed: set[int] = set()
-        """Positions in the timers that also have an expiry."""
+        self.delayed = _NO_POSITIONS
+        """Positions in the timers that also have an expiry; ``delay`` adds to it."""
         self.leased = 0
         self.counts: Counter[str] = Counter()
         """What happened here, for metrics."""
@@ -92,14 +99,14 @@ class Queue:
         self.gated = 0
         """How many have gates: lanes, shelves and the queue itself. 0 spares the look."""
         # Volatile.
-        self.retired: list[Run] = []
+        self.retired: list[Run] = _NO_RUNS
         """Runs of earlier lives, to be swept."""
         self.selections: dict[frozenset[str] | None, Selection] = {}
         """By what they know: one for all consumers that know the same tasks."""
         self.shares: Shares | None = None  # while no lane has a fair key
-        self.behind: Counter[str] = Counter()
+        self.behind = _NOBODY
         """Messages that wait in parked lanes, by their gates' reasons."""
-        self.opened: dict[Shelf, dict[Gate, None]] = {}
+        self.opened = _NO_SHELVES
         """Gates that may have room again for lanes that are parked, by shelf."""
         self.parked: Gate | None = None
         """The gate that keeps all of it."""
@@ -115,6 +122,11 @@ class Queue:
         """All that is in it: what waits and what is handed out."""
         return self.ready + self.scheduled + self.leased
 
+    def lane(self, task: str, keys: bytes) -> Lane | None:
+        """The lane of such messages, if it is open."""
+        shelf = self.shelves.get(task)
+        return shelf.find(keys) if shelf else None
+
     def shelf_of(self, task: str) -> Shelf:
         """The shelf of a task, made on first use."""
         found = self.shelves.get(task)
@@ -126,7 +138,7 @@ class Queue:
         """Nothing waits; runs made until now are dead."""
         self.life += 1
         self.ready = self.scheduled = 0
-        self.delayed, self.behind, self.opened = set(), Counter(), {}
+        self.delayed, self.behind, self.opened = _NO_POSITIONS, _NOBODY, _NO_SHELVES
         for selection in self.selections.values():
             selection.clear()
         if self.shares:
@@ -138,7 +150,7 @@ class Queue:
         for shelf in self.shelves.values():
             shelf.renew()
             tenant = self.shares.offered("", shelf.open)
-            for level in shelf.levels.values():
+            for level in shelf.levels:
                 level.tenant = tenant
                 tenant.levels.add(level)
 
@@ -159,13 +171,32 @@ class Queue:
         self._dirty.pop(self.number, None)
         self._dirty[self.number] = self
 
+    def delay(self, positions: set[int]) -> None:
+        """These are in the timers, and have an expiry. Costs a step for each of the fewer."""
+        if len(positions) > len(self.delayed):
+            positions, self.delayed = self.delayed, positions
+        self.delayed |= positions
+
+    def retire(self, runs: tuple[Run, ...]) -> None:
+        """These were purged, and are to be swept."""
+        if runs and self.retired is _NO_RUNS:
+            self.retired = []
+        self.retired += runs
+
+    def gate_opened(self, shelf: Shelf, gate: "Gate") -> None:
+        """The gate may have room again for lanes of the shelf."""
+        if self.opened is _NO_SHELVES:
+            self.opened = {}
+        self.opened.setdefault(shelf, {})[gate] = None
+        self.stir()
+
     # What waits.
 
     def offer(self, run: Run, count: int) -> None:
         """``count`` more messages wait in the run, and may be handed out unless it is parked."""
         lane = run.lane
         if lane.parked:
-            self.behind[lane.parked.reason] += count
+            self.hold(lane.parked, count)
             if run.size == count:
                 lane.parked.park(lane)
             return
@@ -174,8 +205,7 @@ class Queue:
             shelf.renew()
         shelf.open += count
         tenant = self.shares.offered(lane.fair, count) if self.shares else None
-        number = number_of(run.priority, tenant) if tenant else run.priority
-        level = shelf.levels.get(number) or shelf.level(run.priority, tenant)
+        level = shelf.level(run.priority, tenant)
         head = level.offer(run)
         if shelf.parked:
             return
@@ -189,7 +219,7 @@ class Queue:
         """So many of the lane's messages do not wait any more: leased, or over."""
         self.ready -= count
         if lane.parked:
-            self.behind[lane.parked.reason] -= count
+            self.hold(lane.parked, -count)
             return
         shelf = lane.shelf
         shelf.open -= count
@@ -206,17 +236,23 @@ class Queue:
             if selection.knows(shelf.task):
                 selection.open += more
 
+    def hold(self, gate: "Gate", more: int) -> None:
+        """So many more messages wait in lanes that are parked at such a gate."""
+        if self.behind is _NOBODY:
+            self.behind = Counter()
+        self.behind[gate.reason] += more
+
     def hide(self, lane: Lane, gate: "Gate") -> None:
         """The lane was parked."""
         waiting = lane.waiting
         self.ready += waiting
         self.less(lane, waiting)
-        self.behind[gate.reason] += waiting
+        self.hold(gate, waiting)
         lane.parked = gate
 
     def show(self, lane: Lane, gate: "Gate") -> None:
         """The lane is not parked any more."""
-        self.behind[gate.reason] -= lane.waiting
+        self.hold(gate, -lane.waiting)
         for run in lane.runs:
             if run.size:
                 self.offer(run, run.size)
@@ -288,7 +324,7 @@ class Queue:
         leading = []
         for shelf in shelves:
             shelf.renew()
-            leading += [level.leading() for level in shelf.levels.values()]
+            leading += [level.leading() for level in shelf.levels]
         return min((run.first() for run in leading if run), default=0)
 
 
@@ -304,5 +340,5 @@ class Remains:
     queue: Queue
     trees: list[Tree]
     delayed: set[int]
-    lane: int = 0
-    """Lanes before this one have been walked."""
+    lanes: list[Lane]
+    """Those that have not been walked."""

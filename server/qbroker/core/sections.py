@@ -85,7 +85,7 @@ def restore_queues(state: BrokerState, block: Block) -> None:
         state.refresh(queue)
         queue.ready, queue.scheduled, queue.leased = ready, scheduled, leased
         queue.counts.update(*counts)
-        queue.delayed = set(delayed[number])
+        queue.delay(set(delayed[number]))
     for number, (of, task, keys) in enumerate(lanes):
         state.open_lane(number, state.numbered[of], task, keys)
 
@@ -317,7 +317,7 @@ def restore_exchanges(state: BrokerState, block: Block) -> None:
 
 SECTIONS: dict[str, Section] = {
     "broker": Section(("epoch", "boots", "granted"), save_broker, restore_broker),
-    "queues": Section(("queues", "numbered", "lanes", "lane_of"), save_queues, restore_queues),
+    "queues": Section(("queues", "numbered", "lanes"), save_queues, restore_queues),
     "terms": Section(("catalogue",), save_terms, restore_terms, since=4),
     "runs": Section((), save_runs, restore_runs),
     "timers": timers("timers"),

@@ -188,7 +188,7 @@ def run_of(state: BrokerState, raw: bytes) -> Run | None:
         return None
     name, task, keys, priority, _ = place_of(raw)
     queue = state.queues.get(name)
-    lane = state.lane_of.get((queue.number, task, keys)) if queue else None
+    lane = queue.lane(task, keys) if queue else None
     return lane.run(priority) if lane else None
 
 

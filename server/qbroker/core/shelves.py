@@ -22,12 +22,17 @@ from qbroker.core.tenants import Tenant
 
 if TYPE_CHECKING:
     from qbroker.core.gates import Gate
+    from qbroker.core.lanes import Lane
     from qbroker.core.queues import Queue
 
 _NEVER = 1 << 256
 """Behind every place in a heap."""
 Entry = tuple[Run, int, int]
 """(run, first position, count)"""
+_NO_LANES: "dict[bytes, Lane]" = {}
+"""Of a shelf without keys; never changed."""
+_NO_LEVELS: "dict[int, Level]" = {}
+"""Of a shelf with no more than one; never changed."""
 
 
 class Level:
@@ -71,8 +76,7 @@ class Level:
         """Nothing waits here. Who comes back makes another."""
         assert self.tenant, "only tenants come and go"
         self.tenant.levels.discard(self)
-        if self.shelf.levels.get(self.number) is self:
-            del self.shelf.levels[self.number]
+        self.shelf.drop(self)
 
     def leading(self) -> Run | None:
         """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
@@ -100,12 +104,30 @@ def number_of(priority: int, tenant: Tenant | None) -> int:
 class Shelf:
     """What waits of one task in one queue."""
 
-    __slots__ = ("gates", "leased", "levels", "life", "open", "parked", "queue", "task")
+    __slots__ = (
+        "_level",
+        "_others",
+        "gates",
+        "keyed",
+        "lane",
+        "leased",
+        "life",
+        "open",
+        "parked",
+        "queue",
+        "task",
+    )
 
     def __init__(self, queue: "Queue", task: str) -> None:
         self.queue = queue
         self.task = task
-        self.levels: dict[int, Level] = {}
+        self.lane: Lane | None = None
+        """The lane of messages without keys."""
+        self.keyed = _NO_LANES
+        """Those with keys, by these."""
+        self._level: Level | None = None
+        """One of the levels, the only one of most shelves."""
+        self._others = _NO_LEVELS
         """By number: priority, and tenant. Of the queue's life once ``renew`` was called."""
         self.life = queue.life
         """The life of its queue that the levels belong to."""
@@ -117,16 +139,57 @@ class Shelf:
         self.parked: Gate | None = None
         """The gate that keeps all of it."""
 
+    @property
+    def lanes(self) -> "list[Lane]":
+        """Costs a step each."""
+        return [*((self.lane,) if self.lane else ()), *self.keyed.values()]
+
+    def find(self, keys: bytes) -> "Lane | None":
+        """The lane of messages with these keys, if it is open."""
+        return self.keyed.get(keys) if keys else self.lane
+
+    def place(self, lane: "Lane") -> None:
+        """The lane is open from now on."""
+        if not lane.keys:
+            self.lane = lane
+            return
+        if self.keyed is _NO_LANES:
+            self.keyed = {}
+        self.keyed[lane.keys] = lane
+
     def renew(self) -> None:
         """After a purge nothing waits on it."""
         if self.life != self.queue.life:
-            self.life, self.open, self.levels, self.parked = self.queue.life, 0, {}, None
+            self.life, self.open, self.parked = self.queue.life, 0, None
+            self._level, self._others = None, _NO_LEVELS
+
+    @property
+    def levels(self) -> list[Level]:
+        """Of the queue's life once ``renew`` was called. Costs a step each."""
+        return [*((self._level,) if self._level else ()), *self._others.values()]
 
     def level(self, priority: int, tenant: Tenant | None) -> Level:
-        """A level that is not there yet."""
-        made = Level(self, priority, tenant)
-        self.levels[made.number] = made
-        return made
+        """The level of that priority, and tenant, made on first use."""
+        number = number_of(priority, tenant) if tenant else priority
+        level = self._level
+        if level is None or level.number != number:
+            level = self._others.get(number)
+            if level is None:
+                level = Level(self, priority, tenant)
+                if self._level is None:
+                    self._level = level
+                    return level
+                if not self._others:
+                    self._others = {}
+                self._others[number] = level
+        return level
+
+    def drop(self, level: Level) -> None:
+        """The level is closed."""
+        if self._level is level:
+            self._level = None
+        elif self._others.get(level.number) is level:
+            del self._others[level.number]
 
     def park(self, gate: "Gate") -> None:
         """All of it is out of sight. Its levels leave the selections when they come up there."""
@@ -192,7 +255,7 @@ class Selection:
     def add(self, shelf: Shelf) -> None:
         """List the levels of a shelf, which is not parked, if it is known."""
         if self.knows(shelf.task):
-            for level in shelf.levels.values():
+            for level in shelf.levels:
                 run = level.leading()
                 if run:
                     self.enlist(level, run.key)

@@ -77,10 +77,7 @@ def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -
     state.timers.adopt(upload.timers)
     state.expiries.adopt(upload.expiries)
     for group, both in upload.delayed.items():
-        queue = state.numbered[group]
-        fewer, more = sorted((queue.delayed, both), key=len)
-        more |= fewer
-        queue.delayed = more
+        state.numbered[group].delay(both)
     state.named.update(upload.named)
     state.names.update(zip(upload.named.values(), upload.named, strict=True))
     state.continued.update(upload.continued)

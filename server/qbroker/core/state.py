@@ -49,8 +49,6 @@ class BrokerState:
     numbered: list[Queue] = field(default_factory=list)
     """The same queues, by number."""
     lanes: list[Lane] = field(default_factory=list)
-    lane_of: dict[tuple[int, str, bytes], Lane] = field(default_factory=dict)
-    """(queue number, task, keys) to the lane."""
     timers: Timers = field(default_factory=Timers)
     """Messages that wait for their time, by queue number."""
     expiries: Timers = field(default_factory=Timers)
@@ -165,7 +163,7 @@ class BrokerState:
         lane = Lane(number, queue, task, keys)
         self.lanes.append(lane)
         queue.lanes.append(lane)
-        self.lane_of[queue.number, task, keys] = lane
+        lane.shelf.place(lane)
         if is_new:
             self.limits.fit_shelf(lane.shelf)
         self.limits.fit_lane(lane)

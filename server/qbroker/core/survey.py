@@ -220,7 +220,7 @@ class Survey:
         state = self.state
         queue = state.queues.get(queue_name)
         if queue is not None:
-            lane = state.lane_of.get((queue.number, task, keys))
+            lane = queue.lane(task, keys)
             if lane is not None:
                 return lane
         planned = self.planned_lanes.get((queue_name, task, keys))
