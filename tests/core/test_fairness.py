@@ -288,7 +288,7 @@ def test_what_did_not_run_costs_nothing() -> None:
     shares.measured("nobody", 5, ran=True)
     shares.ended("nobody", 5)
     shares.ended("a", 5)
-    assert shares.changed == set()
+    assert shares.changed == {}
 
 
 def test_weights_change_while_messages_wait() -> None:

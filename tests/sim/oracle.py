@@ -168,6 +168,8 @@ class Oracle:
         self.by_id: dict[str, list[Known]] = {}
         self.grants: dict[int, tuple[Any, Mark]] = {}
         """Every grant that was ever seen, and whose it was."""
+        self.handed: dict[int, list[int]] = {}
+        """Grant to the priorities of its messages: large ones come in several frames."""
         self.pauses: dict[str, tuple[int, Mark]] = {}
         """Queue to the end of its pause, and when that was confirmed."""
         self.closed: dict[str, tuple[int, Mark]] = {}
@@ -319,7 +321,7 @@ class Oracle:
         self._check_grant(holder, deliver.grant, mark)
         out = []
         found = self.parse(deliver)
-        self._check_priorities(found, dead=dead)
+        self._check_priorities(deliver.grant, found, dead=dead)
         for position, known, counters in found:
             if not self.gone(known, mark):
                 self.reveal(known)
@@ -362,16 +364,20 @@ class Oracle:
         if before[0] is not holder or before[1].life != mark.life:
             raise Violation(f"grant {grant:#x} was given twice: in life {before[1].life} before")
 
-    def _check_priorities(self, found: list[tuple[int, Known, Any]], *, dead: bool) -> None:
-        """But for the last, which may go because they are the oldest."""
+    def _check_priorities(
+        self, grant: int, found: list[tuple[int, Known, Any]], *, dead: bool
+    ) -> None:
+        """But for the last of a grant, which may go because they are the oldest."""
         highest, every = 100, EVERY
         if found and not dead:
             every = self.oldest_every.get(found[0][1].message.queue, EVERY)
-        turns = len(found) // every + 1
-        for _, known, _ in found[: len(found) - turns]:
-            if known.message.priority > highest:
-                raise Violation(f"{known} with priority {known.message.priority} after {highest}")
-            highest = known.message.priority
+        handed = self.handed.setdefault(grant, [])
+        handed += [known.message.priority for _, known, _ in found]
+        turns = len(handed) // every + 1
+        for priority in handed[: len(handed) - turns]:
+            if priority > highest:
+                raise Violation(f"priority {priority} after {highest}: {[k for _, k, _ in found]}")
+            highest = priority
 
     def pausing(self, queue: str) -> None:
         """A pause is asked for: it replaces the one before, which may have been longer."""

@@ -57,11 +57,14 @@ def test_what_failed_once(path: Path) -> None:
     assert not outcome.violation, "\n".join([*outcome.transcript[-60:], outcome.violation])
 
 
-SHOW = "from sim.story import run; print(*(run(seed).digest for seed in (3, 4, 5, 6)))"
+SHOW = "from sim.story import run; print(*(run(seed).digest for seed in (3, 4, 5, 4000078) * 2))"
 
 
 def test_a_seed_is_the_same_story_wherever_it_is_told() -> None:
-    """Nothing of the machine leaks in: neither clocks nor chance nor the order of hashes."""
+    """Nothing of the machine leaks in: neither clocks nor chance nor the order of hashes.
+
+    Nor addresses, by which sets of objects are ordered: the second telling has others.
+    """
 
     def told(hash_seed: str) -> str:
         environment = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONHASHSEED": hash_seed}
@@ -74,7 +77,7 @@ def test_a_seed_is_the_same_story_wherever_it_is_told() -> None:
         ).stdout
 
     first = told("1")
-    assert len(set(first.split())) == 4
+    assert len(set(first.split())) == 4, "the second time it is another"
     assert first == told("2")
 
 

@@ -152,7 +152,7 @@ class Queue:
             tenant = self.shares.offered("", shelf.open)
             for level in shelf.levels:
                 level.tenant = tenant
-                tenant.levels.add(level)
+                tenant.levels[level] = None
 
     def settle_shares(self) -> None:
         """What is known since of how long messages took counts from now on."""

@@ -47,7 +47,7 @@ class Level:
         """Whose it is, where tenants share the queue."""
         self.number = number_of(priority, tenant)
         if tenant:
-            tenant.levels.add(self)
+            tenant.levels[self] = None
         self.heap: list[tuple[int, Run]] = []
         """(head, run) of its runs that are not empty.
 
@@ -75,7 +75,7 @@ class Level:
     def close(self) -> None:
         """Nothing waits here. Who comes back makes another."""
         assert self.tenant, "only tenants come and go"
-        self.tenant.levels.discard(self)
+        self.tenant.levels.pop(self, None)
         self.shelf.drop(self)
 
     def leading(self) -> Run | None:

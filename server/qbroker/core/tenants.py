@@ -64,7 +64,8 @@ class Tenant:
         """What was charged for the message that ended last; -1 if it was not."""
         self.due_us = 0
         """Charged too little, or, below 0, too much: not in ``spent`` yet."""
-        self.levels: set[Level] = set()
+        self.levels: dict[Level, None] = {}
+        """A set whose order is that in which they were made: so is the order of ties."""
 
     def listed(self, head: int) -> int:
         """Where a level of the tenant with that head stands among those of others."""
@@ -88,8 +89,8 @@ class Shares:
     def __init__(self, weights: dict[str, int]) -> None:
         self._weights = weights
         self.tenants: dict[str, Tenant] = {}
-        self.changed: set[Tenant] = set()
-        """Those of whom something is due."""
+        self.changed: dict[Tenant, None] = {}
+        """A set of those of whom something is due, in the order in which it was."""
         self.now = 0
         self.mean_us = LEAST_US
         self.waiting = 0
@@ -196,11 +197,11 @@ class Shares:
             self.mean_us = max(LEAST_US, self.mean_us + (took - self.mean_us) // _SMOOTH)
         tenant.due_us += took - tenant.ended_us
         tenant.ended_us = -1
-        self.changed.add(tenant)
+        self.changed[tenant] = None
 
     def settle(self) -> Iterator["Level"]:
         """What is due is spent; the levels of tenants that have spent less now."""
-        changed, self.changed = self.changed, set()
+        changed, self.changed = self.changed, {}
         for tenant in changed:
             before, due_us, tenant.due_us = tenant.spent, tenant.due_us, 0
             self._charge(tenant, due_us)
