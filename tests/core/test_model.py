@@ -101,6 +101,8 @@ class Story(RuleBasedStateMachine):
         """Ids whose cancel is not answered."""
         self.pace = "settles"
         self.is_down = False
+        self.is_armed = self.is_doomed = False
+        """The power goes once a publish was confirmed; it was."""
 
     # What is true at any time.
 
@@ -115,6 +117,9 @@ class Story(RuleBasedStateMachine):
             machine.turn()
             machine.begin_write()
         self.hear()
+        if self.is_doomed:
+            self.is_armed = self.is_doomed = False
+            self.end(self.machine.crash, during=False)
         self.nothing_leaves_a_paused_queue()
         self.every_message_is_in_one_place()
 
@@ -273,12 +278,19 @@ class Story(RuleBasedStateMachine):
             self.send_chunk(self.sequence, None)
 
     @initialize(
-        data=st.data(), count=st.integers(1, 4), who=st.integers(1, 3), pace=st.sampled_from(PACES)
+        data=st.data(),
+        count=st.integers(1, 4),
+        who=st.integers(1, 3),
+        pace=st.sampled_from(PACES),
+        twice=st.booleans(),
+        is_armed=st.booleans(),
     )
-    def begin(self, data: Any, count: int, who: int, pace: str) -> None:
+    def begin(
+        self, data: Any, count: int, who: int, pace: str, twice: bool, is_armed: bool
+    ) -> None:
         """Something waits, and somebody works, before the story begins."""
-        self.pace = pace
-        self.publish(data, count, named=True, parts=False, twice=False)
+        self.pace, self.is_armed = pace, is_armed
+        self.publish(data, count, named=True, parts=False, twice=twice)
         self.consume(who, 3)
 
     @precondition(lambda self: self.chunks)
@@ -308,6 +320,7 @@ class Story(RuleBasedStateMachine):
     def published(self, sequence: int, bodies: list[str], frame: f.Frame) -> None:
         if isinstance(frame, f.Published):
             self.promised.update(bodies)
+            self.is_doomed = self.is_armed
         else:
             assert isinstance(frame, f.Error), frame
             assert frame.code in ("DUPLICATE_ID", "QUEUE_PAUSED"), frame
@@ -645,6 +658,11 @@ class Story(RuleBasedStateMachine):
             self.kill(during)
         choose = random_choice(how) if isinstance(how, int) else how
         self.end(lambda: self.machine.crash(choose), during=during)
+
+    @rule()
+    def arm(self) -> None:
+        """Just after the next confirm all that is not on the disk is lost."""
+        self.is_armed = True
 
     @rule(during=st.booleans())
     def kill(self, during: bool) -> None:

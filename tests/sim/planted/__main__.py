@@ -28,7 +28,7 @@ def hunt(planted: Planted, seeds: int) -> tuple[str, int, str]:
     warnings.simplefilter("ignore")  # coroutines of a killed broker never end
     try:
         planted.plant()
-    except (LookupError, AttributeError) as error:
+    except (LookupError, AttributeError, SyntaxError) as error:
         return planted.name, 0, f"it does not fit the code any more: {error}"
     for seed in range(seeds):
         swarm = draw(World(seed).rng("swarm"), planted.focus)

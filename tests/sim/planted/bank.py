@@ -24,8 +24,8 @@ BANK = [
         "duplicate_before_sync",
         "a chunk that came before is called a duplicate before it is durable",
         "qbroker.core.publishing:decide_publish",
-        "duplicate=True)",
-        "duplicate=True), synced=False",
+        "frame.correlation), reply)",
+        "frame.correlation), reply, synced=False)",
         focus=frozenset(("resend", "cut on an answer", "slow sync")),
     ),
     Planted(
@@ -34,6 +34,8 @@ BANK = [
         "qbroker.log.active:create_segment",
         "disk.sync_directory()",
         "None",
+        # META, which counts the segment, syncs the directory at once, unless the disk is full.
+        focus=frozenset(("tasks", "large bodies", "disk full", "cut at a site", "cut on an answer")),
     ),
     Planted(
         "meta_before_its_content",

@@ -42,13 +42,18 @@ class Planted:
             raise LookupError(f"{self.name}: {self.old!r} is {count} times in {self.where}")
         return function, source.replace(self.old, self.new)
 
-    def plant(self) -> None:
-        """From now on, in this process, the bug is there."""
+    def compiled(self) -> tuple[Any, Any]:
+        """The function, and what makes one with the bug. Raises SyntaxError if that is no text."""
         function, source = self.changed()
         lines = source.splitlines()
         while lines[0].startswith("@"):
             del lines[0]
-        scope = dict(function.__globals__)
         text = "\n".join(("from __future__ import annotations", *lines))
-        exec(compile(text, "planted", "exec"), scope)
+        return function, compile(text, "planted", "exec")
+
+    def plant(self) -> None:
+        """From now on, in this process, the bug is there."""
+        function, code = self.compiled()
+        scope = dict(function.__globals__)
+        exec(code, scope)
         function.__code__ = scope[function.__name__].__code__
