@@ -73,6 +73,7 @@ class Arena:
         self._env = os.environ | {
             "BENCH_URL": side.url(self.port),
             "BENCH_MARKS": str(self._marks),
+            "QBROKER_HTTP": "",
             "PYTHONPATH": f"{side.apps}:{APPS}",
         }
         self._broker: subprocess.Popen[bytes] | None = None

@@ -37,7 +37,7 @@ def _celery_worker(level: str) -> list[str]:
 
 def _qbroker(port: int, directory: Path) -> list[str]:
     command = [str(_BIN / "qbroker"), "serve", "--data", str(directory)]
-    return [*command, "--listen", f"127.0.0.1:{port}", "--http", ""]
+    return [*command, "--listen", f"127.0.0.1:{port}"]
 
 
 def _qworker(level: str) -> list[str]:

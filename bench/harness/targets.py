@@ -148,6 +148,8 @@ SCENARIOS: dict[str, Scenario] = {
             Figure(
                 "others_p99_times", "p99 of others while it drains", "times", "lower", absolute=2
             ),
+            Figure("turns_over_5_ms", "turns over 5 ms meanwhile", "of 1,000", "lower", absolute=0),
+            Figure("turns_over_10_ms", "turns over 10 ms", "of 1,000", "lower"),
             Figure("lookup_p99_ms", "look-up by id at 10 M, p99", "ms", "lower", absolute=5),
             Figure("start_killed_s", "start with 10 M after kill -9", "s", "lower", absolute=10),
             Figure("start_clean_s", "start with 10 M after a clean stop", "s", "lower", absolute=3),

@@ -12,6 +12,7 @@ from harness.arena import Arena
 from harness.backlog import draining, fill, fill_with_ids, latencies, lookups, percentile, take
 from harness.fence import fence
 from harness.memory import resident_bytes, resident_with_children
+from harness.metrics import Turns
 from harness.processes import BenchError
 from harness.raw import Connection
 from qprotocol.states import State
@@ -27,6 +28,8 @@ def measure(arena: Arena) -> dict[str, float]:
     """Memory, shares of the empty rates, others' latency, look-ups, and starts."""
     count = arena.many(ours=10_000_000, theirs=0)
     some = count // 5
+    turns = Turns()
+    arena.fresh_broker(QBROKER_HTTP=turns.listen)
     with fence(FENCE_BYTES) as fenced:
         fenced.enclose(arena.broker_pid)
         figures = {"fenced": float(fenced.works)}
@@ -39,6 +42,7 @@ def measure(arena: Arena) -> dict[str, float]:
         figures["bytes_a_message"] = (resident_bytes(arena.broker_pid) - before) / count
         figures["all_bytes_a_message"] = (resident_with_children(arena.broker_pid) - before) / count
 
+        turns.begin()
         publish_rate = fill(arena.port, "warm", some, BODY_BYTES)
         figures["publish_percent"] = 100 * publish_rate / empty_publish
         figures["hot_take_percent"] = 100 * take(arena.port, "warm", some, BODY_BYTES) / empty_take
@@ -49,6 +53,8 @@ def measure(arena: Arena) -> dict[str, float]:
         with draining(arena.port, "deep", DRAIN_A_SECOND):
             busy = percentile(latencies(arena.port, "other", 10, 50), 99)
         figures["others_p99_times"] = busy / quiet
+        figures["turns_over_5_ms"] = 1000 * turns.share_over(0.005)
+        figures["turns_over_10_ms"] = 1000 * turns.share_over(0.01)
         figures["peak_mb"] = fenced.peak_bytes() / 1e6
 
         fill(arena.port, "deep", some, BODY_BYTES)  # ten million again
