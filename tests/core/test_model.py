@@ -278,18 +278,12 @@ class Story(RuleBasedStateMachine):
             self.send_chunk(self.sequence, None)
 
     @initialize(
-        data=st.data(),
-        count=st.integers(1, 4),
-        who=st.integers(1, 3),
-        pace=st.sampled_from(PACES),
-        twice=st.booleans(),
-        is_armed=st.booleans(),
+        data=st.data(), count=st.integers(1, 4), who=st.integers(1, 3), pace=st.sampled_from(PACES)
     )
-    def begin(
-        self, data: Any, count: int, who: int, pace: str, twice: bool, is_armed: bool
-    ) -> None:
+    def begin(self, data: Any, count: int, who: int, pace: str) -> None:
         """Something waits, and somebody works, before the story begins."""
-        self.pace, self.is_armed = pace, is_armed
+        self.pace, self.is_armed = pace, data.draw(st.booleans(), "armed")
+        twice = data.draw(st.booleans(), "twice")
         self.publish(data, count, named=True, parts=False, twice=twice)
         self.consume(who, 3)
 

@@ -126,7 +126,7 @@ def wait_again(state: BrokerState, record: r.Settled, run: Run, known: Attempts)
         run=run, waits=bool(record.due_ms), claims_from=record.grant + 1
     )
     if record.due_ms:
-        state.later(run, record.position, record.due_ms)
+        state.later_again(run, record.position, record.due_ms)
         state.letters.waits(record.position, record.due_ms)
     else:
         state.ready_again(run, record.position, 1)

@@ -36,6 +36,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)
         source.remove(first, count)
         source.lane.queue.less(source.lane, count)
+        leave_key(source, range(first, first + count))
         note(state, source, target, range(first, first + count), waits=False)
         state.ready(target, first, count)
     gone: dict[int, list[tuple[int, int, int]]] = {}
@@ -44,6 +45,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         queue = source.lane.queue
         gone.setdefault(queue.number, []).append((due_ms, position, source.number))
         queue.scheduled -= 1
+        leave_key(source, range(position, position + 1))
         if position in queue.delayed:
             queue.delayed.discard(position)
             target.lane.queue.delay({position})
@@ -51,6 +53,13 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         state.later(target, position, due_ms)
     for group, entries in gone.items():
         state.timers.remove(group, entries)
+
+
+def leave_key(source: Run, positions: range) -> None:
+    """Who held an ordering key holds it no more: elsewhere it is behind those that wait."""
+    ordering = source.lane.ordering
+    if ordering:
+        ordering.is_left(ordering.position if ordering.position in positions else 0)
 
 
 def note(state: BrokerState, source: Run, target: Run, positions: range, *, waits: bool) -> None:

@@ -85,8 +85,13 @@ class Ordering(Gate):
         self.position, self.run, self.is_ready = position, run, is_ready
         self.open()
 
+    def is_due(self, run: "Run", position: int) -> None:
+        """Its time has come: it goes next if it holds the key. One that was moved here does not."""
+        if position == self.position:
+            self.waits(run, position, is_ready=True)
+
     def is_left(self, position: int) -> None:
-        """A message with this key that waited is over."""
+        """A message with this key that waited is over, or waits in another queue."""
         if position == self.position:
             self.goes_out(0)
         self.open()

@@ -80,7 +80,7 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
         if attempts:
             state.attempts[position] = attempts._replace(waits=False)
         if attempts and attempts.deliveries:
-            state.ready_again(run, position, 1)
+            state.due_again(run, position)
         else:
             state.ready(run, position, 1)
 

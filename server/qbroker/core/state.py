@@ -184,11 +184,21 @@ class BrokerState:
         self.offered(run, count)
 
     def ready_again(self, run: Run, first: int, count: int) -> None:
-        """Neighbours that were handed out, or delayed, wait in front."""
-        run.give_back(first, count)
-        self.offered(run, count)
+        """Neighbours that were handed out wait in front, and keep their ordering key."""
+        self.in_front(run, first, count)
         if run.lane.ordering:
             run.lane.ordering.waits(run, first, is_ready=True)
+
+    def due_again(self, run: Run, position: int) -> None:
+        """A message that was handed out before has waited for its time: it is in front now."""
+        self.in_front(run, position, 1)
+        if run.lane.ordering:
+            run.lane.ordering.is_due(run, position)
+
+    def in_front(self, run: Run, first: int, count: int) -> None:
+        """Neighbours go before all that were never handed out."""
+        run.give_back(first, count)
+        self.offered(run, count)
 
     def offered(self, run: Run, count: int) -> None:
         """``run`` has ``count`` more messages to hand out."""
@@ -207,10 +217,14 @@ class BrokerState:
             self.dirty[queue.number] = queue
 
     def later(self, run: Run, position: int, due_ms: int) -> None:
-        """The message waits for ``due_ms``."""
+        """The message waits for ``due_ms``; it holds no ordering key, but for ``later_again``."""
         queue = run.lane.queue
         self.timers.push(queue.number, due_ms, position, run.number)
         queue.scheduled += 1
+
+    def later_again(self, run: Run, position: int, due_ms: int) -> None:
+        """A message that was handed out waits for ``due_ms``, and keeps its ordering key."""
+        self.later(run, position, due_ms)
         if run.lane.ordering:
             run.lane.ordering.waits(run, position, is_ready=False)
 

@@ -35,7 +35,9 @@ BANK = [
         "disk.sync_directory()",
         "None",
         # META, which counts the segment, syncs the directory at once, unless the disk is full.
-        focus=frozenset(("tasks", "large bodies", "disk full", "cut at a site", "cut on an answer")),
+        focus=frozenset(
+            ("tasks", "large bodies", "disk full", "cut at a site", "cut on an answer")
+        ),
     ),
     Planted(
         "meta_before_its_content",
@@ -590,7 +592,7 @@ BANK = [
     Planted(
         "ordering_freed_on_retry",
         "a message that waits for its retry lets later ones of its ordering key go",
-        "qbroker.core.state:BrokerState.later",
+        "qbroker.core.state:BrokerState.later_again",
         "if run.lane.ordering:",
         "if False:",
         focus=frozenset(("ordering keys", "tasks", "retries", "release")),
