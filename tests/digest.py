@@ -83,6 +83,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             for key, each in sorted(state.keys.held.items())
             if each.until != TIME or each.until_ms > now.wall_ms
         },
+        "notices": [(n, ms) for n, ms in state.notices.ids.items() if ms > now.wall_ms],
         "keys of": (sorted(state.keys.of.items()), state.keys.starting, state.keys.doomed),
         "answers": {
             number: p.answers

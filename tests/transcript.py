@@ -13,6 +13,7 @@ from qbroker.core.keys import unpack_held
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
+from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import KEY_OPTIONS, NO_KEYS, LaneKeys
 from qprotocol.limitrules import LimitRule
 from qprotocol.message import unpack_message
@@ -73,7 +74,10 @@ def shown_batch(batch: r.MessageBatch) -> str:
     ]
     expiring = [f"expires[{i}]={shown_value('expires_ms', ms)}" for i, ms in batch.expiring]
     named = [f"id[{i}]={name.decode()}" for i, name in batch.named]
-    return " ".join([*runs, *expiring, *named, *shown_keyed(batch.keyed)])
+    revoked = [
+        f"revoked[{i}]={unpack_id(name[1:], minted=bool(name[0]))}" for i, name in batch.revoked
+    ]
+    return " ".join([*runs, *expiring, *named, *shown_keyed(batch.keyed), *revoked])
 
 
 def shown_keyed(keyed: r.Keyed | None) -> Iterator[str]:
@@ -145,6 +149,9 @@ def shown_record(record: r.Record) -> str:
             for lane, _, at, _, due, _ in record.entries
         ]
         return " ".join([kind, *rows])
+    if isinstance(record, r.CancelNoted):
+        names = [unpack_id(name[1:], minted=bool(name[0])) for name in record.ids]
+        return " ".join([kind, *names, shown_fields(record, ("ids",))])
     if isinstance(record, r.KeysDropped):
         keys = [":".join(map(str, unpack_held(key))) for key in record.keys]
         return " ".join([kind, *keys, *(["lapsed"] if record.lapsed else [])])

@@ -332,7 +332,8 @@ class Watch(Frame):
 class Result(Frame):
     """A task's state, and in raw its result (SUCCESS) or packed failure (RETRY, FAILURE, REVOKED).
 
-    ``state`` is a number of states.State, ``content`` how the result is encoded.
+    ``state`` is a number of states.State, ``content`` how the result is encoded. Of an unknown task
+    that was cancelled, ``noticed_until_ms`` says until when its message is over if it comes.
     """
 
     id: "str"
@@ -343,6 +344,7 @@ class Result(Frame):
     finished_ms: "int" = 0
     run_ms: "int" = 0
     stored: "bool" = False
+    noticed_until_ms: "int" = 0
 
 
 @frame(0x42, CLIENT)
@@ -358,7 +360,8 @@ class Cancel(Frame):
     """Settle a task as REVOKED if it is not finished. Answered by Result with its state.
 
     A running one is told to stop by a Revoke push; with ``terminate`` its process is killed,
-    at once or ``grace_ms`` after it was asked to stop.
+    at once or ``grace_ms`` after it was asked to stop. Of one that nobody knows a notice is kept:
+    if its message comes within cancel_notice_ttl_ms it is confirmed, and REVOKED at once.
     """
 
     id: "str"
@@ -446,7 +449,7 @@ class Why(Frame):
     All reasons that keep it: due, unique (others have moved its time), paused, large_order (a
     cancel, purge or move by filter of its queue is under way), ordering_key (another with its key
     goes first), a limit's word, no_consumer, no_worker_knows, consumers_full, behind; or started,
-    settled, unknown. None: it goes in a coming turn.
+    settled, unknown (``noticed_until_ms`` if it was cancelled). None: it goes in a coming turn.
     """
 
     id: "str"

@@ -12,6 +12,8 @@ A setting's name is the same everywhere, so one word finds all of it:
 3. Quantities carry their unit in the name (``_ms``, ``_bytes``). A bare number is in that unit;
    people may write ``10s`` or ``64MiB`` instead. Units are exact: there is no ``MB``.
 4. ``load`` checks bounds. ``Config(...)`` itself does not, so that tests may use tiny limits.
+
+Over 400 lines because every setting stands here, and a reader looks for it in one place.
 """
 
 from __future__ import annotations
@@ -148,6 +150,10 @@ class Config:
         "The same for idempotency keys, which are held as long as their windows last.")
     idempotency_window_ms: int = setting(DAY, DURATION, (SECOND, 366 * DAY),
         "How long an idempotency key is held if a publish says no window of its own.")
+    cancel_notices_max: int = setting(50_000, COUNT, (0, 10_000_000),
+        "Cancels of ids not known yet, kept until their messages come: beyond it the oldest go.")
+    cancel_notice_ttl_ms: int = setting(HOUR, DURATION, (SECOND, 366 * DAY),
+        "How long such a cancel is kept: as long as a publish may be sent again, and arrive late.")
     delay_max_ms: int = setting(365 * DAY, DURATION, (SECOND, 3650 * DAY),
         "Furthest a message may be scheduled: catches seconds mistaken for milliseconds.")
     retry_max_ms: int = setting(DAY, DURATION, (SECOND, 365 * DAY),

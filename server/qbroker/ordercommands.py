@@ -1,6 +1,7 @@
 """``qbroker cancel``, ``purge``, ``why``, and the filters that they share with ``queue move``."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -74,18 +75,21 @@ def cancel_command(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Cancel tasks: these IDs, or all that the filters say. What runs is told to stop."""
+    """Cancel tasks: these IDs, or all that the filters say. What runs is told to stop.
+
+    An ID that nobody knows is cancelled once its message comes, if it does in time.
+    """
     if bool(ids) == bool(queue or rest["task"] or rest["key"]):
         raise Trouble("name IDs, or else a --queue, --task or --key", Exit.USAGE)
     how: dict[str, Any] = {"terminate": terminate, "grace_ms": grace_ms}
     with asking(broker) as admin:
         if ids:
             frames = [Cancel(id=each, **how) for each in ids]
-            found = {frame.id: State(admin.ask(frame, Result).state).name for frame in frames}
+            found = {frame.id: admin.ask(frame, Result) for frame in frames}
             if as_json:
-                echo_json(found)
+                echo_json({each: State(answer.state).name for each, answer in found.items()})
             else:
-                echo_table(("id", "state"), [(each, found[each].lower()) for each in found])
+                echo_table(("id", "state"), [(each, state_of(found[each])) for each in found])
             return
         named: dict[str, Any] = {"queue": queue, "states": ",".join(states), "dry_run": dry_run}
         count = admin.ask(CancelMany(**named, **how, **rest), Ok).count
@@ -93,6 +97,18 @@ def cancel_command(
         echo_json({"cancelled": count, "dry_run": dry_run})
     else:
         click.echo(told(count, "cancelled", dry_run=dry_run))
+
+
+def state_of(answer: Result) -> str:
+    """The state in which a cancel has left the task; of an unknown one, what is kept of it."""
+    state = State(answer.state).name.lower()
+    return f"{state}: {noticed(answer.noticed_until_ms)}" if answer.noticed_until_ms else state
+
+
+def noticed(until_ms: int) -> str:
+    """What a cancel of an unknown id has left."""
+    left = ago(max(0, until_ms - time.time_ns() // 1_000_000))
+    return f"cancelled if it comes within {left}"
 
 
 @click.command("purge")
@@ -185,6 +201,12 @@ def settled(row: dict[str, Any]) -> str:
     return "it has ended" + (f": {row['why']}" if row["why"] else "")
 
 
+def unknown(row: dict[str, Any]) -> str:
+    until_ms = row.get("noticed_until_ms")
+    rest = f"; {noticed(until_ms)}" if until_ms else ""
+    return f"nobody knows it: never published, or forgotten after its time{rest}"
+
+
 def started(row: dict[str, Any]) -> str:
     who = f"worker {row['worker'][:8]}" if row["worker"] else "a consumer"
     return f"{who} has it" + ("" if row["is_connected"] else ", and is not connected now")
@@ -203,7 +225,7 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ordering_key": lambda _row: "another message with its ordering key goes first, or is out",
     "started": started,
     "settled": settled,
-    "unknown": lambda _row: "nobody knows it: never published, or forgotten after its time",
+    "unknown": unknown,
     "no_consumer": lambda _row: "nobody listens to its queue",
     "no_worker_knows": lambda row: f"no worker that listens knows the task {row['task']}",
     "consumers_full": full,

@@ -12,6 +12,7 @@ from qprotocol.codec import encode, encode_in_parts
 from qprotocol.failure import Failure
 from qprotocol.frames import Deliver, Peeked, Report, Result
 from qprotocol.limits import FRAME_BYTES_MAX
+from qprotocol.states import State
 
 _DELIVER_ROOM = FRAME_BYTES_MAX - 256
 """Raw bytes that always fit into a Deliver beside its header."""
@@ -177,6 +178,7 @@ class Outgoing:
             finished_ms=entry.finished_ms,
             run_ms=entry.run_ms,
             stored=bool(entry.record),
+            noticed_until_ms=entry.keep_until_ms if entry.state is State.UNKNOWN else 0,
             raw=raw,
             correlation=tell.correlation,
         )

@@ -99,6 +99,10 @@ class Story(RuleBasedStateMachine):
         self.paused_before: set[int] = set()
         self.cancelling: list[str] = []
         """Ids whose cancel is not answered."""
+        self.noticed: dict[str, bool] = {}
+        """Ids that nobody knew when they were cancelled, to whether no message with them was under
+        way then: the next one is over when it comes."""
+        self.revoked: set[str] = set()
         self.pace = "settles"
         self.is_down = False
         self.is_armed = self.is_doomed = False
@@ -193,6 +197,7 @@ class Story(RuleBasedStateMachine):
             body = unpack_message(frame.raw, start).body.decode()
             assert body in self.sent, f"{body} was never published"
             assert body not in self.over, f"{body} was delivered after its end"
+            assert body not in self.revoked, f"{body} was cancelled before it came"
             self.promised.add(body)
             client.held[body] = position, frame.grant
 
@@ -269,6 +274,11 @@ class Story(RuleBasedStateMachine):
             self.ids.setdefault(name, set()).add(bodies[0])
             if name in self.cancelling:  # it is looked for first, and may find this one
                 self.doubtful.add(bodies[0])
+            if name in self.noticed:
+                self.doubtful.add(bodies[0])
+                if self.noticed[name]:
+                    self.revoked.add(bodies[0])
+                    self.noticed[name] = False
         self.sequence += 1
         self.chunks[self.sequence] = raws, bodies
         self.send_chunk(self.sequence, data if parts else None)
@@ -315,6 +325,8 @@ class Story(RuleBasedStateMachine):
         if isinstance(frame, f.Published):
             self.promised.update(bodies)
             self.is_doomed = self.is_armed
+            for name in [name for name in self.noticed if bodies[0] in self.ids.get(name, ())]:
+                del self.noticed[name]  # it was for one message
         else:
             assert isinstance(frame, f.Error), frame
             assert frame.code in ("DUPLICATE_ID", "QUEUE_PAUSED"), frame
@@ -469,7 +481,14 @@ class Story(RuleBasedStateMachine):
         self.doubtful |= self.ids.get(name, set())
         client = self.connected(self.clients[0])
         self.cancelling.append(name)
-        self.ask(client, f.Cancel(id=name), lambda frame: self.cancelling.remove(name))
+        self.ask(client, f.Cancel(id=name), lambda frame: self.cancel_answered(name, frame))
+
+    def cancel_answered(self, name: str, frame: f.Frame) -> None:
+        self.cancelling.remove(name)
+        if isinstance(frame, f.Result) and frame.noticed_until_ms:
+            mine = self.ids.get(name, set())
+            under_way = any(bodies[0] in mine for _, bodies in self.chunks.values())
+            self.noticed[name] = not under_way
 
     @rule(queue=st.sampled_from(QUEUES))
     def look(self, queue: str) -> None:

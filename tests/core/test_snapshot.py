@@ -20,6 +20,7 @@ from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
 from qbroker.core.letters import Letter, Letters
 from qbroker.core.limits import Limit, Limits
+from qbroker.core.notices import Notices
 from qbroker.core.pauses import Pause
 from qbroker.core.policies import Policy, Terms
 from qbroker.core.queues import Queue
@@ -94,6 +95,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Letters: ({"by_position", "count"}, {"_numbers", "_positions"}),
     Producer: ({"highest", "window", "seen_ms", "answers"}, set()),
     Keys: ({"held", "doomed"}, {"of", "starting", "redelayed", "windows", "met", "_lapses"}),
+    Notices: ({"ids"}, set()),
     Holder: (
         {"position", "id", "until", "until_ms", "run", "due_ms", "redelayed"},
         set(),
@@ -101,7 +103,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Upload: (
         {
             *("staged", "timers", "expiries", "delayed", "named", "continued", "weighed", "last"),
-            *("count", "parts"),
+            *("count", "parts", "revoked"),
         },
         set(),
     ),

@@ -100,6 +100,12 @@ def keyed_batch() -> r.MessageBatch:
     return found
 
 
+def revoked_batch() -> r.MessageBatch:
+    found = batch("a", "b")
+    found.revoked = [[1, b"\x00invoice-1"]]
+    return found
+
+
 EXAMPLES: dict[str, r.Record] = {
     "booted": r.Booted(2, 1_700_000_000_000, "0.1.0"),
     "queue_opened": r.QueueOpened(0, "q", {"fsync": "", "retries_max": 3}),
@@ -111,6 +117,8 @@ EXAMPLES: dict[str, r.Record] = {
     "parts_committed_keyed": r.PartsCommitted(
         4, 9, 7, 2, 1_700_000_000_000, r.Keyed([], [[0, 1 << 20, b"\x00a"]], [], [0])
     ),
+    "published_revoked": r.Published(7, 3, 1_700_000_000_000, revoked_batch()),
+    "cancel_noted": r.CancelNoted([b"\x00invoice-1", b"\x01" + bytes(16)], 1_700_003_600_000, 2),
     "redelayed": r.Redelayed([[0, 0, 2 << 20, 0, 1_700_000_000_500, KEY]]),
     "keys_dropped": r.KeysDropped([KEY], lapsed=True),
     "granted": r.Granted(1 << 40 | 1, b"s" * 16, 1, [[0, 0, 2 << 20, 3]]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -117,7 +118,15 @@ def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) ->
     assert found == {"from": "here", "to": "there", "moved": 2, "dry_run": False}
     assert (row_of(daemon, "here")["ready"], row_of(daemon, "there")["ready"]) == (1, 4)
     said = daemon.ask("cancel", "four", "nobody").stdout.splitlines()
-    assert [line.split() for line in said[1:]] == [["four", "revoked"], ["nobody", "unknown"]]
+    assert said[1].split() == ["four", "revoked"]
+    assert re.fullmatch(r"nobody  unknown: cancelled if it comes within (60\.0|59\.\d)m", said[2])
+    assert json.loads(daemon.ask("cancel", "nobody", "--json").stdout) == {"nobody": "UNKNOWN"}
+    said = daemon.ask("why", "nobody").stdout.splitlines()
+    assert "forgotten after its time; cancelled if it comes within" in said[1]
+    late = Message("here", b"5", id="nobody").pack()
+    peer.say(Publish(correlation=4, producer=0, sequence=0, count=1, raw=late))
+    peer.expect(Published)
+    assert json.loads(daemon.ask("cancel", "nobody", "--json").stdout) == {"nobody": "REVOKED"}
     assert json.loads(daemon.ask("cancel", "four", "--json").stdout) == {"four": "REVOKED"}
     by_key = ("cancel", "--key", "t1")
     assert daemon.ask(*by_key, "--dry-run").stdout == "1 messages would be cancelled\n"

@@ -22,6 +22,7 @@ DECODED_ONLY: set[str] = {"search", "search_one", "blocked", "cancel", "revoke",
     "consume_nothing",
     "consume_names",
     "published",
+    "result",
 }
 
 MESSAGES: dict[str, Message] = {
@@ -338,6 +339,7 @@ FRAMES: dict[str, f.Frame] = {
         raw=pack_existing([(1, 2 << 20, False, b"invoice-1")]),
     ),
     "forget_key": f.ForgetKey(key="user-7", name="shop.mail", correlation=21),
+    "result_noticed": f.Result(id="order:42", state=0, noticed_until_ms=3_600_000, correlation=9),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -10,6 +10,7 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Tell
 from qbroker.core.moment import Now
+from qbroker.core.notices import noticed
 from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.results import Finished, Found, Waiter
 from qbroker.core.runs import Run
@@ -123,7 +124,7 @@ def is_remembered(entry: Finished, found: Found | None) -> bool:
 def decide_cancel(
     state: BrokerState, now: Now, connection: int, frame: Cancel, found: Found | None
 ) -> Decision:
-    """Over at once, unless it is finished already."""
+    """Over at once, unless it is finished already; if nobody knows it, once it comes."""
     position, entry = known(state, now, frame, found)
     if entry is None:
         return lookup(state, connection, frame, found)
@@ -139,7 +140,19 @@ def decide_cancel(
         )
         records.append(removed)
         entry = Finished(State.REVOKED, 0, 0, now.wall_ms, 0, until, 0, "cancelled")
+    elif entry is UNKNOWN and state.settings.cancel_notices_max:
+        until = now.wall_ms + state.settings.cancel_notice_ttl_ms
+        raw_id, minted = pack_id(frame.id)
+        records.append(r.CancelNoted([noticed(raw_id, minted=minted)], until))
+        entry = Finished(State.UNKNOWN, 0, 0, 0, 0, until)
     return Decision(records, effects=[told(connection, frame, position, entry, found)])
+
+
+def apply_cancel_noted(state: BrokerState, _position: int, record: r.CancelNoted) -> None:
+    """Messages with these ids are over when they come; what is lapsed is forgotten."""
+    state.notices.drop_oldest(record.lapsed)
+    for name in record.ids:
+        state.notices.note(name, record.until_ms, state.settings.cancel_notices_max)
 
 
 def run_known(state: BrokerState, position: int, found: Found | None) -> Run | None:

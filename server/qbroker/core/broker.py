@@ -361,6 +361,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Purged: purging.apply_purged,
     r.CameDue: passing.apply_came_due,
     r.Forgotten: asking.apply_forgotten,
+    r.CancelNoted: asking.apply_cancel_noted,
     r.LimitSet: limiting.apply_limit_set,
     r.LimitDropped: limiting.apply_limit_dropped,
     r.Quarantined: quarantine.apply_quarantined,

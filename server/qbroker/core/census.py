@@ -102,4 +102,5 @@ class Census:
             routed=dict(state.exchanges.counts),
             keys=state.keys.counts(),
             keys_met=dict(state.keys.met),
+            notices=len(state.notices.ids),
         )

@@ -22,15 +22,16 @@ _UNTILS = {number: word for word, number in UNTILS.items()}
 
 
 def remove_doomed(state: BrokerState, now: Now, append: Callable[[r.Record], object]) -> None:
-    """Messages whose place others have taken are over. Right behind the record that says so, or,
-    if a crash came between the two, at the next start.
+    """Messages whose place others have taken, or who were cancelled before they came, are over.
+    Right behind the record that says so, or, if a crash came between the two, at the next start.
     """
     until = now.wall_ms + state.settings.result_ttl_ms
-    rows = []
-    for position, number in state.keys.doomed.items():
+    rows: dict[str, list[list[int]]] = {}
+    for position, (number, why) in state.keys.doomed.items():
         run = state.run_numbered(number)
-        rows.append([position, run.lane.number, run.priority])
-    append(r.Removed(rows, "replaced", now.wall_ms, until))
+        rows.setdefault(why, []).append([position, run.lane.number, run.priority])
+    for why, removed in rows.items():
+        append(r.Removed(removed, why, now.wall_ms, until))
 
 
 def apply_redelayed(state: BrokerState, _position: int, record: r.Redelayed) -> None:

@@ -316,7 +316,7 @@ def without(batch: r.MessageBatch, keyed: r.Keyed) -> r.MessageBatch:
 def hold(state: BrokerState, keyed: r.Keyed, places: Mapping[int, tuple[int, int, int]]) -> None:
     """The keys are held, and what was replaced is to go. By index: (position, run, due_ms)."""
     keys = state.keys
-    keys.doomed.update((position, run) for position, run in keyed.replaced)
+    keys.doomed.update((position, (run, "replaced")) for position, run in keyed.replaced)
     for index, key, until, until_ms, raw_id, position in keyed.taken:
         where = places[index] if index != NOWHERE else (position, 0, 0)
         keys.take(key, Holder(where[0], raw_id, until, until_ms, *where[1:]))

@@ -102,8 +102,9 @@ class Keys:
     """Positions to keys that these messages free when they are handed out, or over."""
     starting: set[int] = field(default_factory=set)
     """Those of ``of`` that do when they are handed out."""
-    doomed: dict[int, int] = field(default_factory=dict)
-    """Replaced, and to be taken out before anything is handed out: positions to run numbers."""
+    doomed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """To be taken out before anything is handed out: positions to run numbers and why, which is
+    "replaced", or "cancelled" of what somebody cancelled before it came."""
     redelayed: dict[int, bytes] = field(default_factory=dict)
     """Positions of messages whose time was moved, to their keys."""
     windows: int = 0
@@ -214,4 +215,4 @@ class Keys:
         rows, doomed = saved
         for key, *rest in rows:
             self.take(key, Holder(*rest))
-        self.doomed.update(doomed)
+        self.doomed.update((position, tuple(why)) for position, why in doomed.items())

@@ -24,6 +24,7 @@ from qbroker.core.settings import (
     DUE_MESSAGES_MAX,
     EXPIRE_MESSAGES_MAX,
     FORGET_KEYS_MAX,
+    LAPSED_NOTICES_MAX,
     LOOK_MS,
     LOST_MEMBERS_MAX,
     PAUSES_MAX,
@@ -47,6 +48,9 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
     records += records_over(state, now.wall_ms, PAUSES_MAX)
     records += overdue(state, now)
     records += lapsed(state, now)
+    count = state.notices.lapsed(now, LAPSED_NOTICES_MAX)
+    if count:
+        records.append(r.CancelNoted([], 0, count))
     upto = state.results.releasable(ARCHIVED_MAX)
     if upto:
         records.append(r.Archived(upto))
@@ -139,7 +143,7 @@ def next_due(state: BrokerState, now: Now) -> int:
     """Milliseconds until something may be due: LOOK_MS after the last look, or sooner."""
     waits = [state.looked_ms + LOOK_MS - now.mono_ms]
     walls = state.timers.next_ms(), state.expiries.next_ms(), state.pauses.next_ms()
-    for wall in (*walls, state.keys.next_ms()):
+    for wall in (*walls, state.keys.next_ms(), state.notices.next_ms()):
         if wall:
             waits.append(wall - now.wall_ms)
     for mono in (state.results.next_ms(), state.keeper.next_ms()):

@@ -4,6 +4,7 @@ A publish is all or nothing. One in parts is staged as it arrives, in the log an
 Upload, and becomes true with the Publish that ends it.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from qbroker.core import records as r
@@ -299,11 +300,21 @@ def apply_messages(
         state.names[first + index] = name
     if state.catalogue.shaped:
         note_arrivals(state, first, batch)
-    if batch.keyed:
-        places = (
+    if batch.keyed or batch.revoked:
+        where = (
             (lanes[n].run(p).number, due) for n, p, size, due in batch.runs for _ in range(size)
         )
-        hold(state, batch.keyed, {i: (first + i, *each) for i, each in enumerate(places)})
+        places = {i: (first + i, *each) for i, each in enumerate(where)}
+        if batch.keyed:
+            hold(state, batch.keyed, places)
+        revoke(state, ((*places[index][:2], name) for index, name in batch.revoked))
+
+
+def revoke(state: BrokerState, met: Iterable[tuple[int, int, bytes]]) -> None:
+    """These came, and were cancelled before: (position, run number, id as its notice has it)."""
+    for position, run, name in met:
+        state.notices.ids.pop(name, None)
+        state.keys.doomed[position] = run, "cancelled"
 
 
 def expiring(

@@ -96,6 +96,9 @@ class MessageBatch:
     """[index, the sizes of neighbours from there on as u32] where a queue's bytes are limited."""
     keyed: Keyed | None = None
     """If any of them has a key."""
+    revoked: list[list[Any]] = field(default_factory=list)
+    """[index, id behind a byte that says whether it is minted] of messages that were cancelled
+    before they came: Removed says so next."""
     offsets: "array[int] | None" = None
     """Volatile: where each message begins in ``raw``."""
     keys: tuple[int, int] = (0, 0)
@@ -105,9 +108,11 @@ class MessageBatch:
 
     def listed(self) -> list[Any]:
         """The durable part, as a list."""
-        more: list[Any] = [self.sizes] if self.sizes or self.keyed else []
-        if self.keyed:
-            more.append(self.keyed.listed())
+        more: list[Any] = [self.sizes] if self.sizes or self.keyed or self.revoked else []
+        if self.keyed or self.revoked:
+            more.append(self.keyed.listed() if self.keyed else [])
+        if self.revoked:
+            more.append(self.revoked)
         return [self.runs, self.expiring, self.named, *more]
 
     @classmethod
@@ -115,8 +120,10 @@ class MessageBatch:
         """The batch whose durable part is ``listed``."""
         runs, expiring, named, *more = listed
         sizes = more[0] if more else []
-        keyed = Keyed(*more[1]) if len(more) > 1 else None
-        return cls(runs, expiring, named, raw, sum(run[2] for run in runs), sizes, keyed)
+        keyed = Keyed(*more[1]) if len(more) > 1 and more[1] else None
+        revoked = more[2] if len(more) > 2 else []
+        count = sum(run[2] for run in runs)
+        return cls(runs, expiring, named, raw, count, sizes, keyed, revoked)
 
 
 @dataclass(slots=True)
@@ -396,6 +403,25 @@ class Removed(Record):
         """What is durable."""
         times = self.finished_ms, self.keep_until_ms
         return [self.positions, self.reason, *times, self.terminate]
+
+
+@dataclass(slots=True)
+class CancelNoted(Record):
+    """Ids were cancelled that nobody knows: their messages are over when they come.
+
+    Of what was noted before, the ``lapsed`` oldest are over.
+    """
+
+    TYPE: ClassVar[int] = 40
+    ids: list[bytes]
+    """Each behind a byte that says whether it is minted."""
+    until_ms: int
+    lapsed: int = 0
+
+    @property
+    def lazy(self) -> bool:
+        """Time ends a notice without a record, too."""
+        return not self.ids
 
 
 @dataclass(slots=True)

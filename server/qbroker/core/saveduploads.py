@@ -26,7 +26,8 @@ def save_uploads(state: BrokerState) -> bytes:
                     delayed,
                     list(upload.named.items()),
                 ),
-                *(upload.continued, upload.weighed, upload.last, upload.count, upload.parts),
+                *(upload.continued, upload.weighed, upload.revoked),
+                *(upload.last, upload.count, upload.parts),
             ]
         )
         columns += [*upload.staged.values(), *timers[1], *expiries[1]]
@@ -38,6 +39,7 @@ def restore_uploads(state: BrokerState, block: Block) -> None:
     waiting = iter(columns)
     for key, staged, timers, expiries, delayed, named, continued, *rest in rows:
         weighed = rest.pop(0) if len(rest) > 3 else []  # version 4
+        revoked = rest.pop(0) if len(rest) > 3 else []
         state.uploads[tuple(key)] = Upload(
             {tuple(run): next(waiting) for run in staged},
             Timers.restored(timers, list(islice(waiting, 3 * len(timers)))),
@@ -46,5 +48,6 @@ def restore_uploads(state: BrokerState, block: Block) -> None:
             dict(named),
             continued,
             [tuple(each) for each in weighed],
+            [tuple(each) for each in revoked],
             *rest,
         )

@@ -298,6 +298,15 @@ def restore_quarantined(state: BrokerState, block: Block) -> None:
     state.quarantined = {p: tuple(row) for p, row in unpack_columns(block)[0].items()}
 
 
+def save_notices(state: BrokerState) -> bytes:
+    return pack_columns(list(state.notices.ids), [column(state.notices.ids.values())])
+
+
+def restore_notices(state: BrokerState, block: Block) -> None:
+    names, (untils,) = unpack_columns(block)
+    state.notices.ids = dict(zip(names, untils, strict=True))
+
+
 def save_results(state: BrokerState) -> bytes:
     return pack_columns(*state.results.saved())
 
@@ -336,6 +345,7 @@ SECTIONS: dict[str, Section] = {
     "orderings": Section(("orderings",), save_orderings, restore_orderings, since=4),
     "pauses": Section(("pauses",), save_pauses, restore_pauses, since=4),
     "keys": Section(("keys",), save_keys, restore_keys, since=4),
+    "notices": Section(("notices",), save_notices, restore_notices, since=4),
     "exchanges": Section(("exchanges",), save_exchanges, restore_exchanges, since=4),
     "letters": Section(("letters",), save_letters, restore_letters, since=4, without=find_letters),
 }

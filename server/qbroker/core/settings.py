@@ -19,6 +19,8 @@ class Settings:
     unique_keys_max: int = 1_000_000
     idempotency_keys_max: int = 1_000_000
     idempotency_window_ms: int = 86_400_000
+    cancel_notices_max: int = 50_000
+    cancel_notice_ttl_ms: int = 3_600_000
     upload_messages_max: int = 50_000
     upload_bytes_max: int = 64 * 1024 * 1024
     heartbeat_ms: int = 10_000
@@ -86,6 +88,8 @@ ORDERS_MAX = 100
 """Large orders under way at once."""
 WHY_LEAVES_MAX = 1_000
 """Leaves of timers, of 512 messages at most, that one Why looks through for a due time."""
+LAPSED_NOTICES_MAX = 1_000
+"""Notices of cancels dropped in one turn because their time is over."""
 LAPSED_KEYS_MAX = 1_000
 """Unique and idempotency keys freed in one turn because their time is over."""
 ANSWERS_MAX = 100_000

@@ -19,6 +19,7 @@ from qbroker.core.lanes import Lane
 from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
 from qbroker.core.letters import Letters
 from qbroker.core.limits import Limits
+from qbroker.core.notices import Notices
 from qbroker.core.ordering import Ordering
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import options_of
@@ -80,6 +81,7 @@ class BrokerState:
     orderings: dict[tuple[int, str], Ordering] = field(default_factory=dict)
     """(queue number, ordering key) to who holds it."""
     keys: Keys = field(default_factory=Keys)
+    notices: Notices = field(default_factory=Notices)
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.
     uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)

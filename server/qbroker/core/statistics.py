@@ -102,6 +102,8 @@ class Statistics:
     """Unique and idempotency keys that are held."""
     keys_met: Mapping[str, int] = field(default_factory=dict)
     """Messages whose key was held, by what they said of that, since the start."""
+    notices: int = 0
+    """Cancels of ids that nobody knows yet."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Filled by the engine: events published, delivered to listeners, and dropped."""
     listeners: int = 0

@@ -166,7 +166,12 @@ class Survey:
         return batch
 
     def fit(self, batch: r.MessageBatch) -> None:
-        """The batch is as the options of its queues have it. Raises RefusedError."""
+        """The batch is as the options of its queues have it, and says who of it was cancelled
+        before. Raises RefusedError.
+        """
+        notices = self.state.notices
+        if notices.ids:
+            batch.revoked = notices.met(batch, self.now, int(self.replacing >= 0))
         catalogue = self.state.catalogue
         if catalogue.shaped or (catalogue.policies and self.opened):
             self.shaped().take(batch)

@@ -47,6 +47,8 @@ class Upload:
     """A message that goes on in later parts, to those parts' positions."""
     weighed: list[tuple[int, int, bytes]] = field(default_factory=list)
     """(queue number, first position, sizes as u32) of neighbours, where bytes are limited."""
+    revoked: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """(position, run number, id as its notice has it) of those that were cancelled before."""
     last: int = 0
     """The last message that began."""
     count: int = 0
@@ -77,3 +79,4 @@ class Upload:
             both.difference_update(gone)
         self.named = {name: each for name, each in self.named.items() if each not in gone}
         self.continued = {p: parts for p, parts in self.continued.items() if p not in gone}
+        self.revoked = [each for each in self.revoked if each[0] not in gone]

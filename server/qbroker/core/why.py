@@ -37,7 +37,7 @@ def decide_why(
     run = run_known(state, position, found) if entry.unfinished else None
     told: Row = {"id": frame.id, "position": position, "state": entry.state.name}
     if run is None:
-        told["reasons"] = list(over(entry))
+        told["reasons"] = [over(entry) if entry.state.finished else unknown(state, now, frame)]
     else:
         told |= {"queue": run.lane.queue.name, "task": run.lane.task, "priority": run.priority}
         told["reasons"] = list(reasons(state, now, run, position))
@@ -45,12 +45,15 @@ def decide_why(
     return Decision(effects=[Send(connection, report)])
 
 
-def over(entry: Finished) -> Iterator[Row]:
+def over(entry: Finished) -> Row:
     """A message that waits for nothing any more."""
-    if entry.state.finished:
-        yield {"reason": "settled", "finished_ms": entry.finished_ms, "why": entry.reason}
-    else:
-        yield {"reason": "unknown"}
+    return {"reason": "settled", "finished_ms": entry.finished_ms, "why": entry.reason}
+
+
+def unknown(state: BrokerState, now: Now, frame: Why) -> Row:
+    """An id of which nothing is known, but that it may have been cancelled before its message."""
+    until_ms = state.notices.of(frame.id, now)
+    return {"reason": "unknown"} | ({"noticed_until_ms": until_ms} if until_ms else {})
 
 
 def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[Row]:

@@ -188,6 +188,10 @@ METRICS: tuple[Row, ...] = (
         "Messages published while their key was held, by what they said of that: return, replace, "
         "redelay or idempotency. All but replaced ones: answered, and not stored.",
         ("rule",), each(lambda s: s.statistics.keys_met)),
+    Row("qbroker_cancel_notices", "gauge", "ids",
+        "Cancels of ids that are not known yet, kept until their messages come; beyond "
+        "cancel_notices_max the oldest go.",
+        (), one(lambda s: s.statistics.notices)),
     Row("qbroker_events_total", "counter", "events",
         "Events published, delivered to listeners, and dropped because a listener was slow.",
         ("outcome",), each(lambda s: s.statistics.events)),
