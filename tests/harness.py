@@ -343,6 +343,12 @@ class Harness:
         ]
         return f"results={found.results} sessions={found.sessions} " + ", ".join(rows)
 
+    def alarms(self, _words: Words) -> list[str]:
+        """Which began or ended since the last time, and those there are."""
+        core = self.machine.core
+        out = [f"{'begins' if n.begins else 'ends'}: {n.alarm.queue}" for n in core.take_news()]
+        return out + [f"{each.queue}: {each.why}" for each in core.alarms()] or ["(none)"]
+
     # Verbs: connections.
 
     def hello(self, words: Words) -> None:
@@ -704,6 +710,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "closed": Harness.closed,
     "rots": Harness.rots,
     "stats": Harness.stats,
+    "alarms": Harness.alarms,
     "hello": Harness.hello,
     "disconnect": Harness.disconnect,
     "bye": Harness.bye,

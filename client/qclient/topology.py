@@ -91,6 +91,8 @@ class QueueOptions(TypedDict, total=False):
     auto_delete: bool
     exclusive: bool
     dead_letter_queue: str
+    alarm_length: int
+    alarm_age_ms: int
     history: Literal["all", "failures", "none"]
 
 

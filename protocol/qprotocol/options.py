@@ -5,7 +5,7 @@ Rule 1. An option of a queue is one field of QueueOptions; all that is known of 
 Rule 2. What is checked is what was given: defaults need no check.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from struct import error as struct_error
@@ -116,6 +116,9 @@ class OptionRow:
     declared_only: bool = False
     """It belongs to who declares the queue: no policy and no operator can give it."""
 
+    only_dead: bool = False
+    """It is of queues of dead letters, and says nothing of others."""
+
     @property
     def wants(self) -> str:
         """What a value must be, in words."""
@@ -191,6 +194,10 @@ class QueueOptions:
         declared_only=True)
     dead_letter_queue: str = option("", "Where its dead letters go; empty is the queue's own "
         f"name with {DEAD_SUFFIX} behind it.", unit=f"a queue's name that ends in {DEAD_SUFFIX}")
+    alarm_length: int = option(1_000, "Of a queue of dead letters: so many messages in it are an "
+        "alarm, until an eighth of them has gone. 0 is never.", unit="messages", only_dead=True)
+    alarm_age_ms: int = option(0, "Of a queue of dead letters: one that has been dead for so long "
+        "is an alarm. 0 is never.", unit="ms", only_dead=True)
     history: str = option("", "Of which settled messages the archive keeps a row. Empty is all "
         "for tasks and none for plain messages. Results and failures are kept for "
         "result_ttl_ms anyway.", choices=HISTORY)
@@ -275,6 +282,17 @@ def row_of(name: object) -> OptionRow:
 def is_dead_queue(name: str) -> bool:
     """Whether the queue with that name is one of dead letters: its name alone says so."""
     return name.endswith(DEAD_SUFFIX)
+
+
+def check_place(name: str, given: Iterable[str]) -> None:
+    """Raise ValueError for options that a queue with such a name, or pattern, cannot have."""
+    if not is_dead_queue(name):
+        for each in given:
+            if OPTIONS[each].only_dead:
+                raise ValueError(
+                    f"{each} is of queues of dead letters, and {name!r} is none: give it to "
+                    f"{(name + DEAD_SUFFIX)!r}, or to the queue where its dead letters go"
+                )
 
 
 def dead_queue(name: str, options: QueueOptions) -> str:

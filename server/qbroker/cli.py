@@ -222,6 +222,7 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
         "quarantined",
         *counted,
         "paused",
+        "alarm",
     )
     rows = [
         (
@@ -230,6 +231,7 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
             queue["quarantined"],
             *(queue["counts"].get(outcome, 0) for outcome in counted),
             "; ".join(pause_told(*each) for each in queue["paused"].items()),
+            queue["alarm"],
         )
         for queue in sorted(({**each, "queue": each["name"]} for each in found), key=by_name)
     ]

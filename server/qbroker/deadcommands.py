@@ -4,25 +4,26 @@ import getpass
 import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
 
 import click
 
+from qbroker.deadediting import edit_command
 from qbroker.ops import letters
 from qbroker.ops.admin import Admin, RefusedByBroker
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.letters import Filter, Pace, Row, Where
-from qbroker.ops.lettertexts import CannotEditError, Setting, changed, shown
+from qbroker.ops.lettertexts import shown
 from qbroker.ops.show import ago
-from qbroker.ordercommands import Span
+from qbroker.ordercommands import Moment, Span
 from qbroker.taskcommands import moment, show_history, why
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol.causes import LETTER_CAUSES
 from qprotocol.frames import Report, Search
 from qprotocol.limitrules import parse_rate
-from qprotocol.wire import NUMBERS, ROWS, WHOLE
+from qprotocol.options import is_dead_queue
+from qprotocol.wire import NUMBERS, ROWS
 
 F = TypeVar("F", bound=Callable[..., Any])
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only count them.")
@@ -53,6 +54,9 @@ def filter_of(given: dict[str, Any]) -> Filter:
 @click.group("dead", cls=Commands)
 def dead_group() -> None:
     """Look through dead letters, replay, edit and drop them."""
+
+
+dead_group.add_command(edit_command)
 
 
 @dead_group.command("list")
@@ -107,7 +111,7 @@ def show_letters(which: Filter, limit: int, after: int, broker: str, *, as_json:
 def show_command(task_id: str, broker: str, as_json: bool) -> None:
     """Show all that is known of one dead letter: its arguments, its error, its attempts."""
     with asking(broker) as admin:
-        row = there(admin, task_id)
+        row = letters.there(admin, task_id)
         row["attempts"] = attempts_of(admin, task_id)
     row["content"] = shown(letters.message_of(row))
     del row["raw"]
@@ -144,12 +148,33 @@ def attempts_of(admin: Admin, task_id: str) -> list[Row]:
     return attempts
 
 
-def there(admin: Admin, task_id: str, detail: int = WHOLE) -> Row:
-    """The dead letter with that id. Raises Trouble if there is none."""
-    row = letters.one(admin, task_id, detail)
-    if row is None:
-        raise Trouble(f"there is no dead letter with the id {task_id}", Exit.FAILED)
-    return row
+@dead_group.command("queues")
+@BROKER
+@JSON
+def queues_command(broker: str, as_json: bool) -> None:
+    """List the queues of dead letters: how many, how old, and which have an alarm."""
+    with asking(broker) as admin:
+        found = [row for row in admin.inspect("queues") if is_dead_queue(row["name"])]
+    rows = [
+        {
+            "queue": row["name"],
+            "messages": row["ready"] + row["scheduled"] + row["leased"],
+            "oldest_dead_ms": row["oldest_dead_ms"],
+            "alarm": row["alarm"],
+        }
+        for row in sorted(found, key=lambda each: str(each["name"]))
+    ]
+    if as_json:
+        echo_json(rows)
+        return
+    table = [
+        (
+            *(row["queue"], row["messages"]),
+            *(ago(row["oldest_dead_ms"]) if row["oldest_dead_ms"] else "", row["alarm"]),
+        )
+        for row in rows
+    ]
+    echo_table(("queue", "messages", "oldest dead for", "alarm"), table)
 
 
 # Orders.
@@ -159,7 +184,7 @@ def meant(admin: Admin, ids: tuple[str, ...], which: Filter, detail: int) -> Ite
     """The letters that a command is about. Raises Trouble for an id that is none's."""
     if ids:
         for each in ids:
-            yield there(admin, each, ROWS)
+            yield letters.there(admin, each, ROWS)
     else:
         yield from letters.found(admin, which, detail)
 
@@ -168,20 +193,6 @@ def check_meant(ids: tuple[str, ...], which: Filter, *, all_of_them: bool) -> No
     """Raise Trouble unless a command says in one way which letters it is about."""
     if (bool(ids), which != Filter(), all_of_them).count(True) != 1:
         raise Trouble("name IDs, or filters such as --queue, or else --all", Exit.USAGE)
-
-
-class Moment(click.ParamType[int]):
-    """A time, in so long or a date, as ms since 1970."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return int(datetime.fromisoformat(value).astimezone().timestamp() * 1000)
-        except ValueError:
-            return time.time_ns() // 1_000_000 + Span().convert(value, param, ctx)
 
 
 @dead_group.command("replay")
@@ -308,67 +319,3 @@ def drop_command(
         echo_json({"dropped": count, "dry_run": dry_run})
     else:
         click.echo(said(count, "dropped", dry_run=dry_run))
-
-
-@dead_group.command("edit")
-@click.argument("task_id", metavar="ID")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="queue, priority, retries, args, kwargs, kwargs.NAME, args.0 or body.",
-)
-@click.option("--replay", is_flag=True, help="And let it run again.")
-@click.option("--eta", type=Moment(), default=0, metavar="TIME", help="With --replay: not before.")
-@BROKER
-@JSON
-def edit_command(
-    *,
-    task_id: str,
-    settings: tuple[str, ...],
-    replay: bool,
-    eta: int,
-    broker: str,
-    as_json: bool,
-) -> None:
-    """Change a dead letter: by --set, else in $EDITOR. It stays dead until it is replayed."""
-    if eta and not replay:
-        raise Trouble("--eta goes with --replay", Exit.USAGE)
-    who = getpass.getuser()
-    with asking(broker) as admin:
-        row = there(admin, task_id)
-        before = letters.message_of(row)
-        try:
-            after = changed(before, wanted(shown(before), settings))
-        except (CannotEditError, ValueError) as error:
-            raise Trouble(str(error), Exit.USAGE) from error
-        if not letters.edit(admin, row, after, who):
-            raise Trouble(f"{task_id} is no dead letter any more: nothing was done", Exit.FAILED)
-        replayed = 0
-        if replay:
-            now = letters.one(admin, task_id)
-            replayed = letters.replay(admin, [now] if now else [], Where("", eta, who), Pace())
-    if as_json:
-        echo_json({"edited": 1, "replayed": replayed, "content": shown(after)})
-    else:
-        click.echo(f"{task_id} is edited" + (" and replayed" if replayed else ""))
-
-
-def wanted(now: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
-    """What it is to say: by settings, or by a person in an editor. Raises CannotEditError."""
-    if settings:
-        to: dict[str, Any] = json.loads(json.dumps(now))
-        for text in settings:
-            Setting.parse(text).apply(to)
-        return to
-    written = click.edit(json.dumps(now, indent=2, ensure_ascii=False) + "\n", extension=".json")
-    if written is None:
-        raise Trouble("nothing was changed", Exit.FAILED)
-    try:
-        found = json.loads(written)
-    except ValueError as error:
-        raise CannotEditError(f"what was written is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CannotEditError("what was written is no JSON object")
-    return found

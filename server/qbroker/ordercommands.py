@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -29,6 +30,20 @@ class Span(click.ParamType[int]):
         if not number.isdecimal() or unit not in UNITS or not int(number):
             self.fail(f'"{value}": write 90s, 10m, 2h or 1d', param, ctx)
         return int(number) * UNITS[unit]
+
+
+class Moment(click.ParamType[int]):
+    """A time, in so long or a date, as ms since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return int(datetime.fromisoformat(value).astimezone().timestamp() * 1000)
+        except ValueError:
+            return time.time_ns() // 1_000_000 + Span().convert(value, param, ctx)
 
 
 def filters(*places: str) -> Callable[[F], F]:

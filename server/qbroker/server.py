@@ -23,6 +23,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from qbroker.alarming import Alarming
 from qbroker.archiving import Archiving
 from qbroker.checkpoint.keeping import Keeping
 from qbroker.config import Config, is_loopback
@@ -77,7 +78,8 @@ class Server:
         self._health = Health(begun, done, self._engine.identity.epoch, self._version)
         self._http = Http(self._metrics_text, self._report, config.http_connections_max)
         self._listener = Listener(self._engine, self._terms(), limits(config))
-        self._listener.watch.on_tick = self._health.tick
+        self._alarming = Alarming(stores.core)
+        self._listener.watch.on_tick = self._tick
         self._listener.watch.disk_hangs = lambda: self._health.stalled
         self._space.on_change = archive.on_refusal = self._judge_publishes
         archive.has_room = self._space.has_room
@@ -217,11 +219,16 @@ class Server:
         self._engine.close_to_publishes(why)
         self._listener.close_to_publishes(why)
 
+    def _tick(self, elapsed_s: float) -> None:
+        """Several times a second."""
+        self._health.tick(elapsed_s)
+        self._alarming.tell()
+
     def _report(self) -> dict[str, object]:
         room = self._space.room
         report = self._health.report(self._log.written, self._log.durable)
         report |= {"disk": room.level.name.lower(), "archive": self._archiving.report()}
-        return report | {"disk_free_bytes": room.free_bytes}
+        return report | {"disk_free_bytes": room.free_bytes, "alarms": self._alarming.report()}
 
     async def _metrics_text(self) -> bytes:
         """For one who asks after the other: written in a thread, for the loop has other work."""

@@ -110,6 +110,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Catalogue: (
         {"policies", "weights"},
         {
+            "alarms",
             *("shaped", "single", "holders", "waiting", "owned", "unused", "left", "dying"),
             *(
                 "crowded",

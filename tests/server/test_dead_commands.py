@@ -161,6 +161,32 @@ def test_dead_letters_are_worked_on_from_the_command_line(start: Any) -> None:
 
 
 @pytest.mark.e2e
+def test_an_alarm_is_told_everywhere_while_it_lasts(start: Any, until: Any) -> None:
+    daemon = start()
+    peer = daemon.connect().shake_hands("consumer")
+    dies(peer, "a", "b")
+    assert daemon.health()["alarms"] == []
+    said = daemon.ask("queue", "set", "q.dead", "alarm_length=2")
+    assert said.returncode == 0, said.stderr
+    (alarm,) = until(lambda: daemon.health()["alarms"])
+    assert (alarm["queue"], alarm["why"]) == ("q.dead", "2 messages, and alarm_length is 2")
+    assert daemon.get("/health")[0] == 200
+    assert alarm["why"] in daemon.ask("dead", "queues").stdout
+    assert alarm["why"] in daemon.ask("queues").stdout
+    (row,) = json.loads(daemon.ask("dead", "queues", "--json").stdout)
+    assert (row["queue"], row["messages"], row["alarm"]) == ("q.dead", 2, alarm["why"])
+    metrics = daemon.get("/metrics")[1]
+    assert 'qbroker_dead_letters_alarm{queue="q.dead"} 1.0' in metrics
+    assert 'qbroker_dead_letters_oldest_seconds{queue="q.dead"}' in metrics
+    assert 'qbroker_dead_letters_alarm{queue="q"}' not in metrics
+    daemon.ask("dead", "drop", "a")
+    until(lambda: not daemon.health()["alarms"])
+    _, journal = daemon.stop()
+    assert journal.count("too much in q.dead: 2 messages, and alarm_length is 2") == 1
+    assert journal.count("the alarm about q.dead is over") == 1
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

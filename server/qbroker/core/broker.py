@@ -48,6 +48,7 @@ from qbroker.core import (
     why,
 )
 from qbroker.core import records as r
+from qbroker.core.alarms import Alarm, News
 from qbroker.core.census import Census
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Close, Effect, Send
@@ -211,6 +212,15 @@ class Broker:
     def keys(self, now: Now, wanted: str) -> list[dict[str, Any]]:
         """A row a unique or idempotency key that is held, as JSON has it; of all, or of one."""
         return freeing.key_rows(self.state, now, wanted)
+
+    def alarms(self) -> list[Alarm]:
+        """Those that have begun and are not over, the first that began first."""
+        return sorted(self.state.catalogue.alarms.begun.values(), key=lambda each: each.since_ms)
+
+    def take_news(self) -> list[News]:
+        """Alarms that began or ended since the last call, in order."""
+        news = self.state.catalogue.alarms.news
+        return [news.popleft() for _ in range(len(news))]
 
     def had_parts(self, connection: int, correlation: int) -> bool:
         """Whether parts of that frame came, which belong to no frame from now on."""

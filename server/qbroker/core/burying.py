@@ -1,6 +1,7 @@
 """Into the queue of dead letters and out of it: what changes of a message, and of its expiry."""
 
 from qbroker.core.letters import Letter
+from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
 
@@ -29,6 +30,15 @@ def revive(state: BrokerState, position: int) -> None:
     state.letters.gone(position)
     state.results.drop(position)
     state.attempts[position] = state.attempts[position]._replace(reason="")
+
+
+def lies_in(state: BrokerState, position: int) -> Queue | None:
+    """The queue in which the dead letter there waits, or of which it was handed out."""
+    grant = state.leases.get(position)
+    if grant:
+        return grant.run_of(position).lane.queue
+    attempts = state.touched(position)
+    return attempts.run.lane.queue if attempts and attempts.run else None
 
 
 def expiring_run(state: BrokerState, due_ms: int, number: int, position: int) -> Run | None:

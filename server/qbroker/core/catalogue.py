@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qbroker.core.alarms import Alarms
 from qbroker.core.elders import Elders
 from qbroker.core.leases import Member, Session
 from qbroker.core.policies import Given, Policy, layered, options_of
@@ -55,6 +56,8 @@ class Catalogue:
     Of what a checkpoint restores it is told again."""
     untold: dict[int, str] = field(default_factory=dict)
     """Those of which it is another by now."""
+    alarms: Alarms = field(default_factory=Alarms)
+    """Of queues of dead letters."""
     arrived: list[tuple[Run, Sequence[int]]] = field(default_factory=list)
     """What came into queues with limits since somebody looked, in order."""
     gone_lanes: int = 0
@@ -98,6 +101,7 @@ class Catalogue:
                 group.add(number)
             else:
                 group.discard(number)
+        self.alarms.note(queue)
         if options.is_bounded:
             self.crowded.add(number)  # the limit may be a lower one
         if not (options.is_bounded and makes_room(queue)):
@@ -129,6 +133,7 @@ class Catalogue:
         tables += self.told, self.untold
         for table in tables:
             table.pop(queue.number, None)
+        self.alarms.drop(queue.number)
         self.gone_lanes += len(queue.lanes)
         self.dying.add(queue.number)
 

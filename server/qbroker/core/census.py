@@ -69,6 +69,8 @@ class Census:
 
     def _row(self, tally: Tally) -> QueueStatistics:
         state, queue = self._state, tally.queue
+        alarms = state.catalogue.alarms
+        alarm = alarms.begun.get(queue.number)
         return QueueStatistics(
             queue.name,
             queue.ready,
@@ -81,6 +83,8 @@ class Census:
             dict(queue.counts),
             state.pauses.of(queue.number),
             dict(why.outside(queue) + tally.waiting),
+            alarms.age_ms(queue.number),
+            alarm.why if alarm else "",
         )
 
     def statistics(self) -> Statistics:

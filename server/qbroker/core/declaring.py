@@ -21,7 +21,7 @@ from qbroker.core.survey import limit
 from qprotocol.frames import ChangeQueue, Declare, Ok, SetPolicy
 from qprotocol.limits import NAME_BYTES_MAX
 from qprotocol.names import check_queue_name
-from qprotocol.options import OPTIONS, QueueOptions, row_of
+from qprotocol.options import OPTIONS, QueueOptions, check_place, row_of
 
 FIRST_OPTIONS = {
     *("fsync", "retries_max", "backoff_ms", "backoff_max_ms", "poison_max", "history"),
@@ -35,6 +35,7 @@ def decide_declare(state: BrokerState, _now: Now, connection: int, frame: Declar
     try:
         check_queue_name(frame.queue)
         QueueOptions.check(options)
+        check_place(frame.queue, options)
     except ValueError as error:
         raise RefusedError("BAD_REQUEST", str(error)) from error
     queue = state.queues.get(frame.queue)
@@ -104,7 +105,9 @@ def decide_change(state: BrokerState, _now: Now, connection: int, frame: ChangeQ
     check_owner(state, connection, queue)
     given = frame.options or {}
     try:
-        check_settable({name: value for name, value in given.items() if value is not None})
+        wanted = {name: value for name, value in given.items() if value is not None}
+        check_settable(wanted)
+        check_place(queue.name, wanted)
         after = merged(queue.terms.changed, given)
         policies = state.catalogue.policies.values()
         known = layered(queue.name, queue.terms.declared, after, policies)
@@ -142,6 +145,7 @@ def decide_policy(state: BrokerState, _now: Now, _connection: int, frame: SetPol
     try:
         check_queue_name(name)
         check_settable(options)
+        check_place(frame.pattern, options)
         if not options or not 1 <= len(frame.pattern) <= NAME_BYTES_MAX:
             raise ValueError("a policy needs a pattern of 1 to 200 characters, and options")
     except ValueError as error:

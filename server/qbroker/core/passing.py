@@ -3,10 +3,12 @@
 Each step is bounded; what is left is done in the next turn.
 """
 
+from functools import partial
+
 from qbroker.core import peeking
 from qbroker.core import records as r
 from qbroker.core.alone import look_again
-from qbroker.core.burying import expiring_run
+from qbroker.core.burying import expiring_run, lies_in
 from qbroker.core.consuming import Append
 from qbroker.core.declaring import piece, tell_archive
 from qbroker.core.deleting import bury_more, overdue
@@ -173,6 +175,7 @@ def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
         relieve_more(state, now, append)
     if catalogue.arrived:
         relieve(state, now, append)
+    catalogue.alarms.look(now, state.letters, partial(lies_in, state))
 
 
 def due(state: BrokerState, now: Now, append: Append) -> None:

@@ -143,5 +143,11 @@ LETTER_ROWS_MAX = 200
 """Dead letters shown on one page: of each its record and its error are read."""
 LETTER_NUMBERS_MAX = 2_000
 """The same where only positions and numbers are asked for."""
+ALARM_LETTERS_MAX = 2_000
+"""Dead letters looked at in one go for the oldest of each queue."""
+ALARM_QUEUES_MAX = 1_000
+"""Queues of dead letters looked at in one go for alarms."""
+ALARM_NEWS_MAX = 1_000
+"""Alarms that began or ended and that nobody has told yet; of more, the oldest are not told."""
 LETTER_BACKOFF = RetryPolicy(RETRIES_FOREVER, 1_000, 3_600_000)
 """When a dead letter that failed once more is handed out again, by its deliveries."""

@@ -27,6 +27,10 @@ class QueueStatistics:
     """What of it is paused: intake, dispatch."""
     waiting: Mapping[str, int] = field(default_factory=dict)
     """Messages that wait and may not be handed out, by reason."""
+    oldest_dead_ms: int = 0
+    """Of dead letters: for how long the oldest has been dead."""
+    alarm: str = ""
+    """Why there is an alarm about them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from itertools import islice
 from typing import Any
 
 from qbroker.ops.admin import Admin
+from qbroker.ops.exits import Exit, Trouble
 from qprotocol import wire
 from qprotocol.frames import DeadLetters, DropDead, EditDead, Ok, ReplayDead, Report, Result, Watch
 from qprotocol.limits import LETTERS_MAX
 from qprotocol.message import Message, unpack_message
 from qprotocol.states import State
-from qprotocol.wire import ROWS
+from qprotocol.wire import ROWS, WHOLE
 
 PAGE = 2_000
 WATCH_MS = 5_000
@@ -65,6 +66,14 @@ def one(admin: Admin, task_id: str, detail: int = ROWS) -> Row | None:
     page = json.loads(admin.ask(DeadLetters(id=task_id, detail=detail), Report).raw)
     rows: list[Row] = page["letters"]
     return rows[0] if rows else None
+
+
+def there(admin: Admin, task_id: str, detail: int = WHOLE) -> Row:
+    """The dead letter with that id. Raises Trouble if there is none."""
+    row = one(admin, task_id, detail)
+    if row is None:
+        raise Trouble(f"there is no dead letter with the id {task_id}", Exit.FAILED)
+    return row
 
 
 def message_of(row: Row) -> Message:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from qbroker.core.statistics import ArchiveStatistics, QueueStatistics, Statistics
 from qbroker.ops.histogram import Histogram
+from qprotocol.options import is_dead_queue
 
 QUEUES_MAX = 200
 OTHER = "other"
@@ -158,6 +159,23 @@ def oldest(_: Snapshot, queues: Queues) -> Samples:
 TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.0)
 
+
+def oldest_dead(_: Snapshot, queues: Queues) -> Samples:
+    ages: dict[tuple[str], float] = defaultdict(float)
+    for label, queue in queues:
+        if is_dead_queue(queue.name):
+            ages[(label,)] = max(ages[(label,)], queue.oldest_dead_ms / 1000)
+    return ages.items()
+
+
+def alarms(_: Snapshot, queues: Queues) -> Samples:
+    sums: dict[tuple[str], float] = defaultdict(float)
+    for label, queue in queues:
+        if is_dead_queue(queue.name):
+            sums[(label,)] += bool(queue.alarm)
+    return sums.items()
+
+
 # fmt: off
 METRICS: tuple[Row, ...] = (
     Row("qbroker_messages_total", "counter", "messages",
@@ -168,6 +186,12 @@ METRICS: tuple[Row, ...] = (
         ("queue", "state"), depths),
     Row("qbroker_queue_oldest_ready_seconds", "gauge", "seconds",
         "Age of the oldest message that could be delivered: alert on this.", ("queue",), oldest),
+    Row("qbroker_dead_letters_oldest_seconds", "gauge", "seconds",
+        "For how long the oldest dead letter of a queue of dead letters has been dead.",
+        ("queue",), oldest_dead),
+    Row("qbroker_dead_letters_alarm", "gauge", "queues",
+        "1 while a queue of dead letters has too many, or too old ones: alarm_length and "
+        "alarm_age_ms say when. Alert on this.", ("queue",), alarms),
     Row("qbroker_queue_paused", "gauge", "queues",
         "Whether somebody paused the queue: half is intake or dispatch.",
         ("queue", "half"), paused),
