@@ -34,6 +34,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
             for number, each in sorted(state.catalogue.weights.items())
         },
         "lanes": [(x.number, x.queue.number, x.task, x.keys) for x in state.lanes],
+        "closed": list(state.closed),
         "counts": [(q.ready, q.scheduled, q.leased) for q in state.numbered],
         "counted": {q.number: dict(sorted((+q.counts).items())) for q in state.numbered},
         "ready": {q.number: [p for _, p in q.waiting()] for q in state.numbered},
@@ -125,7 +126,15 @@ def exact(state: BrokerState) -> dict[str, Any]:
         "late": state.late,
         "cancelled": state.cancelled,
         "grants": sorted(
-            (g.number, g.remaining, [(*where, run.number) for *where, run in g.entries])
+            (
+                g.number,
+                g.remaining,
+                [
+                    (*where, run.number)
+                    for *where, run in g.entries
+                    if state.lane_numbered(run.lane.number) is run.lane
+                ],
+            )
             for g in grants
         ),
         "seen": {number: p.seen_ms for number, p in state.producers.items()},
@@ -188,6 +197,7 @@ def check_places(state: BrokerState) -> dict[int, str]:
         leased[queue] += 1
         put(position, f"leased from {queue.name}")
     check_shelves(state)
+    check_lanes(state)
     for queue in state.numbered:
         assert queue.scheduled == delayed[queue], f"{queue.name}: {queue.scheduled} scheduled"
         assert queue.leased == leased[queue], f"{queue.name}: {queue.leased} leased"
@@ -244,6 +254,21 @@ def check_shares(queue: Queue) -> None:
     assert +open_of == +Counter({key: each.open for key, each in tenants.items()})
     waiting = [each for each in tenants.values() if each.open]
     assert queue.shares.waiting == sum(each.weight for each in waiting)
+
+
+def check_lanes(state: BrokerState) -> None:
+    """Each number is a lane's or free, and a lane counts what is delayed of it."""
+    delayed = Counter(number >> 8 for _, _, number in scheduled(state))
+    closed = {n for n, lane in enumerate(state.lanes) if lane is state.no_lane}
+    assert closed == set(state.closed)
+    mine = [lane for queue in state.numbered for lane in queue.lanes]
+    assert {lane.number for lane in mine} == set(range(len(state.lanes))) - closed
+    for each in state.attempts.values():
+        assert each.run is None or state.lanes[each.run.lane.number] is each.run.lane
+    for lane in mine:
+        assert state.lanes[lane.number] is lane
+        counted = lane.scheduled if lane.life == lane.queue.life else 0
+        assert counted == delayed[lane.number], f"lane {lane.number}: {lane.scheduled} scheduled"
 
 
 def check_slots(state: BrokerState) -> None:

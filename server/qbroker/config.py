@@ -204,8 +204,8 @@ class Config:
     # The broker as a whole
     queues_max: int = setting(10_000, COUNT, (1, 1_000_000),
         "Queues: stops a client that makes one for each user or each request.")
-    lanes_max: int = setting(100_000, COUNT, (1, 10_000_000),
-        "Lanes, one for each task and its dispatch keys: bounds what keys cost in memory.")
+    lanes_max: int = setting(500_000, COUNT, (1, 10_000_000),
+        "Lanes, one for each task and its keys, of which messages are there: 1 KiB of memory each.")
     exchanges_max: int = setting(1_000, COUNT, (1, 100_000),
         "Exchanges.")
     bindings_max: int = setting(100_000, COUNT, (1, 10_000_000),

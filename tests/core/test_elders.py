@@ -48,7 +48,9 @@ class Story:
 
     def __init__(self) -> None:
         self.queue, self.next = new_queue(), 1
-        self.queue.lanes += [Lane(number, self.queue, "t", b"") for number in range(6)]
+        for number in range(6):
+            lane = Lane(number, self.queue, f"task{number}", b"")
+            lane.shelf.place(lane)
         self.elders = Elders(self.queue)
         self.elders.list_all()
         self.out: list[tuple[int, int, int]] = []

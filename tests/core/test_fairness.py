@@ -43,7 +43,7 @@ class Floor:
         if lane is None:
             keys = LaneKeys(fair=tenant).pack()
             lane = self.lanes[tenant, task] = Lane(len(self.lanes), self.queue, task, keys)
-            self.queue.lanes.append(lane)
+            lane.shelf.place(lane)
         run = lane.run(priority)
         run.extend(self.next, count)
         self.next += count

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from digest import check_places, exact
 from harness import Harness
+from qbroker.core import closing
 from qbroker.core import gates as gates_module
 from qbroker.core.gates import Gate, around, attach
 from qbroker.core.lanes import Lane
@@ -98,8 +99,8 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> Rules:
     def of(name: str) -> tuple[Gate, ...]:
         return (found[name],) if name in found else ()
 
-    def open_lane(self: BrokerState, *arguments: Any) -> Lane:
-        lane = before(self, *arguments)
+    def open_lane(*arguments: Any) -> Lane:
+        lane = before(*arguments)
         if not lane.shelf.gates:
             attach(lane.shelf, of(lane.task))
         if not lane.queue.gates:
@@ -109,8 +110,8 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> Rules:
         attach(lane, of(keys.limit) + of(keys.ordering))
         return lane
 
-    before = BrokerState.open_lane
-    monkeypatch.setattr(BrokerState, "open_lane", open_lane)
+    before = closing.open_lane
+    monkeypatch.setattr(closing, "open_lane", open_lane)
     return found
 
 

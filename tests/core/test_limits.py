@@ -347,7 +347,7 @@ class Story(RuleBasedStateMachine):
                 assert gate.bucket.used == out[name, key], f"{name} {key}: {gate.bucket.used}"
                 if (name, key) in new and limit.rule.concurrency:
                     assert out[name, key] <= limit.rule.concurrency, f"{name} {key}"
-        for lane in state.lanes:
+        for lane in (lane for queue in state.numbered for lane in queue.lanes):
             mine = {gate for gate in around(lane) if isinstance(gate, LimitGate)}
             due = {
                 limit.gates[key_of(limit.rule, lane)]

@@ -22,7 +22,7 @@ def new_queue(lanes: int = 1) -> Queue:
     queue = Queue(0, "q", QueueOptions(oldest_every=0), synced=True)
     for number in range(lanes):
         lane = Lane(number, queue, f"task{number}", b"")
-        queue.lanes.append(lane)
+        lane.shelf.place(lane)
     queue.select(None)
     return queue
 

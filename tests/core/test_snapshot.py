@@ -9,6 +9,7 @@ import pytest
 
 from digest import exact
 from harness import Harness
+from qbroker.core import closing
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.buckets import Bucket
@@ -59,15 +60,15 @@ def test_every_field_of_the_state_is_saved_or_volatile() -> None:
 KNOWN: dict[type, tuple[set[str], set[str]]] = {
     # What is saved of each, and what is volatile or follows from the rest.
     Queue: (
-        {"name", "number", "terms", "ready", "scheduled", "delayed", "leased", "lanes", "counts"},
+        {"name", "number", "terms", "ready", "scheduled", "delayed", "leased", "counts", "shelves"},
         {
-            *("options", "synced", "life", "retired", "held", "shelves", "gates", "gated"),
+            *("options", "synced", "life", "retired", "held", "gates", "gated"),
             "holds_letters",
             *("selections", "behind", "opened", "parked", "shares", "_dirty"),
         },
     ),
     Lane: (
-        {"queue", "shelf", "keys", "_runs", "leased"},
+        {"queue", "shelf", "keys", "_runs", "leased", "scheduled"},
         {"number", "kind", "life", "gates", "ordering", "parked", "weight", "fair"},
     ),
     Shelf: (
@@ -105,7 +106,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
             *("staged", "timers", "expiries", "delayed", "named", "continued", "weighed", "last"),
             *("count", "parts", "revoked"),
         },
-        set(),
+        {"scheduled"},
     ),
     Catalogue: (
         {"policies", "weights"},
@@ -176,7 +177,7 @@ def replayed_in_pieces(settings: Settings, log: Log) -> None:
 def queue_of(count: int) -> tuple[BrokerState, Run]:
     """A queue in which ``count`` messages wait, from position 1 << 20 on."""
     state = BrokerState(Settings())
-    run = state.open_lane(0, state.open_queue(0, "q", QueueOptions()), "t", b"").run(0)
+    run = closing.open_lane(state, 0, state.open_queue(0, "q", QueueOptions()), "t", b"").run(0)
     for batch in range(1, count // 1_000 + 1):
         state.ready(run, batch << 20, 1_000)
     return state, run
@@ -244,8 +245,8 @@ def test_a_section_that_is_missing_is_named() -> None:
 
 def test_a_newer_version_is_refused() -> None:
     sections = dict(encode(BrokerState(Settings())))
-    sections["broker"] = pack_columns([5, 1, {}, {}, "news"])
-    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 5.*reads 4"):
+    sections["broker"] = pack_columns([6, 1, {}, {}, "news"])
+    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 6.*reads 5"):
         decode(Settings(), sections)
 
 
@@ -265,7 +266,7 @@ def test_the_first_version_is_read_and_has_counted_nothing() -> None:
 
 def test_the_second_version_is_read_and_any_grant_can_be_claimed() -> None:
     state = BrokerState(Settings())
-    state.open_lane(0, state.open_queue(0, "old", QueueOptions()), "", b"")
+    closing.open_lane(state, 0, state.open_queue(0, "old", QueueOptions()), "", b"")
     run = state.run_numbered(128)
     state.wait_in_front(run, 7, 2, 99)
     assert again(state).attempts[8].claims_from == 99

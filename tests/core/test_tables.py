@@ -110,6 +110,7 @@ EXAMPLES: dict[str, r.Record] = {
     "booted": r.Booted(2, 1_700_000_000_000, "0.1.0"),
     "queue_opened": r.QueueOpened(0, "q", {"fsync": "", "retries_max": 3}),
     "lane_opened": r.LaneOpened(1, 0, "shop.mail", b"\x01"),
+    "lanes_closed": r.LanesClosed([1, 7]),
     "published": r.Published(7, 1, 1_700_000_000_000, rich_batch()),
     "published_keyed": r.Published(7, 2, 1_700_000_000_000, keyed_batch()),
     "part_stored": r.PartStored(4, 9, True, 0, batch("x")),

@@ -36,6 +36,8 @@ def lane_keys(rng: Random, swarm: Swarm) -> LaneKeys:
     """What a new message says, as far as the seed's features go."""
     limit = rng.choice(("k1", "k2")) if swarm.has("limits") and rng.random() < 0.3 else ""
     weight = rng.choice((1, 1, 2)) if limit else 1
+    if not limit and swarm.has("passing keys") and rng.random() < 0.6:
+        limit = f"p{rng.randrange(1_000)}"
     ordering = ""
     if swarm.has("ordering keys") and rng.random() < 0.3:
         ordering = rng.choice(("o1", "o2", "o3"))

@@ -16,6 +16,8 @@ from sim.world import World
 TASKS = ("t.one", "t.two")
 EXCHANGE = "events"
 LARGE_BYTES = 40_000
+KEYED = ("limits", "ordering keys", "fair keys", "passing keys")
+"""Features for which messages have lane keys."""
 
 
 class Maker:
@@ -66,7 +68,7 @@ class Maker:
             message.flags |= w.ACK_EARLY
         if like:
             message.keys = like.message.keys
-        elif has("limits") or has("ordering keys") or has("fair keys"):
+        elif any(map(has, KEYED)):
             message.keys = lane_keys(rng, self.swarm).pack()
         if like:
             message.due_ms = 0  # what replaces waits as long as its outcome says

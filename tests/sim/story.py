@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qbroker import archiving, bodies
+from qbroker.core import closing
 from sim.asker import Asker
 from sim.broker import Process
 from sim.disk import FaultyDisk
@@ -41,6 +42,8 @@ SMALL = (
     (bodies, "READ_AHEAD_BYTES", 2 << 10),  # for segments of some kilobytes
     (bodies, "UNREADABLE_MS", HOPELESS_MS),
     (archiving, "SAMPLE_BYTES", 2 << 10),  # for lags of some kilobytes
+    (closing, "LANE_IDLE_MS", 600),  # for stories of some seconds
+    (closing, "LOOK_MS", 200),
 )
 """What is as small as the rest of a simulated world, while a seed runs."""
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # made by mkdtemp
@@ -217,6 +220,7 @@ class Story:
             raise Violation(f"after the end there is something left: {counts}")
         if core.state.uploads:
             raise Violation(f"parts of publishes are kept that nobody ends: {core.state.uploads}")
+        world.sometimes["lanes were closed"] += bool(core.state.closed)
         aside = len(core.state.quarantined)
         self.world.sometimes["a message was set aside"] += aside
         lost = self.oracle.still()

@@ -68,6 +68,7 @@ FEATURES = (
     "cancels of many",
     "unique keys",
     "fair keys",
+    "passing keys",
 )
 FAULTS = (
     "power cut",

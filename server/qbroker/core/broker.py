@@ -25,6 +25,7 @@ from typing import Any
 from qbroker.core import (
     asking,
     binding,
+    closing,
     consuming,
     deadletters,
     declaring,
@@ -355,7 +356,8 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.PolicySet: declaring.apply_policy_set,
     r.PoliciesReached: declaring.apply_policies_reached,
     r.HistorySet: declaring.apply_history_set,
-    r.LaneOpened: consuming.apply_lane_opened,
+    r.LaneOpened: closing.apply_lane_opened,
+    r.LanesClosed: closing.apply_lanes_closed,
     r.Published: publishing.apply_published,
     r.PartStored: staging.apply_part,
     r.PartsCommitted: staging.apply_commit,

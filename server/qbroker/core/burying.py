@@ -4,6 +4,7 @@ from qbroker.core.letters import Letter
 from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
+from qbroker.core.timers import Entry
 
 
 def buried(state: BrokerState, run: Run, position: int, wall_ms: int, worker: bytes = b"") -> None:
@@ -41,21 +42,23 @@ def lies_in(state: BrokerState, position: int) -> Queue | None:
     return attempts.run.lane.queue if attempts and attempts.run else None
 
 
-def expiring_run(state: BrokerState, due_ms: int, number: int, position: int) -> Run | None:
+def expiring_run(state: BrokerState, group: int, entry: Entry) -> Run | None:
     """Where a message waits whose entry in the expiries is due, if that counts.
 
-    An entry was made when the message was published to the run with that number, or when it died
+    An entry was made when the message was published to the queue with that number, or when it died
     into it. It counts wherever the message was moved, but one of the queue of dead letters only
-    there, and only there while it is dead; one of an earlier death counts no more.
+    there, and only there while it is dead; one of an earlier death counts no more. The entry's run
+    is that of a message which is where it was; else its lane may be another one by now.
     """
+    due_ms, position, number = entry
     attempts = state.attempts.get(position)
-    run = state.run_numbered(number)
     if attempts is None:
+        run = state.run_numbered(number)
         return run if position in run.lane.queue.delayed or position in run else None
     waits = attempts.run
     if waits is None or waits.is_purged:
         return None
     letter = state.letters.get(position)
-    if waits is run:
+    if waits.lane.queue.number == group:
         return waits if letter is None or due_ms >= letter.expires_ms else None
-    return None if attempts.reason or run.lane.queue.holds_letters else waits
+    return None if attempts.reason or state.numbered[group].holds_letters else waits

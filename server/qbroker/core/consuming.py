@@ -131,11 +131,6 @@ def decide_unsubscribe(
     return Decision(reply=Ok())
 
 
-def apply_lane_opened(state: BrokerState, _position: int, record: r.LaneOpened) -> None:
-    """The lane exists."""
-    state.open_lane(record.number, state.numbered[record.queue], record.task, record.keys)
-
-
 # The hand-out.
 
 

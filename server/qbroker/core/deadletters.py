@@ -197,6 +197,7 @@ def leave(state: BrokerState, run: Run, position: int, was_ms: int) -> None:
     if was_ms:
         state.timers.remove(queue.number, [(was_ms, position, run.number)])
         queue.scheduled -= 1
+        run.lane.scheduled -= 1
         queue.delayed.discard(position)
         if run.lane.ordering:
             run.lane.ordering.is_left(position)

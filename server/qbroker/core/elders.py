@@ -19,14 +19,12 @@ SPARE = 1_000
 class Elders:
     """The runs of one queue in which something waits, by their heads. All volatile."""
 
-    __slots__ = ("_heap", "_keys", "_lanes", "_most", "_queue", "_upto")
+    __slots__ = ("_heap", "_keys", "_lanes", "_most", "_queue")
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._lanes = 0
-        """How many of the queue's lanes are listed as they stood."""
-        self._upto = len(queue.lanes)
-        """How many are to be; later ones come as they fill."""
+        self._lanes = queue.lanes
+        """To be listed as they stand; later ones come as they fill. Some may be closed by then."""
         self._keys: dict[Run, int] = {}
         """What is true: the head under which a run is listed."""
         self._heap: list[tuple[int, Run]] = []
@@ -35,12 +33,12 @@ class Elders:
     @property
     def is_complete(self) -> bool:
         """Whether every run in which something waits is listed."""
-        return self._lanes >= self._upto
+        return not self._lanes
 
     def list_more(self) -> None:
         """The next lanes that were there before are listed, ELDERS_LANES_MAX at most."""
-        lanes = self._queue.lanes[self._lanes : self._lanes + ELDERS_LANES_MAX]
-        self._lanes = self._lanes + len(lanes) if lanes else self._upto
+        lanes = self._lanes[-ELDERS_LANES_MAX:]
+        del self._lanes[-ELDERS_LANES_MAX:]
         for lane in lanes:
             for run in lane.runs:
                 if run.size:
@@ -48,13 +46,13 @@ class Elders:
 
     def list_all(self) -> None:
         """As many steps as it takes, over all lanes there are: at a start."""
-        self._lanes, self._upto = 0, len(self._queue.lanes)
+        self._lanes = self._queue.lanes
         while not self.is_complete:
             self.list_more()
 
     def clear(self) -> None:
         """Nothing waits in the queue."""
-        self._keys, self._heap, self._lanes = {}, [], self._upto
+        self._keys, self._heap, self._lanes = {}, [], []
 
     def offer(self, run: Run) -> None:
         """More waits in the run, which is not empty."""

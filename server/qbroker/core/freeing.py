@@ -44,6 +44,7 @@ def apply_redelayed(state: BrokerState, _position: int, record: r.Redelayed) -> 
         if before_ms:
             state.timers.remove(queue.number, [(before_ms, position, run.number)])
             queue.scheduled -= 1
+            run.lane.scheduled -= 1
         else:
             run.remove(position, 1)
             queue.less(run.lane, 1)
@@ -52,6 +53,7 @@ def apply_redelayed(state: BrokerState, _position: int, record: r.Redelayed) -> 
         if due_ms:
             state.timers.push(queue.number, due_ms, position, run.number)
             queue.scheduled += 1
+            run.lane.scheduled += 1
         else:
             queue.delayed.discard(position)
             state.ready(run, position, 1)

@@ -52,17 +52,23 @@ class Place(Protocol):
         """They may be handed out again."""
 
 
+# What a gate has at which nothing waits: one for all, and never changed.
+_NO_PLACES: dict[Place, None] = {}
+_NO_LANES: "dict[Shelf, dict[int, list[tuple[int, int, int, Lane]]]]" = {}
+
+
 class Gate(ABC):
     """One limit, shared by every lane, shelf and queue that has it among its ``gates``."""
 
+    __slots__ = ("_lanes", "_whole", "alarm_ms")
     reason: ClassVar[str] = "limit"
     """Why a message waits that is parked here: a word for people."""
 
     def __init__(self) -> None:
         # Volatile.
-        self._whole: dict[Place, None] = {}
+        self._whole = _NO_PLACES
         """Shelves and queues that are parked here."""
-        self._lanes: dict[Shelf, dict[int, list[tuple[int, int, int, Lane]]]] = {}
+        self._lanes = _NO_LANES
         """Lanes that are parked here, by shelf and heft: heaps of (-priority, head, number, lane).
 
         True is ``lane.parked``; the entry of one that is not parked is dropped when it comes up.
@@ -120,7 +126,7 @@ class Gate(ABC):
 
     def open(self) -> None:
         """There may be room again."""
-        whole, self._whole = self._whole, {}
+        whole, self._whole = self._whole, _NO_PLACES
         for place in whole:
             if place.parked is self:
                 place.unpark()
@@ -130,9 +136,13 @@ class Gate(ABC):
     def park(self, place: Place) -> None:
         """The place waits here; a lane that does already may have got a better rank."""
         if isinstance(place, Lane):
+            if self._lanes is _NO_LANES:
+                self._lanes = {}
             heap = self._lanes.setdefault(place.shelf, {}).setdefault(self.heft(place), [])
             heappush(heap, (*self.rank(place), place.number, place))
         else:
+            if self._whole is _NO_PLACES:
+                self._whole = {}
             self._whole[place] = None
 
     def admit(self, shelf: "Shelf", most: int, now: Now) -> "Admitted":

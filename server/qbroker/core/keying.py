@@ -105,8 +105,8 @@ class Keying:
             mark.stands = found
             self.state.keys.met[rule] += 1
             if isinstance(found, Holder):
-                run = self.state.run_numbered(found.run) if found.run else None
-                synced = run.lane.queue.synced if run else self.state.synced
+                lane = self.state.lane_numbered(found.run >> 8) if found.run else None
+                synced = lane.queue.synced if lane else self.state.synced
                 self.synced = self.synced or synced
 
     def find(self, key: bytes) -> Holder | Mark | None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from qbroker.core.ordering import Ordering
     from qbroker.core.queues import Queue
 
+LANE_NUMBERS = 1 << 24
+"""Numbers that lanes may have: with the priority they are a run's, which is 32 bits."""
+
 
 def kind_of(task: str) -> int:
     """A message is a task's call, or plain."""
@@ -43,6 +46,7 @@ class Lane:
         "ordering",
         "parked",
         "queue",
+        "scheduled",
         "shelf",
         "weight",
     )
@@ -68,6 +72,8 @@ class Lane:
         self.life = queue.life
         """The life of its queue that the runs belong to."""
         self.leased = 0
+        self.scheduled = 0
+        """Messages that wait for their time, of its queue's life."""
         # Follows from the rules, and from what is leased.
         self.ordering: Ordering | None = None
         """Of its ordering key, one of its gates."""
@@ -108,6 +114,12 @@ class Lane:
         if self.life != self.queue.life:
             self.queue.retire(self._runs)
             self._runs, self.life, self.parked = (), self.queue.life, None
+            self.scheduled = 0
+
+    def delay(self, count: int) -> None:
+        """So many more of its messages wait for their time."""
+        self.retire()
+        self.scheduled += count
 
     # Parked.
 

@@ -18,10 +18,14 @@ from qbroker.core.shelves import Shelf
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.limitrules import CODE, OPERATOR, LimitRule
 
+_NO_TURNS: dict[int, int] = {}
+"""Of a gate that has let nobody through; never changed."""
+
 
 class LimitGate(Gate):
     """A bucket, and the places whose messages it counts."""
 
+    __slots__ = ("bucket", "key", "limit", "places", "rule", "served", "turn")
     reason = "limit"
 
     def __init__(self, limit: "Limit", key: str, rule: LimitRule) -> None:
@@ -34,7 +38,7 @@ class LimitGate(Gate):
         self.places = 0
         """How many have this gate."""
         self.turn = 0
-        self.served: dict[int, int] = {}
+        self.served = _NO_TURNS
         """Of a rule for several queues: queue number to the turn of its last message. Volatile."""
 
     def held(self) -> int:
@@ -98,6 +102,8 @@ class LimitGate(Gate):
         """Slots are taken; tokens too, but not by a claim, which has no time."""
         if self.rule and not self.rule.queue:
             self.turn += 1
+            if self.served is _NO_TURNS:
+                self.served = {}
             self.served[lane.queue.number] = self.turn
         weight = count * lane.weight
         self.bucket.lends(weight)

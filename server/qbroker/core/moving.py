@@ -45,6 +45,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         queue = source.lane.queue
         gone.setdefault(queue.number, []).append((due_ms, position, source.number))
         queue.scheduled -= 1
+        source.lane.scheduled -= 1
         leave_key(source, range(position, position + 1))
         if position in queue.delayed:
             queue.delayed.discard(position)

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 class Ordering(Gate):
     """One ordering key of one queue. Durable: who holds it, and where that waits."""
 
+    __slots__ = ("_hidden", "is_ready", "lanes", "position", "run")
     reason = "ordering_key"
 
     def __init__(self) -> None:
         super().__init__()
-        self.lanes: list[Lane] = []
+        self.lanes: tuple[Lane, ...] = ()
         """Those with this key, one for each task and its other keys."""
         self.position = 0
         """The message that holds the key; 0 if it is free."""
@@ -35,14 +36,18 @@ class Ordering(Gate):
         """Where the holder waits; None while it is out."""
         self.is_ready = False
         """The holder waits in its run, not for its time."""
-        self._hidden: list[Run] = []
+        self._hidden: tuple[Run, ...] = ()
         """Runs that came up before their turn, and are in no list. Volatile."""
 
     def join(self, lane: "Lane") -> None:
         """A new lane has this key."""
-        self.lanes.append(lane)
+        self.lanes += (lane,)
         lane.ordering = self
         attach(lane, (self, *lane.gates))
+
+    def leave(self, lane: "Lane") -> None:
+        """A lane is closed: nothing of it waits or is out."""
+        self.lanes = tuple(each for each in self.lanes if each is not lane)
 
     # Whose turn it is.
 
@@ -72,7 +77,7 @@ class Ordering(Gate):
     def hide(self, run: "Run") -> None:
         """Another run of the same lane goes first: this one is out of the lists until then."""
         run.key = -1
-        self._hidden.append(run)
+        self._hidden += (run,)
 
     # Who holds it.
 
@@ -117,7 +122,7 @@ class Ordering(Gate):
 
     def open(self) -> None:
         """The lane whose turn it is, if it waits here, goes on."""
-        hidden, self._hidden = self._hidden, []
+        hidden, self._hidden = self._hidden, ()
         for each in hidden:
             if each.size and each.key < 0 and each.lane.parked is None and not each.is_purged:
                 each.lane.queue.offer(each, 0)

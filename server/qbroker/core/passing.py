@@ -9,6 +9,7 @@ from qbroker.core import peeking
 from qbroker.core import records as r
 from qbroker.core.alone import look_again
 from qbroker.core.burying import expiring_run, lies_in
+from qbroker.core.closing import close_idle
 from qbroker.core.consuming import Append
 from qbroker.core.declaring import piece, tell_archive
 from qbroker.core.deleting import bury_more, overdue
@@ -62,11 +63,13 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
 def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     """The record for messages whose time is over while they wait; running ones go on."""
     over = []
-    for due_ms, position, number in state.expiries.pop(count):
-        if position in state.leases:
-            state.late.add(position)
-        elif run := expiring_run(state, due_ms, number, position):
-            over.append([position, run.lane.number, run.priority])
+    for group, entries in state.expiries.take(count):
+        for entry in entries:
+            position = entry[1]
+            if position in state.leases:
+                state.late.add(position)
+            elif run := expiring_run(state, group, entry):
+                over.append([position, run.lane.number, run.priority])
     if not over:
         return []
     until = now.wall_ms + state.settings.result_ttl_ms
@@ -81,6 +84,7 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
             continue
         run = state.run_numbered(number)
         run.lane.queue.scheduled -= 1
+        run.lane.scheduled -= 1
         run.lane.queue.delayed.discard(position)
         attempts = state.attempts.get(position)
         if attempts:
@@ -153,7 +157,7 @@ def next_due(state: BrokerState, now: Now) -> int:
             waits.append(mono - now.mono_ms)
     waits += [s.alive_until_ms - now.mono_ms for s in state.sessions.values() if not s.over]
     catalogue = state.catalogue
-    held = state.results.holds(state.results.archived)
+    held = state.results.holds(state.results.archived) or state.idle.is_due(now.mono_ms)
     begun = (
         held or state.leaving or state.remains or state.orders or state.peeks or catalogue.crowded
     )
@@ -196,5 +200,6 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     if state.peeks:
         peeking.carry_on(state)
     see_to_queues(state, now, append)
+    close_idle(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

@@ -10,6 +10,7 @@ from itertools import islice
 
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Peeked
+from qbroker.core.lanes import Lane
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
 from qbroker.core.queues import Queue
@@ -30,15 +31,15 @@ class Peeking:
     correlation: int
     queue: Queue
     count: int
-    lane: int = 0
-    """Lanes before this one have been looked at."""
+    lanes: list[Lane]
+    """Those to be looked at; some may be closed meanwhile."""
     best: list[tuple[int, int, Run]] = field(default_factory=list)
     """(-priority, head, run) of those that lead: in no other one are the first messages."""
 
     def step(self) -> None:
         """Look at the next lanes."""
-        lanes = self.queue.lanes[self.lane : self.lane + PEEK_LANES_MAX]
-        self.lane += len(lanes)
+        lanes = self.lanes[-PEEK_LANES_MAX:]
+        del self.lanes[-PEEK_LANES_MAX:]
         found = [run for lane in lanes for run in lane.runs if run.size]
         self.best += [(-run.priority, run.first(), run) for run in found]
         if len(self.best) > self.count:
@@ -47,7 +48,7 @@ class Peeking:
     @property
     def is_over(self) -> bool:
         """Whether every lane has been looked at."""
-        return self.lane >= len(self.queue.lanes)
+        return not self.lanes
 
     def answer(self, state: BrokerState) -> Peeked:
         """The rows; nothing changes."""
@@ -72,7 +73,7 @@ def decide_peek(state: BrokerState, _now: Now, connection: int, frame: Peek) -> 
     if len(state.peeks) >= PEEKS_MAX:
         raise limit("peeks under way at once", PEEKS_MAX)
     count = min(frame.count, PEEK_MESSAGES_MAX)
-    peek = Peeking(connection, frame.correlation, queue, count)
+    peek = Peeking(connection, frame.correlation, queue, count, queue.lanes)
     peek.step()
     if peek.is_over:
         return Decision(effects=[peek.answer(state)])

@@ -282,6 +282,7 @@ def apply_messages(
         run = lane.run(priority)
         if due_ms:
             timed.setdefault(lane.queue.number, []).append((due_ms, at, run.number))
+            lane.scheduled += count
         else:
             state.ready(run, at, count)
         lane.queue.counts[count_as] += count

@@ -48,7 +48,7 @@ def purge(state: BrokerState, queue: Queue) -> None:
     """Nothing waits in the queue. What is handed out counts as no bytes from now on."""
     queue.counts["purged"] += queue.ready + queue.scheduled
     trees = state.timers.drop(queue.number)
-    state.remains.append(Remains(queue, trees, queue.delayed, list(queue.lanes)))
+    state.remains.append(Remains(queue, trees, queue.delayed, queue.lanes))
     queue.begin_anew()
     if queue.number in state.catalogue.elders:
         state.catalogue.elders[queue.number].clear()

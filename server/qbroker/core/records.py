@@ -164,6 +164,19 @@ class LaneOpened(Record):
 
 
 @dataclass(slots=True)
+class LanesClosed(Record):
+    """Lanes in which nothing was are gone: their numbers may be those of others from now on."""
+
+    TYPE: ClassVar[int] = 22
+    numbers: list[int]
+
+    @property
+    def lazy(self) -> bool:
+        """Nobody waits for it."""
+        return True
+
+
+@dataclass(slots=True)
 class Published(Record):
     """Messages were accepted. Message i has this record's position plus i."""
 

@@ -1,5 +1,6 @@
 """Uploads under way in a snapshot: their end may be in the log behind it."""
 
+from collections import Counter
 from itertools import islice
 
 from qbroker.core.columns import pack_columns, unpack_columns
@@ -40,7 +41,7 @@ def restore_uploads(state: BrokerState, block: Block) -> None:
     for key, staged, timers, expiries, delayed, named, continued, *rest in rows:
         weighed = rest.pop(0) if len(rest) > 3 else []  # version 4
         revoked = rest.pop(0) if len(rest) > 3 else []
-        state.uploads[tuple(key)] = Upload(
+        upload = state.uploads[tuple(key)] = Upload(
             {tuple(run): next(waiting) for run in staged},
             Timers.restored(timers, list(islice(waiting, 3 * len(timers)))),
             Timers.restored(expiries, list(islice(waiting, 3 * len(expiries)))),
@@ -51,3 +52,4 @@ def restore_uploads(state: BrokerState, block: Block) -> None:
             [tuple(each) for each in revoked],
             *rest,
         )
+        upload.scheduled.update(Counter(number >> 8 for _, _, number in upload.timers.entries()))

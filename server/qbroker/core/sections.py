@@ -9,23 +9,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from qbroker.core import declaring
 from qbroker.core.columns import column, pack_columns, unpack_columns
 from qbroker.core.leases import Attempts, Grant, Session
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import Policy
 from qbroker.core.results import Results
 from qbroker.core.savedkeys import restore_keys, restore_producers, save_keys, save_producers
+from qbroker.core.savedlanes import (
+    count_scheduled,
+    restore_lanes,
+    restore_queues,
+    restore_runs,
+    save_lanes,
+    save_queues,
+    save_runs,
+)
 from qbroker.core.savedletters import find_letters, restore_letters, save_letters
 from qbroker.core.savedlimits import restore_limits, restore_orderings, save_limits, save_orderings
 from qbroker.core.saveduploads import restore_uploads, save_uploads
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
 from qbroker.core.weights import Weights
-from qprotocol.options import QueueOptions
 
-VERSION = 4
-READ = (1, 2, 3, 4)
+VERSION = 5
+READ = (1, 2, 3, 4, 5)
 """Versions that are read. The first knew nothing of what queues had counted, the first two
 nothing of which grants can be claimed. What later ones added are sections of their own."""
 
@@ -45,7 +52,7 @@ class Section:
     """What makes its fields where it is missing, if they follow from others."""
 
 
-# Queues, lanes and what waits in them.
+# The broker, and what was said of its queues.
 
 
 def save_broker(state: BrokerState) -> bytes:
@@ -64,30 +71,6 @@ def restore_broker(state: BrokerState, block: Block) -> None:
     if version not in READ:
         raise ValueError(f"it is of version {version}, this broker reads {VERSION} and before")
     state.epoch, state.boots, state.granted = values
-
-
-def save_queues(state: BrokerState) -> bytes:
-    """Queues and lanes in the order of their numbers."""
-    queues = [
-        [q.name, dict(q.terms.declared), q.ready, q.scheduled, q.leased, dict(q.counts)]
-        for q in state.numbered
-    ]
-    lanes = [[lane.queue.number, lane.task, lane.keys] for lane in state.lanes]
-    return pack_columns([queues, lanes], [column(sorted(q.delayed)) for q in state.numbered])
-
-
-def restore_queues(state: BrokerState, block: Block) -> None:
-    """Whether a queue's confirms wait for the disk is as the settings say now."""
-    (queues, lanes), delayed = unpack_columns(block)
-    for number, (name, options, ready, scheduled, leased, *counts) in enumerate(queues):
-        queue = state.open_queue(number, name, QueueOptions())
-        queue.terms.declared = declaring.named(options)
-        state.refresh(queue)
-        queue.ready, queue.scheduled, queue.leased = ready, scheduled, leased
-        queue.counts.update(*counts)
-        queue.delay(set(delayed[number]))
-    for number, (of, task, keys) in enumerate(lanes):
-        state.open_lane(number, state.numbered[of], task, keys)
 
 
 def save_terms(state: BrokerState) -> bytes:
@@ -126,29 +109,6 @@ def restore_terms(state: BrokerState, block: Block) -> None:
     waiting = iter(columns)
     for number, firsts in weights:
         catalogue.weights[number] = Weights.restored(firsts, list(islice(waiting, len(firsts))))
-
-
-def save_runs(state: BrokerState) -> bytes:
-    """What waits: a row a run that is not empty, a column a chunk."""
-    rows, columns = [], []
-    for lane in state.lanes:
-        for run in lane.runs:
-            given, skipped, chunks = run.saved()
-            rows.append([run.number, given, skipped, len(chunks)])
-            columns += chunks
-    return pack_columns(rows, columns)
-
-
-def restore_runs(state: BrokerState, block: Block) -> None:
-    """Each run is listed by its queue again."""
-    rows, columns = unpack_columns(block)
-    at = 0
-    for number, given, skipped, count in rows:
-        run = state.run_numbered(number)
-        run.restore(given, skipped, columns[at : at + count])
-        at += count
-        if run.size:
-            run.lane.queue.offer(run, run.size)
 
 
 def timers(name: str) -> Section:
@@ -190,7 +150,11 @@ def save_leases(state: BrokerState) -> bytes:
                 session.id if session else b"",
                 grant.member.number,
                 grant.number,
-                [[first, count, run.number] for first, count, run in grant.entries],
+                [
+                    [first, count, run.number]
+                    for first, count, run in grant.entries
+                    if state.lane_numbered(run.lane.number) is run.lane
+                ],
                 [p for p in grant.positions() if state.leases.get(p) is grant],
                 sorted(grant.started),
                 sorted(grant.early),
@@ -332,6 +296,7 @@ SECTIONS: dict[str, Section] = {
     "timers": timers("timers"),
     "expiries": timers("expiries"),
     "positions": Section(POSITIONS, save_positions, restore_positions),
+    "lanes": Section(("closed",), save_lanes, restore_lanes, since=5, without=count_scheduled),
     "leases": Section(("leases", "sessions"), save_leases, restore_leases),
     "attempts": Section(("attempts",), save_attempts, restore_attempts),
     "moved": Section(("moved", "origin"), save_moved, restore_moved),

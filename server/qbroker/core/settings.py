@@ -30,7 +30,7 @@ class Settings:
     credit_max: int = 10_000
     subscriptions_max: int = 64
     queues_max: int = 10_000
-    lanes_max: int = 100_000
+    lanes_max: int = 500_000
     exchanges_max: int = 1_000
     bindings_max: int = 100_000
     copies_max: int = 1_000
@@ -130,9 +130,19 @@ CROWDED_MAX = 1_000
 """Queues looked at in one turn because their limits are new."""
 ELDERS_LANES_MAX = 1_000
 """Lanes of a queue that is to throw its oldest away listed in one turn."""
+OVERFLOW_MESSAGES_MAX = 500
+"""Messages taken out of a queue in one turn because its limits were lowered."""
+LANE_IDLE_MS = 10_000
+"""How long a lane that was idle once stays open, to be looked at once more."""
+LANES_LOOKED_MAX = 5_000
+"""Lanes looked at in one turn: is one idle?"""
+LANES_CLOSED_MAX = 500
+"""Lanes closed in one turn."""
 LOOK_MS = 1_000
 """How often it is looked for what is due, whatever else happens; and for queues that nobody uses,
 or whose owner has gone."""
+LOOK_CROWDED_MS = 50
+"""How often it is looked for idle lanes while more than half of those that may be are open."""
 DELETED_QUEUES_MAX = 100
 """Queues deleted in one turn because their time is over."""
 ROUTES_FORGOTTEN_MAX = 1_000

@@ -47,9 +47,9 @@ class Shape:
 
     def of_lane(self, number: int) -> Coming:
         """What comes into the lane's queue."""
-        lanes = self.state.lanes
-        if number < len(lanes):
-            queue = lanes[number].queue
+        lane = self.state.lane_numbered(number)
+        if lane:
+            queue = lane.queue
             found = self.coming.get(queue.name)
             return found or self._begin(Coming(queue.name, queue.options, queue))
         of = next(x.queue for x in self.opened if type(x) is r.LaneOpened and x.number == number)

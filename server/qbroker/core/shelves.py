@@ -16,6 +16,7 @@ from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 from qbroker.core.gates import Gatekeeper, charge
+from qbroker.core.levels import Level, number_of
 from qbroker.core.moment import Now
 from qbroker.core.runs import END, Run
 from qbroker.core.tenants import Tenant
@@ -33,72 +34,6 @@ _NO_LANES: "dict[bytes, Lane]" = {}
 """Of a shelf without keys; never changed."""
 _NO_LEVELS: "dict[int, Level]" = {}
 """Of a shelf with no more than one; never changed."""
-
-
-class Level:
-    """What waits of one task at one priority; of one tenant, where these share the queue."""
-
-    __slots__ = ("heap", "number", "priority", "shelf", "tenant")
-
-    def __init__(self, shelf: "Shelf", priority: int, tenant: Tenant | None) -> None:
-        self.shelf = shelf
-        self.priority = priority
-        self.tenant = tenant
-        """Whose it is, where tenants share the queue."""
-        self.number = number_of(priority, tenant)
-        if tenant:
-            tenant.levels[self] = None
-        self.heap: list[tuple[int, Run]] = []
-        """(head, run) of its runs that are not empty.
-
-        What is true is ``run.key``; an entry with another head, or of a lane that is parked, is
-        dropped when it comes up.
-        """
-
-    def __lt__(self, other: "Level") -> bool:
-        """For heaps, where a level may be listed twice under one head."""
-        return False
-
-    def offer(self, run: Run) -> int:
-        """See that a run that is not empty is listed under its head, or an earlier one.
-
-        The head if it is the level's first now; -1 if the level leads with what it did.
-        """
-        head = run.first()
-        if 0 <= run.key <= head:
-            return -1
-        run.key = head
-        heap = self.heap
-        heappush(heap, (head, run))
-        return head if heap[0][1] is run else -1
-
-    def close(self) -> None:
-        """Nothing waits here. Who comes back makes another."""
-        assert self.tenant, "only tenants come and go"
-        self.tenant.levels.pop(self, None)
-        self.shelf.drop(self)
-
-    def leading(self) -> Run | None:
-        """The run whose head is oldest, if one is not empty; the top of the heap is true then."""
-        heap = self.heap
-        while heap:
-            key, run = heap[0]
-            if key == run.key:
-                if run.size and run.lane.parked is None:
-                    head = run.first()
-                    if head == key:
-                        return run
-                    run.key = head
-                    heapreplace(heap, (head, run))
-                    continue
-                run.key = -1
-            heappop(heap)
-        return None
-
-
-def number_of(priority: int, tenant: Tenant | None) -> int:
-    """A level's number on its shelf: the priority alone, unless it is a tenant's."""
-    return priority + (tenant.number << 8) if tenant else priority
 
 
 class Shelf:
@@ -157,6 +92,21 @@ class Shelf:
             self.keyed = {}
         self.keyed[lane.keys] = lane
 
+    def remove(self, lane: "Lane") -> None:
+        """The lane is closed. Lists that its runs are in lose them, once those are many."""
+        shares = self.queue.shares
+        tenant = shares.tenants.get(lane.fair) if shares else None
+        for run in lane.runs:
+            if run.key >= 0:
+                level = self.find_level(number_of(run.priority, tenant))
+                run.key = -1
+                if level:
+                    level.lose()
+        if not lane.keys:
+            self.lane = None
+        else:
+            del self.keyed[lane.keys]
+
     def renew(self) -> None:
         """After a purge nothing waits on it."""
         if self.life != self.queue.life:
@@ -168,21 +118,25 @@ class Shelf:
         """Of the queue's life once ``renew`` was called. Costs a step each."""
         return [*((self._level,) if self._level else ()), *self._others.values()]
 
+    def find_level(self, number: int) -> Level | None:
+        """The level with that number, if it was made."""
+        level = self._level
+        return level if level and level.number == number else self._others.get(number)
+
     def level(self, priority: int, tenant: Tenant | None) -> Level:
         """The level of that priority, and tenant, made on first use."""
         number = number_of(priority, tenant) if tenant else priority
-        level = self._level
-        if level is None or level.number != number:
-            level = self._others.get(number)
-            if level is None:
-                level = Level(self, priority, tenant)
+        found = self._level
+        if found is None or found.number != number:
+            found = self._others.get(number)
+            if found is None:
+                found = Level(self, priority, tenant)
                 if self._level is None:
-                    self._level = level
-                    return level
-                if not self._others:
-                    self._others = {}
-                self._others[number] = level
-        return level
+                    self._level = found
+                else:
+                    self._others = self._others or {}
+                    self._others[number] = found
+        return found
 
     def drop(self, level: Level) -> None:
         """The level is closed."""

@@ -28,6 +28,7 @@ VOLATILE = frozenset(
         "peeks",
         # Found again when they are needed.
         *("routes", "dirty", "keeper", "effects", "next_sweep_ms", "looked_ms", "head"),
+        *("idle", "no_lane"),
         # Counted since the start.
         *("closed_to_publishes", "lease_lost", "duplicates"),
     }
@@ -83,9 +84,9 @@ def tidy(state: BrokerState, wall_ms: int) -> None:
     old = wall_ms - PRODUCER_IDLE_MS
     for number in [n for n, p in state.producers.items() if p.seen_ms < old]:
         del state.producers[number]
-    due = state.expiries.pop(state.expiries.due(wall_ms, state.expiries.size))
-    for due_ms, position, number in due:
-        if position in state.leases or expiring_run(state, due_ms, number, position):
-            group = state.run_numbered(number).lane.queue.number
-            state.expiries.push(group, due_ms, position, number)
+    due = list(state.expiries.take(state.expiries.due(wall_ms, state.expiries.size)))
+    for group, entries in due:
+        for entry in entries:
+            if entry[1] in state.leases or expiring_run(state, group, entry):
+                state.expiries.push(group, *entry)
     state.limits.forget(wall_ms, len(state.lanes))

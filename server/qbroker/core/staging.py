@@ -28,6 +28,7 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
             lane = state.lanes[number]
             entry = due_ms, at, lane.run(priority).number
             timed.setdefault(lane.queue.number, []).append(entry)
+            upload.scheduled[number] = upload.scheduled.get(number, 0) + 1
         else:
             staged = upload.staged.setdefault((number, priority), array("Q"))
             staged.extend(range(at, at + count))
@@ -73,6 +74,8 @@ def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -
         run.adopt(positions)
         state.offered(run, len(positions))
         run.lane.queue.counts["published"] += len(positions)
+    for number, count in upload.scheduled.items():
+        state.lanes[number].delay(count)
     for group, count in upload.timers.counts():
         queue = state.numbered[group]
         queue.scheduled += count

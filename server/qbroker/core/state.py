@@ -11,6 +11,7 @@ from typing import Any
 
 from qbroker.core.catalogue import Catalogue
 from qbroker.core.chunks import Producer
+from qbroker.core.closing import Idle
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper, credit
@@ -50,6 +51,9 @@ class BrokerState:
     numbered: list[Queue] = field(default_factory=list)
     """The same queues, by number."""
     lanes: list[Lane] = field(default_factory=list)
+    """By number; ``no_lane`` in the place of one that was closed."""
+    closed: dict[int, None] = field(default_factory=dict)
+    """Numbers of lanes that were closed, the next to be used anew last."""
     timers: Timers = field(default_factory=Timers)
     """Messages that wait for their time, by queue number."""
     expiries: Timers = field(default_factory=Timers)
@@ -105,6 +109,9 @@ class BrokerState:
     dirty: dict[int, Queue] = field(default_factory=dict)
     """Queues that may have something to hand out."""
     keeper: Gatekeeper = field(default_factory=Gatekeeper)
+    idle: Idle = field(default_factory=Idle)
+    no_lane: Lane = field(init=False)
+    """Where there is none: nothing is ever in it."""
     effects: list[Effect] = field(default_factory=list)
     """What apply wants sent; the engine takes it after each command."""
     closed_to_publishes: str = ""
@@ -124,6 +131,7 @@ class BrokerState:
     def __post_init__(self) -> None:
         self.synced = self.settings.fsync == "always"
         self.results = Results(self.settings.results_max)
+        self.no_lane = Lane(-1, Queue(-1, "", QueueOptions(), synced=True), "", b"")
 
     # Queues and lanes.
 
@@ -158,21 +166,10 @@ class BrokerState:
         if queue.ready:
             self.dirty[queue.number] = queue
 
-    def open_lane(self, number: int, queue: Queue, task: str, keys: bytes) -> Lane:
-        """Make the lane true."""
-        assert number == len(self.lanes), (number, queue.name)
-        is_new = task not in queue.shelves
-        lane = Lane(number, queue, task, keys)
-        self.lanes.append(lane)
-        queue.lanes.append(lane)
-        lane.shelf.place(lane)
-        if is_new:
-            self.limits.fit_shelf(lane.shelf)
-        self.limits.fit_lane(lane)
-        ordering = lane.wants.ordering
-        if ordering:
-            self.orderings.setdefault((queue.number, ordering), Ordering()).join(lane)
-        return lane
+    def lane_numbered(self, number: int) -> Lane | None:
+        """The lane with that number; None if none is open that has it."""
+        lane = self.lanes[number] if number < len(self.lanes) else self.no_lane
+        return None if lane is self.no_lane else lane
 
     def run_numbered(self, number: int) -> Run:
         """The run with that number."""
@@ -223,6 +220,7 @@ class BrokerState:
         queue = run.lane.queue
         self.timers.push(queue.number, due_ms, position, run.number)
         queue.scheduled += 1
+        run.lane.scheduled += 1
 
     def later_again(self, run: Run, position: int, due_ms: int) -> None:
         """A message that was handed out waits for ``due_ms``, and keeps its ordering key."""
@@ -276,6 +274,7 @@ class BrokerState:
             self.cancelled.add(position)
             run.lane.queue.delayed.discard(position)
             run.lane.queue.scheduled -= 1
+            run.lane.scheduled -= 1
         else:
             run.remove(position, 1)
             run.lane.queue.less(run.lane, 1)

@@ -5,9 +5,11 @@ headers and body are never touched.
 """
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qbroker.core import records as r
+from qbroker.core.closing import free_numbers, lanes_open
 from qbroker.core.keying import Keying, mark_of, note_dues, without
 from qbroker.core.lanes import Lane, kind_of
 from qbroker.core.moment import Now
@@ -38,6 +40,7 @@ class Survey:
     planned: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Routes not yet known, to number and kind of the lane that will be opened."""
     planned_lanes: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
+    numbers: Iterator[int] | None = None  # for planned lanes
     planned_queues: dict[str, int] = field(default_factory=dict)
     relaxed: set[int] = field(default_factory=set)
     """Planned lanes of queues whose confirms wait for the kernel only."""
@@ -232,10 +235,11 @@ class Survey:
         if planned is not None:
             return planned
         number = queue.number if queue else self.queue(queue_name, beyond=beyond)
-        lane_number = len(state.lanes) + len(self.planned_lanes)
-        most = state.settings.lanes_max + state.catalogue.gone_lanes
-        if lane_number >= most and not beyond:
+        there = lanes_open(state) - state.catalogue.gone_lanes + len(self.planned_lanes)
+        if there >= state.settings.lanes_max and not beyond:
             raise limit("lanes_max", state.settings.lanes_max)
+        self.numbers = self.numbers or free_numbers(state)
+        lane_number = next(self.numbers)
         self.planned_lanes[queue_name, task, keys] = lane_number
         if not (queue.synced if queue else state.synced_by_name(queue_name)):
             self.relaxed.add(lane_number)
@@ -275,13 +279,11 @@ class Survey:
         self.opened.append(r.QueueOpened(number, name, {}))
         return number
 
-    def queue_of(self, lane_number: int) -> int:
+    def queue_of(self, number: int) -> int:
         """The number of a lane's queue; either may be one that will be opened."""
-        lanes = self.state.lanes
-        if lane_number < len(lanes):
-            return lanes[lane_number].queue.number
-        planned = (each for each in self.opened if isinstance(each, r.LaneOpened))
-        return next(each.queue for each in planned if each.number == lane_number)
+        if lane := self.state.lane_numbered(number):
+            return lane.queue.number
+        return next(x.queue for x in self.opened if type(x) is r.LaneOpened and x.number == number)
 
     def settle_ids(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
         """Check chosen ids against live ones, and note the mint times of the others."""
@@ -307,12 +309,12 @@ class Survey:
 
     def note_queues(self, batch: r.MessageBatch) -> None:
         """Which queues are touched, and whether one of them wants stable storage."""
-        lanes = self.state.lanes
+        known = self.state.lane_numbered
         for number, _, _, _ in batch.runs:
             if number == ROUTED:
                 continue
-            known = number < len(lanes)
-            if lanes[number].queue.synced if known else number not in self.relaxed:
+            lane = known(number)
+            if lane.queue.synced if lane else number not in self.relaxed:
                 self.synced = True
                 return
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qbroker.core.shelves import Level
+    from qbroker.core.levels import Level
 
 AHEAD_MESSAGES = 16
 """What a tenant may have saved up, in messages of the queue's mean: short visits pass at once."""

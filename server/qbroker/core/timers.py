@@ -243,14 +243,18 @@ class Timers:
 
     def pop(self, count: int) -> list[Entry]:
         """Take the first ``count`` entries."""
-        out: list[Entry] = []
-        while len(out) < count and (tree := self._first()):
+        return [entry for _, entries in self.take(count) for entry in entries]
+
+    def take(self, count: int) -> Iterator[tuple[int, list[Entry]]]:
+        """Take the first ``count`` entries: some at a time, and the group that these are of."""
+        while count > 0 and (tree := self._first()):
             before = min((low for low, _, _ in self._order[1:3]), default=_LAST)
-            out += tree.take(count - len(out), before)
+            out = tree.take(count, before)
+            count -= len(out)
+            self.size -= len(out)
             if not tree.size:
                 self._forget(tree)
-        self.size -= len(out)
-        return out
+            yield tree.group, out
 
     def after(self, group: int, key: tuple[int, int], limit: int) -> list[Entry]:
         """The first entries of the group behind that (due_ms, position), at most ``limit``."""

@@ -54,6 +54,8 @@ class Upload:
     count: int = 0
     parts: int = 0
     """Bytes of messages so far."""
+    scheduled: dict[int, int] = field(default_factory=dict)
+    """Lane number to how many of its messages are in the timers."""
 
     def places(self) -> dict[int, tuple[int, int, int]]:
         """By number, each message's position, run number and due_ms. Costs a step a message."""
@@ -69,6 +71,8 @@ class Upload:
         entries = [(due_ms, position, run) for position, run, due_ms in places if due_ms]
         for group, _ in list(self.timers.counts()):
             self.timers.remove(group, entries)
+        for _, _, run in entries:
+            self.scheduled[run >> 8] -= 1
         for key in {(run >> 8, (run & 0xFF) - 128) for _, run, due_ms in places if not due_ms}:
             left = array("Q", (each for each in self.staged[key] if each not in gone))
             if left:

@@ -637,4 +637,20 @@ BANK = [
         "pass",
         focus=frozenset(("unique keys", "tasks", "minted ids", "checkpoints", "kill")),
     ),
+    Planted(
+        "lanes_closed_with_something_delayed",
+        "a lane is closed though messages of it wait for their time",
+        "qbroker.core.closing:is_idle",
+        "(lane.leased or lane.scheduled)",
+        "lane.leased",
+        focus=frozenset(("passing keys", "tasks", "delays", "minted ids")),
+    ),
+    Planted(
+        "lanes_closed_under_an_upload",
+        "a lane is closed though parts of a publish for it have come",
+        "qbroker.core.closing:held_numbers",
+        "found.update(number for number, _ in upload.staged)",
+        "pass",
+        focus=frozenset(("passing keys", "tasks", "uploads", "large bodies", "slow network")),
+    ),
 ]
