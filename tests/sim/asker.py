@@ -55,7 +55,8 @@ class Asker(Client):
     def on_welcome(self, welcome: f.Welcome, mark: Mark) -> None:
         if not self.declared:
             for name, options in self.swarm.queues.items():
-                self.ask(f.Declare(queue=name, options=options), self.was_declared)
+                frame = f.Declare(queue=name, options=options)
+                self.ask(frame, partial(self.was_declared, name))
                 alone = {"single_active_consumer": True}
                 if alone.items() <= options.items():
                     # It may have been made on first use, without its options.
@@ -120,9 +121,11 @@ class Asker(Client):
             if not self.unbound:
                 self.maker.routes = routes
 
-    def was_declared(self, answer: f.Frame | None, mark: Mark | None) -> None:
+    def was_declared(self, queue: str, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):
             self.declared = True
+            if self.oracle.turns:
+                self.oracle.turns.declared.add(queue)
 
     def was_changed(self, queue: str, answer: f.Frame | None, mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):

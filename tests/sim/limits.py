@@ -41,7 +41,7 @@ def lane_keys(rng: Random, swarm: Swarm) -> LaneKeys:
     ordering = ""
     if swarm.has("ordering keys") and rng.random() < 0.3:
         ordering = rng.choice(("o1", "o2", "o3"))
-    fair = rng.choice(("", "big", "big", "small")) if swarm.has("fair keys") else ""
+    fair = rng.choice(("", "big", "big", "big", "big", "small")) if swarm.has("fair keys") else ""
     return LaneKeys(limit, ordering, fair, weight)
 
 

@@ -16,6 +16,7 @@ Promises held here (numbers are those of the list of promises):
     P8  counters are true                                   ``check_counters``
     P9  only what ran counts as crashed                     ``check_counters``
     P11 first deliveries of a queue and priority in order    ``check_order``
+    who goes next of queues, ages and tenants    ``sim/turns.py``
     P20 results are what the worker sent                    ``told``
     of a unique key one is there, and what is not stored is answered  ``sim/keys.py``
     what names an exchange is in each queue bound for it, once, or in none  ``still``, ``_placed``
@@ -39,6 +40,7 @@ from qprotocol.wire import SLOT_BITS
 from sim.keys import Keys
 from sim.limits import Limits
 from sim.swarm import EVERY
+from sim.turns import Turns
 from sim.world import Mark, Violation, World
 
 NO, MAYBE, YES = range(3)
@@ -194,6 +196,8 @@ class Oracle:
         self.limits: Limits | None = None
         """Those of the seed, if it has limits or ordering keys."""
         self.keys = Keys(self)
+        self.turns: Turns | None = None
+        """Who went when, if the seed is a whole story."""
         self.lost_tick = -1
         """When something that was only written was last lost."""
 
@@ -250,6 +254,8 @@ class Oracle:
             if reply.first:
                 self._placed(known, reply.first + index)
             self.reveal(known)
+            if self.turns:
+                self.turns.confirmed(known, mark)
 
     def _check_closed(self, messages: list[Known], mark: Mark, asked: Mark) -> None:
         for known in messages:
@@ -415,7 +421,8 @@ class Oracle:
             # What was decided before the queue was so may have waited for the disk.
             is_so = leases[0].mark.now > self.single[queue].now + self.slack_us
             for lease in held:
-                if is_so and lease.holder is not holder:
+                is_older = lease.grant < leases[0].grant  # what was on its way may come later
+                if is_so and is_older and lease.holder is not holder:
                     raise Violation(f"two consumers of {queue}: the other one has {lease.known}")
             held += [each for each in leases if each.known.message.queue == queue]
 

@@ -33,6 +33,7 @@ from sim.publisher import Publisher
 from sim.rows import check_rows, read_rows
 from sim.swarm import HOPELESS_MS, Swarm, draw, oldest_every
 from sim.taker import Taker
+from sim.turns import Turns
 from sim.worker import Consumer, Worker
 from sim.world import MS, S, Violation, World
 
@@ -90,6 +91,7 @@ class Story:
         self.oracle.by_task = swarm.has("known tasks")
         if swarm.features & {"limits", "ordering keys"}:
             self.oracle.limits = Limits(self.oracle, swarm)
+        self.oracle.turns = Turns(self.oracle, swarm)
         self.process = Process(world, self.net, self.disk, swarm, self.data)
         self.operator = Operator(
             world, self.net, self.disk, swarm, oracle=self.oracle, process=self.process
@@ -202,6 +204,8 @@ class Story:
         for client in (*self.publishers, *self.consumers, self.asker):
             client.alive = False
             client.hang_up("the end")
+        assert self.oracle.turns
+        self.oracle.turns.check()
         if self.swarm.has("archive"):
             check_rows(self.oracle, *read_rows(self.process.books.path))
         for worker in self.workers:

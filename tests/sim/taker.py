@@ -149,6 +149,8 @@ class Taker(Client):
     def deliver(self, frame: f.Deliver, mark: Mark) -> None:
         dead = frame.subscription == DEAD
         leases = self.oracle.delivered(self.owner, frame, mark, dead=dead, queues=self.queues)
+        if frame.subscription == NORMAL and self.oracle.turns:
+            self.oracle.turns.handed(self, leases)
         self.world.note(
             self.name, "gets %s by %#x", [each.known.uid for each in leases], frame.grant
         )
