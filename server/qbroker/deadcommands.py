@@ -15,7 +15,7 @@ from qbroker.ops.admin import Admin, RefusedByBroker
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.letters import Filter, Pace, Row, Where
 from qbroker.ops.lettertexts import shown
-from qbroker.ops.show import ago
+from qbroker.ops.show import ago, counted
 from qbroker.ordercommands import Moment, Span
 from qbroker.taskcommands import moment, show_history, why
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
@@ -262,8 +262,8 @@ def replay_command(
 
 def said(count: int, done: str, *, dry_run: bool) -> str:
     """The sentence at the end."""
-    noun = "dead letter" if count == 1 else "dead letters"
-    return f"{count:,} {noun} would be {done}" if dry_run else f"{count:,} {noun} {done}"
+    letters = counted(count, "dead letter")
+    return f"{letters} would be {done}" if dry_run else f"{letters} {done}"
 
 
 def try_out(admin: Admin, first: list[Row], where: Where, timeout_ms: int) -> int:
@@ -313,7 +313,7 @@ def drop_command(
         count = len(rows)
         if not dry_run:
             if not (yes or ids):
-                confirm(f"drop {count:,} dead letters?")
+                confirm(f"drop {counted(count, 'dead letter')}?")
             count = letters.drop(admin, rows, getpass.getuser())
     if as_json:
         echo_json({"dropped": count, "dry_run": dry_run})

@@ -1,4 +1,4 @@
-"""Options of queues for people: ``qbroker queue set|show|delete``, ``policy``, exports."""
+"""Options of queues for people: ``qbroker queue declare|set|show|delete``, ``policy``, exports."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +9,7 @@ import click
 
 from qbroker.kinds import DURATION, SIZE
 from qbroker.ops.exits import Exit, Trouble
+from qbroker.ops.show import counted
 from qbroker.queuecommands import queue_group
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol.frames import (
@@ -19,6 +20,7 @@ from qprotocol.frames import (
     DeleteQueue,
     Frame,
     Ok,
+    SetLimit,
     SetPolicy,
 )
 from qprotocol.options import OptionRow, QueueOptions, Value, row_of
@@ -62,6 +64,30 @@ def read(row: OptionRow, text: str) -> Value:
 ASSIGNMENTS = click.argument("options", nargs=-1, required=True, type=Assignments())
 
 # --- One queue ------------------------------------------------------------------------------------
+
+
+@queue_group.command("declare")
+@click.argument("queue")
+@click.argument("options", nargs=-1, type=Assignments())
+@BROKER
+@JSON
+def declare_command(
+    queue: str, options: tuple[tuple[str, Value | None], ...], broker: str, as_json: bool
+) -> None:
+    """Make a queue with these options, or find it with them: max_length=10000 message_ttl_ms=1h.
+
+    Where it is there with others, each that differs is told, and nothing is changed.
+    """
+    for name, value in options:
+        if value is None:
+            raise Trouble(f"{name}= says nothing: leave it out, or give a value", Exit.USAGE)
+    with asking(broker) as admin:
+        count = admin.ask(Declare(queue=queue, options=dict(options)), Ok).count
+    if as_json:
+        echo_json({"queue": queue, "made": bool(count)})
+    else:
+        there = f"{queue} was there already" + (", with these options" if options else "")
+        click.echo(f"{queue} is made" if count else there)
 
 
 @queue_group.command("set")
@@ -139,7 +165,7 @@ def delete_command(
     if as_json:
         echo_json({"queue": queue, "dropped": count})
     else:
-        click.echo(f"{queue} is deleted, and {count:,} messages with it")
+        click.echo(f"{queue} is deleted, and {counted(count)} with it")
 
 
 # --- Policies -------------------------------------------------------------------------------------
@@ -222,7 +248,10 @@ def policy_list_command(broker: str, as_json: bool) -> None:
 @click.command("export")
 @BROKER
 def export_command(broker: str) -> None:
-    """Write all queues, policies, exchanges and bindings as JSON, for "qbroker import"."""
+    """Write all queues, policies, exchanges, bindings and limits as JSON, for "qbroker import".
+
+    Not the limits that workers declare: they do so anew.
+    """
     with asking(broker) as admin:
         found = admin.inspect("definitions")
     echo_json({"qbroker_definitions": VERSION, **found})
@@ -278,11 +307,16 @@ def binding_frames(row: dict[str, Any]) -> Iterator[Frame]:
     )
 
 
+def limit_frames(row: dict[str, Any]) -> Iterator[Frame]:
+    yield SetLimit(name=row["name"], rule=row["rule"])
+
+
 IMPORTS: dict[str, Callable[[dict[str, Any]], Iterable[Frame]]] = {
     "policies": policy_frames,
     "queues": queue_frames,
     "exchanges": exchange_frames,
     "bindings": binding_frames,
+    "limits": limit_frames,
 }
 """How the rows of each table of an export are made again, in this order."""
 

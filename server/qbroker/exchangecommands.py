@@ -176,7 +176,16 @@ def shown(row: dict[str, Any], header: Iterable[str]) -> tuple[str, ...]:
 @click.option("--queue", default="", help="Into this queue.")
 @click.option("--exchange", default="", help="To this exchange instead.")
 @click.option("--key", default="", help="With this routing key.")
-@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="For a headers exchange; may be said more than once.",
+)
+@click.option(
+    "--id", "chosen_id", default="", help="Known by this id; one that is alive is refused."
+)
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True)
 @click.option("--drop", is_flag=True, help="If no queue is bound, drop it; else that is an error.")
 @BROKER
@@ -188,6 +197,7 @@ def publish_command(
     exchange: str,
     key: str,
     headers: tuple[str, ...],
+    chosen_id: str,
     priority: int,
     drop: bool,
     broker: str,
@@ -199,6 +209,7 @@ def publish_command(
     message = Message(
         queue or key,
         sys.stdin.buffer.read() if body == "-" else body.encode(),
+        id=chosen_id,
         exchange=exchange,
         priority=priority,
         flags=wire.MAY_DROP if drop else 0,
@@ -208,7 +219,7 @@ def publish_command(
     with asking(broker) as admin:
         answer = admin.ask(frame, Published)
     if as_json:
-        echo_json({"durability": answer.durability, "position": answer.first})
+        echo_json({"durability": answer.durability, "position": answer.first or None})
     else:
         click.echo(f"published, {answer.durability}")
 

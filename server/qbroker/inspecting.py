@@ -7,6 +7,7 @@ from typing import Any
 from qbroker.core.broker import Broker
 from qbroker.core.census import Census
 from qbroker.core.moment import Now
+from qbroker.core.refusals import no_queue
 from qbroker.core.statistics import QueueStatistics, Statistics
 from qbroker.log.log import Log
 from qbroker.outgoing import as_json, report
@@ -77,8 +78,7 @@ def inspected(frame: Inspect, core: Broker, now: Now) -> Frame:
         found = core.queue_described(frame.name)
         if found:
             return report(found, frame.correlation)
-        text = f"there is no queue {frame.name!r}"
-        return Error(code="NO_QUEUE", message=text, correlation=frame.correlation)
+        return Error(code="NO_QUEUE", message=no_queue(frame.name), correlation=frame.correlation)
     return Error(
         code="BAD_REQUEST",
         message=f"there is no table {frame.what!r}: {NAMES}",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from qbroker.ops.exits import Exit, Trouble
-from qbroker.ops.show import ago, printable
+from qbroker.ops.show import ago, counted, printable
 from qbroker.taskcommands import UNITS
 from qbroker.terminal import BROKER, JSON, asking, confirm, echo_json, echo_table
 from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Report, Result, Why
@@ -67,7 +67,7 @@ def filters(*places: str) -> Callable[[F], F]:
 
 def told(count: int, done: str, *, dry_run: bool) -> str:
     """The sentence at the end."""
-    return f"{count:,} messages would be {done}" if dry_run else f"{count:,} messages {done}"
+    return f"{counted(count)} would be {done}" if dry_run else f"{counted(count)} {done}"
 
 
 @click.command("cancel")
@@ -188,7 +188,8 @@ def due(row: dict[str, Any]) -> str:
 def paused(row: dict[str, Any]) -> str:
     why = f": {row['why']}" if row["why"] else ""
     by = f" by {row['author']}" if row["author"] else ""
-    until = "" if row["until_ms"] else ", until somebody resumes it"
+    left = ago(max(0, row["until_ms"] - time.time_ns() // 1_000_000))
+    until = f", for {left} more" if row["until_ms"] else ", until somebody resumes it"
     return f"the dispatch of its queue is paused{by}{why}{until}"
 
 
@@ -231,6 +232,11 @@ def full(row: dict[str, Any]) -> str:
     return f"all {row['consumers']} consumers are full: {row['unsettled']} of {row['credit']} out"
 
 
+def behind(row: dict[str, Any]) -> str:
+    count = row["of_its_lane"]
+    return f"{count:,} of its task and keys {'goes' if count == 1 else 'go'} before it"
+
+
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "due": due,
     "unique": redelayed,
@@ -244,6 +250,6 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "no_consumer": lambda _row: "nobody listens to its queue",
     "no_worker_knows": lambda row: f"no worker that listens knows the task {row['task']}",
     "consumers_full": full,
-    "behind": lambda row: f"{row['of_its_lane']:,} of its task and keys go before it",
+    "behind": behind,
 }
 """Reasons in a sentence; others are those of gates without a sentence of their own."""

@@ -10,7 +10,7 @@ import click
 
 from qbroker.ops.admin import Admin
 from qbroker.ops.exits import Exit, Trouble
-from qbroker.ops.show import ago
+from qbroker.ops.show import ago, counted
 from qbroker.ordercommands import Span, filters, told
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json
 from qprotocol.frames import Move, Ok, PauseQueue, ResumeQueue
@@ -126,18 +126,21 @@ def drain_command(queue: str, reason: str, within_ms: int, broker: str, as_json:
         click.echo(f"{queue} is empty; its intake is paused: qbroker queue resume {queue}")
     if left:
         raise Trouble(
-            f"{left:,} messages of {queue} still wait or run after {ago(within_ms)}; its intake "
-            f"stays paused: drain it again, or qbroker queue resume {queue}",
+            f"{counted(left)} of {queue} still {'waits or runs' if left == 1 else 'wait or run'} "
+            f"after {ago(within_ms)}; its intake stays paused: drain it again, or "
+            f"qbroker queue resume {queue}",
             Exit.UNFINISHED,
         )
 
 
 def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
-    """How many messages are left when all are gone, or the time is over."""
+    """How many messages are left when all are gone, or the time is over; 0 if the queue is gone."""
     shown = sys.stderr.isatty()
     while True:
         rows = admin.inspect("queues")
-        row = next(each for each in rows if each["name"] == queue)
+        row = next((each for each in rows if each["name"] == queue), None)
+        if row is None:
+            return 0
         counts: dict[str, int] = {name: row[name] for name in ("ready", "scheduled", "leased")}
         left = sum(counts.values())
         if shown:
@@ -145,8 +148,8 @@ def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
             click.echo(f"\r{queue}: {told}   ", nl=not left, err=True)
         if left and "dispatch" in row["paused"]:
             raise Trouble(
-                f"{left:,} messages wait or run in {queue}, and its dispatch is paused, so they "
-                f"never end: qbroker queue resume {queue} --dispatch",
+                f"{queue} is not empty ({counted(left)}), and its dispatch is paused, so it never "
+                f"will be: qbroker queue resume {queue} --dispatch",
                 Exit.FAILED,
             )
         if not left or time.monotonic() >= deadline:

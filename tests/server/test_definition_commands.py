@@ -10,7 +10,7 @@ import pytest
 
 from qbroker.definitioncommands import IMPORTS, frames_of, read
 from qbroker.ops.exits import Exit, Trouble
-from qprotocol.frames import Bind, ChangeQueue, Declare, Error, Ok, Publish, Published
+from qprotocol.frames import Bind, ChangeQueue, Declare, Error, Ok, Publish, Published, SetLimit
 from qprotocol.message import Message
 from qprotocol.options import row_of
 from server.conftest import Daemon
@@ -119,7 +119,27 @@ def test_options_are_set_and_shown_with_where_they_come_from(daemon: Daemon) -> 
     wrong = fails(daemon, Exit.USAGE, "queue", "set", "mail", "max_lenght=2")
     assert "did you mean 'max_length'" in wrong
     assert "write OPTION=VALUE" in fails(daemon, Exit.USAGE, "queue", "set", "mail", "x")
-    assert "NO_QUEUE" in fails(daemon, Exit.FAILED, "queue", "show", "nothing")
+    for how in ("show", "pause"):
+        said = fails(daemon, Exit.FAILED, "queue", how, "nothing")
+        assert "NO_QUEUE: there is no queue 'nothing': declare it, or publish to it first" in said
+
+
+@pytest.mark.e2e
+def test_a_queue_is_declared_and_differences_are_told_one_by_one(daemon: Daemon) -> None:
+    declared = ("queue", "declare", "orders", "max_length=5", "message_ttl_ms=1h")
+    assert daemon.ask(*declared).stdout == "orders is made\n"
+    assert daemon.ask(*declared).stdout == "orders was there already, with these options\n"
+    found = json.loads(daemon.ask("queue", "declare", "bare", "--json").stdout)
+    assert found == {"queue": "bare", "made": True}
+    options = json.loads(daemon.ask("queue", "show", "orders", "--json").stdout)["options"]
+    assert options["max_length"] == {"value": 5, "source": "declaration"}
+    differs = ("queue", "declare", "orders", "max_length=6", "message_ttl_ms=2h")
+    said = fails(daemon, Exit.FAILED, *differs)
+    assert "max_length is 5 (declaration), declared 6" in said
+    assert "message_ttl_ms is 3600000 (declaration), declared 7200000" in said
+    taken_back = ("queue", "declare", "orders", "max_length=")
+    assert "max_length= says nothing" in fails(daemon, Exit.USAGE, *taken_back)
+    assert "holds ' '" in fails(daemon, Exit.FAILED, "queue", "declare", "a b")
 
 
 @pytest.mark.e2e
@@ -150,7 +170,7 @@ def test_a_queue_is_deleted_if_nobody_minds(daemon: Daemon) -> None:
     assert "IN_USE" in fails(daemon, Exit.FAILED, "queue", "delete", "old", "--if-empty")
     assert "give --yes" in fails(daemon, Exit.USAGE, "queue", "delete", "old")
     done = daemon.ask("queue", "delete", "old", "--yes", "--if-unused")
-    assert done.stdout == "old is deleted, and 1 messages with it\n"
+    assert done.stdout == "old is deleted, and 1 message with it\n"
     declare(daemon, "old")
     found = json.loads(daemon.ask("queue", "delete", "old", "--if-empty", "--json").stdout)
     assert found == {"queue": "old", "dropped": 0}
@@ -163,6 +183,9 @@ def test_what_one_broker_exports_another_imports(daemon: Daemon, tmp_path: Path)
     peer.say(ChangeQueue(correlation=5, queue="shop", options={"history": "none"}))
     peer.expect(Ok)
     daemon.ask("policy", "set", "ttl", "*", "message_ttl_ms=1d")
+    daemon.ask("limit", "set", "slow", "--queue", "shop", "--rate", "5/m", "--burst", "3")
+    peer.say(SetLimit(correlation=6, name="own", rule={"concurrency": 1}, origin="code"))
+    peer.expect(Ok)
     text = daemon.ask("export").stdout
     path = tmp_path / "definitions.json"
     path.write_text(text, encoding="utf-8")
@@ -171,6 +194,7 @@ def test_what_one_broker_exports_another_imports(daemon: Daemon, tmp_path: Path)
         counts = json.loads(other.ask("import", str(path), "--json").stdout)
         assert counts["policies"] == 1
         assert counts["queues"] >= 2
+        assert counts["limits"] == 1  # a worker declares its own
         assert json.loads(other.ask("export").stdout) == json.loads(text)
         assert "new or changed: 0 policies" in other.ask("import", str(path)).stdout
         assert fails(other, Exit.USAGE, "import", str(tmp_path / "no.json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_drain_waits_until_the_queue_is_empty(daemon: Daemon) -> None:
     peer.expect(Published)
     late = daemon.ask("queue", "drain", "draining", "--within", "1s")
     assert late.returncode == Exit.UNFINISHED
-    assert "1 messages of draining still wait or run after 1.0s" in late.stderr
+    assert "1 message of draining still waits or runs after 1.0s" in late.stderr
     daemon.ask("queue", "pause", "draining", "--dispatch")
     stuck = daemon.ask("queue", "drain", "draining")
     assert stuck.returncode == Exit.FAILED
@@ -78,6 +79,20 @@ def test_a_drain_waits_until_the_queue_is_empty(daemon: Daemon) -> None:
     peer.expect(Settled)
     done = daemon.ask("queue", "drain", "draining")
     assert done.stdout.startswith("draining is empty; its intake is paused")
+
+
+def test_a_drain_ends_when_its_queue_is_deleted(daemon: Daemon) -> None:
+    peer = daemon.connect().shake_hands()
+    publish(peer, "leaving", b"a")
+    peer.expect(Published)
+    with ThreadPoolExecutor(1) as threads:
+        drained = threads.submit(daemon.ask, "queue", "drain", "leaving", "--json")
+        deadline = time.monotonic() + 20
+        while "intake" not in row_of(daemon, "leaving")["paused"]:
+            assert time.monotonic() < deadline
+        daemon.ask("queue", "delete", "leaving", "--yes")
+        done = drained.result()
+    assert json.loads(done.stdout) == {"queue": "leaving", "drained": True, "left": 0}
     found = json.loads(daemon.ask("queue", "drain", "draining", "--json").stdout)
     assert found == {"queue": "draining", "drained": True, "left": 0}
     assert "NO_QUEUE" in daemon.ask("queue", "drain", "nowhere").stderr
@@ -113,7 +128,7 @@ def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) ->
     assert daemon.ask(*move, "--task", "shop.bill", "--dry-run").stdout == (
         "2 messages would be moved from here to there\n"
     )
-    assert daemon.ask(*move, "--id", "four").stdout == "1 messages moved from here to there\n"
+    assert daemon.ask(*move, "--id", "four").stdout == "1 message moved from here to there\n"
     found = json.loads(daemon.ask(*move, "--task", "shop.bill", "--json").stdout)
     assert found == {"from": "here", "to": "there", "moved": 2, "dry_run": False}
     assert (row_of(daemon, "here")["ready"], row_of(daemon, "there")["ready"]) == (1, 4)
@@ -129,12 +144,12 @@ def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) ->
     assert json.loads(daemon.ask("cancel", "nobody", "--json").stdout) == {"nobody": "REVOKED"}
     assert json.loads(daemon.ask("cancel", "four", "--json").stdout) == {"four": "REVOKED"}
     by_key = ("cancel", "--key", "t1")
-    assert daemon.ask(*by_key, "--dry-run").stdout == "1 messages would be cancelled\n"
+    assert daemon.ask(*by_key, "--dry-run").stdout == "1 message would be cancelled\n"
     assert json.loads(daemon.ask(*by_key, "--json").stdout)["cancelled"] == 1
     assert daemon.ask(*by_key, "--queue", "there").stdout == "0 messages cancelled\n"
     assert "name IDs, or else" in daemon.ask("cancel").stderr
     purge = ("purge", "there", "--task", "shop.bill")
-    assert daemon.ask(*purge, "--dry-run").stdout == "1 messages would be dropped from there\n"
+    assert daemon.ask(*purge, "--dry-run").stdout == "1 message would be dropped from there\n"
     assert "give --yes" in daemon.ask(*purge).stderr
     assert daemon.ask(*purge, "--older", "1h", "--yes").stdout == "0 messages dropped from there\n"
     found = json.loads(daemon.ask(*purge, "--yes", "--json").stdout)
@@ -158,13 +173,17 @@ def test_why_says_in_sentences_what_a_message_waits_for(daemon: Daemon) -> None:
     assert daemon.ask("why", "why-0").stdout.splitlines() == [
         "why-0 is queued in why",
         "  nobody listens to its queue",
-        "  1 of its task and keys go before it",
+        "  1 of its task and keys goes before it",
     ]
     later = daemon.ask("why", "why-later").stdout
     assert "it waits for its time, in 1.0h" in later or "in 60.0m" in later or "in 59" in later
     daemon.ask("queue", "pause", "why", "--dispatch", "--reason", "broken", "--author", "ana")
     said = daemon.ask("why", "why-1").stdout
     assert "its queue is paused by ana: broken, until somebody resumes it" in said
+    daemon.ask("queue", "pause", "why", "--dispatch", "--for", "2h", "--author", "ana")
+    assert re.search(
+        r"paused by ana, for (2\.0h|1\.9\d?h|119\.\dm) more", daemon.ask("why", "why-1").stdout
+    )
     found = json.loads(daemon.ask("why", "why-1", "--json").stdout)
     assert [row["reason"] for row in found["reasons"]] == ["paused", "no_consumer"]
     rows = [line.split() for line in daemon.ask("queues", "--why").stdout.splitlines()]

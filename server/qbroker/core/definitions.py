@@ -57,11 +57,21 @@ def binding_rows(state: BrokerState) -> Rows:
 
 TENANT_ROWS_MAX = 100
 """Tenants that are shown of one queue, those with most messages."""
+
+
+def limit_rows(state: BrokerState) -> Rows:
+    """A row a limit that an operator has set; what is declared in code comes with the workers."""
+    for name, each in sorted(state.limits.by_name.items()):
+        if each.operator:
+            yield {"name": name, "rule": each.operator.as_dict()}
+
+
 DEFINITIONS: dict[str, Callable[[BrokerState], Rows]] = {
     "policies": policy_rows,
     "queues": queue_rows,
     "exchanges": exchange_rows,
     "bindings": binding_rows,
+    "limits": limit_rows,
 }
 """The tables of an export, in the order in which they are to be made again."""
 

@@ -49,8 +49,13 @@ def queue_named(state: "BrokerState", name: str) -> "Queue":
     """The queue with that name. Raises RefusedError if there is none."""
     queue = state.queues.get(name)
     if queue is None:
-        raise RefusedError("NO_QUEUE", f"there is no queue {name!r}")
+        raise RefusedError("NO_QUEUE", no_queue(name))
     return queue
+
+
+def no_queue(name: str) -> str:
+    """The sentence for a queue that is not there."""
+    return f"there is no queue {name!r}: declare it, or publish to it first"
 
 
 def refusal(connection: int, frame: Frame, refused: Refused) -> Send:

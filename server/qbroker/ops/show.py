@@ -46,6 +46,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def counted(count: int, noun: str = "message") -> str:
+    """1 message, 2 messages."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def ago(ms: int) -> str:
     """A span of time in its largest fitting unit: 850ms, 12.3s, 4.5m, 7.1h, 3.2d."""
     if ms < 1000:
