@@ -200,16 +200,22 @@ class Bodies:
     def keep(self, loaded: Loaded) -> None:
         """Put in what ``load`` gave, but for batches that are here by now. See ``shrink``."""
         for batch in loaded.keys() - self._batches.keys():
+            self._batches[batch], self._sizes[batch] = [], _ENTRY_BYTES
+            self.bytes += _ENTRY_BYTES
             for body in loaded[batch]:
                 self._put(batch, body)
 
     # Out.
 
     def body(self, position: int) -> Body:
-        """The body of the record that covers ``position``. Raises Cold or Damaged."""
+        """The body of the record that covers ``position``, or of one before it; an empty one if its
+        batch has none. Raises Cold or Damaged.
+        """
         found = self._batches.get(wire.batch_of(position))
-        if not found:
+        if found is None:
             raise Cold(position)
+        if not found:
+            return Body(0, 0, 0, b"", 0)
         self._batches.move_to_end(wire.batch_of(position))
         body = found[max(0, bisect_right(found, position, key=_position) - 1)]
         if body.lost is not None:
@@ -225,9 +231,12 @@ class Bodies:
         return b"".join(map(self.head, continued or ()))
 
     def head(self, position: int) -> bytes:
-        """The result or error of the Settled record there, or a part's end of a message."""
+        """The result or error of the Settled record there, or a part's end of a message.
+
+        Empty if the record has no bytes: those of another one are not its.
+        """
         body = self.body(position)
-        return body.raw[: body.head]
+        return body.raw[: body.head] if body.position == position else b""
 
     def unwritten(self) -> Iterator[Body]:
         """Bodies of batches that the log cannot be asked for yet."""

@@ -20,6 +20,7 @@ from qbroker.log.errors import CorruptError, LogFailed, TrimmedError, Unreadable
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.codec import Decoder, encode_in_parts
+from qprotocol.failure import Failure
 from qprotocol.ids import mint, pack_id, unpack_id
 from qprotocol.message import Message, Outcome, unpack_message
 from qprotocol.states import State
@@ -921,5 +922,34 @@ def test_a_turn_is_bounded(place: Place) -> None:
             assert len(place.observed.amounts) - turned >= 20
             assert isinstance(engine, Engine)
             assert Config().turn_ms == 5
+
+    run(story())
+
+
+def test_an_error_without_a_word_is_an_empty_one(place: Place) -> None:
+    """Whose failure brought no bytes has no error: nobody waits for it, or is shown another's."""
+
+    async def story() -> None:
+        async with place.engine() as engine:
+            peer = place.peer(engine)
+            await peer.hello("consumer", heartbeat_ms=0)
+            names = ("a", "b", "c")
+            await peer.publish(*(Message("q", b"1", id=n, task="t") for n in names), sequence=1)
+            peer.say(f.Consume(subscription=1, queues=["q"], credit=10, correlation=900))
+            delivery = await peer.get(f.Deliver)
+            ((first, _),) = wire.RUN.iter_unpack(delivery.raw[: wire.RUN.size])
+            errors = [Failure("Boom", "of a").pack(), b"", b""]
+            outcomes = [
+                Outcome(wire.FAIL, first + n, delivery.grant, result=error, flags=wire.NO_RETRY)
+                for n, error in enumerate(errors)
+            ]
+            two, alone = outcomes[:2], outcomes[2:]
+            for each in two, alone:
+                raw = b"".join(outcome.pack() for outcome in each)
+                assert (await peer.ask(f.Settle(count=len(each), raw=raw))).lost == 0
+            told = [(await peer.ask(f.Watch(id=name))).raw for name in names]
+            assert told == [errors[0], *[Failure("Revoked", "failed").pack()] * 2]
+            rows = json.loads((await peer.ask(f.DeadLetters(detail=1, limit=10))).raw)["letters"]
+            assert [row["message"] for row in rows] == ["of a", "", ""]
 
     run(story())
