@@ -11,6 +11,7 @@ from harness import Harness, Words
 from qbroker.core import deadletters, purging
 from qbroker.core.columns import pack_columns, unpack_columns
 from qbroker.core.letters import SPARE, Letter, Letters
+from qbroker.core.settings import Settings
 from qbroker.core.snapshot import decode, encode
 from qbroker.core.state import BrokerState
 from qprotocol import frames as f
@@ -118,6 +119,26 @@ def test_what_is_too_much_or_no_letter_is_refused() -> None:
     assert "BAD_REQUEST" in harness.run("replay 2:0#1 q=a/b!")[-1]
     assert "over delay_max_ms" in harness.run("replay 2:0#1 in=999999h")[-1]
     assert "an author of 256 bytes" in harness.run(f"replay 2:0#1 by={'x' * 256}")[-1]
+
+
+def test_a_letter_whose_result_is_gone_has_nothing_to_forget() -> None:
+    harness = Harness(Settings(archive=False, result_ttl_ms=5_000))
+    harness.run("publish id=a task=t one")
+    harness.run("consume")
+    harness.run("reject one")
+    assert harness.run("forget id=a")[-1] == "A     Ok count=1"
+    assert harness.run("forget id=a")[-1] == "A     Ok"
+    assert len(letters_of(harness)) == 1
+
+
+def test_nobody_can_say_what_an_archive_forgets_that_cannot_be_read() -> None:
+    harness = Harness()
+    harness.run("publish id=a task=t one")
+    harness.run("consume")
+    harness.run("reject one")
+    harness.run("archive")
+    harness.run("archive damaged")
+    assert "nobody can tell what became of 'a'" in harness.run("forget id=a")[-1]
 
 
 def test_an_edit_is_one_message_with_the_same_id_to_a_queue_that_runs_it() -> None:

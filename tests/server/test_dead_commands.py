@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -12,12 +15,25 @@ import msgpack
 import pytest
 
 from qbroker.ops.exits import Exit
+from qbroker.ops.letters import outcomes
 from qbroker.ops.lettertexts import CannotEditError, Setting, changed, shown
 from qprotocol import wire
 from qprotocol.failure import Failure
-from qprotocol.frames import Ack, Consume, Deliver, Ok, Publish, Published, Settle, Settled
+from qprotocol.frames import (
+    Ack,
+    Consume,
+    Deliver,
+    Ok,
+    Publish,
+    Published,
+    Result,
+    Settle,
+    Settled,
+    Watch,
+)
 from qprotocol.message import Message, Outcome, pack_fields, pack_origin
 from qprotocol.options import RetryPolicy
+from qprotocol.states import State
 
 Command = Callable[..., CompletedProcess[str]]
 BODY = bytes(msgpack.packb([[1, "two"], {"to": "ana"}]))
@@ -158,6 +174,130 @@ def test_dead_letters_are_worked_on_from_the_command_line(start: Any) -> None:
     said = daemon.ask("dead", "replay", "--all", "--rate", "100/s", "--to", "other").stdout
     assert said == "2 dead letters replayed\n"
     assert json.loads(daemon.ask("dead", "list", "--json").stdout) == []
+
+
+class Canaries:
+    """A replay with canaries of all dead letters, while ``peer`` and others see to them."""
+
+    def __init__(self, daemon: Any, *more: str) -> None:
+        arguments = ("dead", "replay", "--all", "--json", *more)
+        self._pool = ThreadPoolExecutor(1)
+        self._done = self._pool.submit(daemon.ask, *arguments)
+
+    def end(self) -> CompletedProcess[str]:
+        done = self._done.result(60)
+        self._pool.shutdown()
+        return done
+
+
+def left(daemon: Any) -> list[str]:
+    return sorted(row["id"] for row in json.loads(daemon.ask("dead", "list", "--json").stdout))
+
+
+def canaries_wait(daemon: Any) -> bool:
+    (row,) = [
+        row for row in json.loads(daemon.ask("queues", "--json").stdout) if row["name"] == "q"
+    ]
+    return bool(row["scheduled"] + row["ready"] + row["leased"])
+
+
+@pytest.mark.e2e
+def test_when_all_canaries_succeed_the_others_follow(start: Any) -> None:
+    daemon = start()
+    peer = daemon.connect().shake_hands("consumer")
+    dies(peer, "a", "b", "c")
+    replay = Canaries(daemon, "--canary", "2")
+    assert sum(acks(peer) for _ in range(2)) in (2, 3)
+    done = replay.end()
+    assert json.loads(done.stdout) == {"replayed": 3, "canaries": 2, "dry_run": False}, done.stderr
+    assert left(daemon) == []
+
+
+@pytest.mark.e2e
+def test_a_canary_that_fails_keeps_the_others_back(start: Any) -> None:
+    daemon = start()
+    peer = daemon.connect().shake_hands("consumer")
+    dies(peer, "a", "b", "c")
+    replay = Canaries(daemon, "--canary", "1")
+    deliver = peer.expect(Deliver)
+    first, _ = wire.RUN.unpack_from(deliver.raw)
+    again = Outcome(wire.FAIL, first, deliver.grant, flags=wire.NO_RETRY).pack()
+    peer.say(Settle(correlation=7, count=1, raw=again))
+    peer.expect(Settled)
+    done = replay.end()
+    assert done.returncode == Exit.FAILED
+    assert "1 of 1 canaries did not succeed (a is failure)" in done.stderr
+    assert left(daemon) == ["a", "b", "c"]
+
+
+@pytest.mark.e2e
+def test_a_canary_that_is_purged_is_no_success(start: Any, until: Any) -> None:
+    daemon = start()
+    peer = daemon.connect().shake_hands("consumer")
+    dies(peer, "a", "b")
+    peer.close()
+    replay = Canaries(daemon, "--canary", "1")
+    until(lambda: canaries_wait(daemon))
+    daemon.ask("purge", "q", "--yes")
+    done = replay.end()
+    assert done.returncode == Exit.FAILED
+    assert "1 of 1 canaries did not succeed (a is revoked)" in done.stderr
+    assert left(daemon) == ["b"]
+
+
+@pytest.mark.e2e
+def test_a_canary_that_nobody_runs_is_waited_for_so_long(start: Any) -> None:
+    daemon = start()
+    peer = daemon.connect().shake_hands("consumer")
+    dies(peer, "a", "b")
+    peer.close()
+    done = Canaries(daemon, "--canary", "1", "--canary-timeout", "1s").end()
+    assert done.returncode == Exit.FAILED
+    assert "(a is pending)" in done.stderr
+    assert left(daemon) == ["b"]
+
+
+def test_what_nobody_knows_the_end_of_is_no_success() -> None:
+    class Forgetful:
+        def ask_all(self, watches: list[Watch], *_: Any) -> list[Result]:
+            return [Result(id=watch.id, state=State.UNKNOWN) for watch in watches]
+
+    assert outcomes(Forgetful(), ["a"], 5.0) == {"a": "UNKNOWN"}  # type: ignore[arg-type]
+
+
+@pytest.mark.e2e
+def test_a_letter_is_edited_in_an_editor(start: Any, command: Command, tmp_path: Path) -> None:
+    daemon = start()
+    dies(daemon.connect().shake_hands("consumer"), "a")
+    editor = tmp_path / "editor.py"
+
+    def edit(program: str, *more: str) -> CompletedProcess[str]:
+        editor.write_text(f"import json, sys\npath = sys.argv[1]\n{program}\n")
+        name = f"{sys.executable} {editor}"
+        return command("dead", "edit", "a", *more, QBROKER_URL=daemon.url, EDITOR=name, VISUAL=name)
+
+    def content() -> Any:
+        return json.loads(daemon.ask("dead", "show", "a", "--json").stdout)["content"]
+
+    before = content()
+    for program, code, said in (
+        ("pass", Exit.FAILED, "nothing was changed"),
+        ("open(path, 'w').write('{')", Exit.USAGE, "what was written is no JSON"),
+        ("open(path, 'w').write('[]')", Exit.USAGE, "no JSON object"),
+        ("open(path, 'w').write('{\"size\": 5}')", Exit.USAGE, "'size' cannot be set"),
+        ("sys.exit(1)", Exit.FAILED, "Editing failed"),
+    ):
+        done = edit(program)
+        assert (done.returncode, content()) == (code, before), done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    better = (
+        "now = json.load(open(path)); now['kwargs']['to'] = 'bob'; json.dump(now, open(path, 'w'))"
+    )
+    assert edit(better).stdout == "a is edited\n"
+    assert content() == before | {"kwargs": {"to": "bob"}}
+    assert edit(better.replace("bob", "eve"), "--replay").stdout == "a is edited and replayed\n"
+    assert left(daemon) == []
 
 
 @pytest.mark.e2e

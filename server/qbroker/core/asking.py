@@ -12,7 +12,7 @@ from qbroker.core.effects import Lookup, Tell
 from qbroker.core.moment import Now
 from qbroker.core.notices import noticed
 from qbroker.core.refusals import RefusedError, checked
-from qbroker.core.results import Finished, Found, Waiter
+from qbroker.core.results import Finished, Found, Remembered, Waiter
 from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
 from qbroker.core.state import BrokerState
@@ -42,17 +42,9 @@ def known(
         entry = state.results.get(at, now.wall_ms) or state.pending(at) or waiting(state, at, raw)
         if entry is not None:
             return at, entry
-    row = read.remembered
-    if (
-        row
-        and row.entry.keep_until_ms > now.wall_ms
-        and row.position not in state.results.forgotten
-    ):
+    row = archived(state, now, frame, read)
+    if row:
         return row.position, row.entry
-    if read.trouble:
-        raise RefusedError(
-            "RESOURCE_EXHAUSTED", f"nobody can tell what became of {frame.id!r}: {read.trouble}"
-        )
     if read.damage:
         raise RefusedError(
             "DATA_DAMAGED",
@@ -60,6 +52,19 @@ def known(
             "is lost: send it again, or restore the log from a backup",
         )
     return 0, UNKNOWN if read.asked else None
+
+
+def archived(state: BrokerState, now: Now, frame: Named, read: Found) -> Remembered | None:
+    """What the archive said, if that counts still. Raises RefusedError if it could say nothing."""
+    row = read.remembered
+    is_kept = row and row.entry.keep_until_ms > now.wall_ms
+    if row and is_kept and row.position not in state.results.forgotten:
+        return row
+    if read.trouble:
+        raise RefusedError(
+            "RESOURCE_EXHAUSTED", f"nobody can tell what became of {frame.id!r}: {read.trouble}"
+        )
+    return None
 
 
 def name_of(frame: Named) -> bytes:
@@ -174,6 +179,11 @@ def decide_forget(
     if entry is None:
         return lookup(state, connection, frame, found)
     kept = position in state.results.finished or is_remembered(entry, found)
+    if not kept and state.letters.get(position):
+        # What memory knows of a dead letter is no result: that may be in the archive by now.
+        if state.settings.archive and not (found and found.asked):
+            return lookup(state, connection, frame, found or Found())
+        kept = bool(found and archived(state, now, frame, found))
     records: list[r.Record] = [r.Forgotten([position])] if kept else []
     return Decision(records, Ok(count=int(kept)))
 

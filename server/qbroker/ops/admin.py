@@ -7,6 +7,8 @@ Rule 1. Every wait has the same deadline; nothing is asked twice.
 
 import json
 import socket
+import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -86,10 +88,15 @@ class Admin:
             self._expect(Greeting, 0)
             self.ask(Auth(mechanism="none"), Ok)
             hello = Hello(protocol=PROTOCOL_VERSION, role="admin", client_id="", name="qbroker")
-            self.ask(hello, Welcome)
+            welcome = self.ask(hello, Welcome)
         except BaseException:
             self._socket.close()
             raise
+        self._ahead_ms = welcome.server_ms - time.time_ns() // 1_000_000
+
+    def wall_ms(self) -> int:
+        """What the broker's clock says, whatever this machine's does."""
+        return time.time_ns() // 1_000_000 + self._ahead_ms
 
     def ask(self, request: Frame, answer: type[F]) -> F:
         """The broker's answer to ``request``. Raises Unreachable, RefusedByBroker. A round trip."""
@@ -101,6 +108,33 @@ class Admin:
         except OSError as error:
             raise Unreachable(f"{self._where} hung up: {error}") from error
         return self._expect(answer, self._asked)
+
+    def ask_all(self, requests: Sequence[Frame], answer: type[F], wait_s: float) -> list[F]:
+        """The answers to all of them, asked at once, in their order.
+
+        The broker may take ``wait_s`` longer than usual for each. Raises as ``ask`` does.
+        """
+        first = self._asked + 1
+        for request in requests:
+            self._asked += 1
+            request.correlation = self._asked
+            self._conversation.advance(request, CLIENT)
+        usual_s = self._socket.gettimeout() or TIMEOUT_S
+        self._socket.settimeout(usual_s + wait_s)
+        try:
+            self._socket.sendall(b"".join(map(encode, requests)))
+            found: dict[int, F] = {}
+            while len(found) < len(requests):
+                frame = self._receive()
+                if type(frame) is Error:
+                    raise RefusedByBroker(frame)
+                if isinstance(frame, answer):
+                    found[frame.correlation] = frame
+        except OSError as error:
+            raise Unreachable(f"{self._where} hung up: {error}") from error
+        finally:
+            self._socket.settimeout(usual_s)
+        return [found[number] for number in range(first, self._asked + 1)]
 
     def inspect(self, what: str, name: str = "") -> Any:
         """The broker's table of that name. Raises as ``ask`` does."""

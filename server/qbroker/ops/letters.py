@@ -16,13 +16,12 @@ from qbroker.ops.admin import Admin
 from qbroker.ops.exits import Exit, Trouble
 from qprotocol import wire
 from qprotocol.frames import DeadLetters, DropDead, EditDead, Ok, ReplayDead, Report, Result, Watch
-from qprotocol.limits import LETTERS_MAX
+from qprotocol.limits import LETTERS_MAX, WATCH_MS_MAX
 from qprotocol.message import Message, unpack_message
 from qprotocol.states import State
 from qprotocol.wire import ROWS, WHOLE
 
 PAGE = 2_000
-WATCH_MS = 5_000
 
 Row = dict[str, Any]
 
@@ -155,20 +154,16 @@ def edit(admin: Admin, row: Row, message: Message, author: str) -> bool:
 
 
 def outcomes(admin: Admin, ids: Iterable[str], timeout_s: float) -> dict[str, str]:
-    """How these ended, by id: a state's name, PENDING after ``timeout_s``.
+    """How these end, by id: a state's name. Ask before they can begin.
 
-    One that is over, and of which nothing was kept, ended well: SUCCESS.
+    Of one that ended without a trace before it was asked for, or was purged, nobody knows that it
+    went well: it is UNKNOWN or REVOKED. What has not ended after ``timeout_s`` is PENDING.
     """
-    deadline = time.monotonic() + timeout_s
-    ended: dict[str, str] = {}
-    for each in ids:
-        while True:
-            left_ms = max(0, round((deadline - time.monotonic()) * 1000))
-            frame = Watch(id=each, wait_ms=min(WATCH_MS, left_ms))
-            state = State(admin.ask(frame, Result).state)
-            if state is State.UNKNOWN:
-                state = State.SUCCESS
-            if state.finished or not left_ms:
-                ended[each] = state.name if state.finished else "PENDING"
-                break
-    return ended
+    wait_ms = min(WATCH_MS_MAX, max(1, round(timeout_s * 1000)))
+    ids = list(ids)
+    answers = admin.ask_all([Watch(id=each, wait_ms=wait_ms) for each in ids], Result, timeout_s)
+    states = {name: State(answer.state) for name, answer in zip(ids, answers, strict=True)}
+    return {
+        name: state.name if state.finished or state is State.UNKNOWN else "PENDING"
+        for name, state in states.items()
+    }
