@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import Harness
 from qbroker.core import consuming
+from qbroker.core.effects import Effect
 from qbroker.core.leases import Consumer
 from qbroker.core.queueorder import Contest, QueueOrder
 from qprotocol import frames as f
@@ -17,9 +21,11 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.sampled_from(QUEUES), st.integers(1, 6)),
         st.tuples(st.just("ack"), st.just(""), st.integers(0, 9)),
-        st.tuples(st.just("credit"), st.sampled_from("AB"), st.integers(0, 9)),
+        st.tuples(st.just("credit"), st.sampled_from("ABC"), st.integers(0, 9)),
         st.tuples(st.just("pause"), st.sampled_from(QUEUES), st.just(0)),
         st.tuples(st.just("resume"), st.sampled_from(QUEUES), st.just(0)),
+        st.tuples(st.just("purge"), st.sampled_from(QUEUES), st.just(0)),
+        st.tuples(st.just("limit"), st.sampled_from(QUEUES), st.integers(1, 4)),
     ),
     max_size=30,
 )
@@ -34,7 +40,10 @@ class Tale:
         self.made = 0
         for name in QUEUES:
             self.publish(name, 1)
-        for consumer, order in zip("AB", orders, strict=False):
+        self.consume(*orders)
+
+    def consume(self, *orders: str) -> None:
+        for consumer, order in zip("ABC", orders, strict=False):
             self.harness.run(f"consume c={consumer} {order} credit=2")
 
     @property
@@ -60,6 +69,10 @@ class Tale:
             self.harness.run(f"ack c={connection} {body}")
         elif verb in ("pause", "resume"):
             self.harness.run(f"{verb} c=P q={name} dispatch")
+        elif verb == "purge":
+            self.harness.run(f"purge c=P q={name}")
+        elif verb == "limit":
+            self.harness.run(f"limit c=P {name} queue={name} concurrency={number}")
         return [
             (grant.run_of(position).lane.queue.name, grant.member.connection)
             for position, grant in state.leases.items()
@@ -68,7 +81,7 @@ class Tale:
 
     def waiting(self, number: int) -> int:
         queue = self.harness.machine.core.state.numbered[number]
-        return 0 if queue.held else queue.ready
+        return 0 if queue.held or queue.parked else queue.ready
 
 
 @given(STEPS, st.permutations(ORDERS))
@@ -81,6 +94,46 @@ def test_nobody_with_room_waits_while_a_queue_of_theirs_has_messages(steps, orde
             for consumer in tale.consumers:
                 if consumer.room > 0:
                     assert not any(map(tale.waiting, consumer.queues)), orders
+
+
+class Naive(Tale):
+    """In each turn all queues of all consumers are looked at."""
+
+    def __init__(self, *orders: str) -> None:
+        super().__init__()
+        core = self.harness.machine.core
+        dispatch = core.dispatch
+
+        def dispatch_all(*args: Any) -> list[Effect]:
+            for consumer in self.consumers:
+                queues = [core.state.numbered[number] for number in consumer.queues]
+                able = [queue for queue in queues if consuming.is_able(queue, consumer)]
+                core.state.dirty |= {queue.number: queue for queue in able}
+                if consumer.contest:
+                    numbers = [queue.number for queue in able]
+                    consumer.contest = contest_of_all(consumer.contest.order, numbers)
+            return dispatch(*args)
+
+        core.dispatch = dispatch_all  # type: ignore[method-assign]
+        self.consume(*orders)
+
+
+def contest_of_all(order: QueueOrder, queues: Iterable[int]) -> Contest:
+    contest = Contest(order)
+    for number in queues:
+        contest.add(number)
+    return contest
+
+
+@given(STEPS, st.permutations(ORDERS), st.integers(3, 50), st.integers(1, 3))
+def test_who_gets_what_is_as_if_all_queues_were_looked_at_in_each_turn(
+    steps, orders, budget, consumers
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consuming, "DISPATCH_MESSAGES_MAX", budget)
+        tale, naive = Tale(*orders[:consumers]), Naive(*orders[:consumers])
+        for step in steps:
+            assert tale.step(*step) == naive.step(*step), step
 
 
 @given(STEPS)
@@ -105,8 +158,8 @@ def test_shares_of_queues_that_all_have_messages_are_their_weights(weights, room
     for room in rooms:
         left = room
         while left:
-            contest = Contest(order, range(len(weights)))
-            number, count = contest.first, contest.most(left, left)
+            contest = contest_of_all(order, range(len(weights)))
+            number, count = contest.first, contest.most(left, left, lambda _: True)
             assert 1 <= count <= left
             contest.took(count)
             given_out[number] += count
@@ -122,9 +175,9 @@ def test_a_queue_that_comes_back_has_saved_nothing_up() -> None:
         order.spend(0, 1)
     handed = []
     for _ in range(20):
-        contest = Contest(order, [0, 1])
+        contest = contest_of_all(order, [0, 1])
         handed.append(contest.first)
-        contest.took(contest.most(1, 1))
+        contest.took(contest.most(1, 1, lambda _: True))
     assert 9 <= sum(handed) <= 11
 
 

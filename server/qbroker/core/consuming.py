@@ -4,6 +4,7 @@ All of it is volatile but the grants.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from qbroker.core import records as r
 from qbroker.core.alone import active
@@ -13,7 +14,7 @@ from qbroker.core.gates import around, charge
 from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
-from qbroker.core.queueorder import Contest, order_of
+from qbroker.core.queueorder import contest_of
 from qbroker.core.queues import Queue
 from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.sessions import drop_consumer
@@ -64,7 +65,7 @@ def decide_consume(state: BrokerState, now: Now, connection: int, frame: Consume
         numbers,
         frame.credit,
         known=known,
-        order=order_of(frame, names, numbers),
+        contest=contest_of(frame, names, numbers),
     )
     return Decision(survey.opened, Ok(), listen=consumer)
 
@@ -83,23 +84,37 @@ def listen(state: BrokerState, consumer: Consumer) -> None:
     """
     state.consumers[consumer.connection, consumer.number] = consumer
     for number in consumer.queues:
+        queue = state.numbered[number]
         state.listening[number].append(consumer)
-        consumer.known = state.numbered[number].select(consumer.known)
-    for grant in consumer.member.grants.values():
-        if grant.consumer is None or (
-            grant.queue_number in consumer.queues
-            and grant.queue_number not in grant.consumer.queues
-        ):
-            count_for(consumer, grant)
+        consumer.known = queue.select(consumer.known)
+        if consumer.contest and is_able(queue, consumer):
+            consumer.contest.add(number)
+    for grant in found_adrift(consumer):
+        if grant.consumer:
+            grant.consumer.unsettled -= grant.remaining
+            state.listen_again(grant.consumer)
+        grant.consumer = consumer
+        consumer.unsettled += grant.remaining
     state.listen_again(consumer)
 
 
-def count_for(consumer: Consumer, grant: Grant) -> None:
-    """What a member came back with uses the subscription's credit, and no other's."""
-    if grant.consumer:
-        grant.consumer.unsettled -= grant.remaining
-    grant.consumer = consumer
-    consumer.unsettled += grant.remaining
+def found_adrift(consumer: Consumer) -> list[Grant]:
+    """Grants of its member that use the new subscription's credit from now on, and no other's.
+
+    A step a queue; a step a grant, too, for the first subscription after one that ended.
+    """
+    member = consumer.member
+    found: list[Grant] = []
+    is_first = member.adrift is None
+    adrift = member.adrift = member.adrift or {}
+    for grant in member.grants.values() if is_first else ():
+        if grant.consumer is None or grant.queue_number not in grant.consumer.queues:
+            adrift.setdefault(grant.queue_number, []).append(grant)
+    for number in consumer.queues if adrift else ():
+        found += adrift.pop(number, ())
+    for grants in adrift.values() if is_first else ():
+        found += (grant for grant in grants if grant.consumer is None)
+    return found
 
 
 def check_credit(state: BrokerState, credit: int) -> None:
@@ -145,16 +160,19 @@ def dispatch(state: BrokerState, now: Now, append: Append) -> list[Effect]:
     for queue in queues:  # which grows
         turn.serve(queue)
         if turn.is_over:
-            turn.break_off()
             break
         state.dirty.pop(queue.number, None)
     return turn.out
 
 
 class Handout:
-    """The hand-out of one turn."""
+    """The hand-out of one turn.
 
-    __slots__ = ("append", "budget", "contests", "keeper", "now", "out", "queues", "state")
+    While it is under way, and after it, a consumer of several queues that has room and any of
+    them in its contest has the first of these among the dirty ones.
+    """
+
+    __slots__ = ("append", "budget", "keeper", "now", "out", "queues", "state")
 
     def __init__(self, state: BrokerState, now: Now, append: Append) -> None:
         self.state = state
@@ -165,8 +183,6 @@ class Handout:
         self.budget = DISPATCH_MESSAGES_MAX
         self.queues: list[Queue] = []
         """To be served, one behind the other."""
-        self.contests: dict[Consumer, Contest] = {}
-        """Of consumers that have several queues and room."""
 
     @property
     def is_over(self) -> bool:
@@ -180,13 +196,14 @@ class Handout:
             queue.settle_shares()
         if queue.number in self.state.catalogue.single:
             listeners = active(self.state, queue)
+        self.take_part(queue)
         goes_on = not queue.held
         while goes_on and queue.ready and queue.parked is None and not self.is_over:
             goes_on = False
             hungry = [
                 each
                 for each in listeners
-                if each.room > 0 and (not each.order or self.is_next(each, queue))
+                if each.room > 0 and (each.contest is None or each.contest.first == queue.number)
             ]
             for served, consumer in enumerate(hungry):
                 selection, steps = queue.selections[consumer.known], keeper.steps
@@ -194,8 +211,9 @@ class Handout:
                     keeper.admit(selection, self.now)
                 share = -(-selection.open // (len(hungry) - served))
                 wanted = min(consumer.room, share, self.budget, DELIVER_MESSAGES_MAX)
-                if consumer.order:
-                    wanted = self.contests[consumer].most(wanted, consumer.room)
+                if consumer.contest and wanted:
+                    able = partial(self.is_able, consumer)
+                    wanted = consumer.contest.most(wanted, consumer.room, able)
                 entries = selection.take(wanted, keeper, self.now) if wanted else ()
                 if entries:
                     # Who was served is the last to be served again.
@@ -208,43 +226,32 @@ class Handout:
 
     # Consumers of several queues.
 
-    def is_next(self, consumer: Consumer, queue: Queue) -> bool:
-        """Whether the consumer is handed messages of this queue now, and of no other."""
-        contest = self.contests.get(consumer)
-        if contest is None and consumer.order:
-            able = [number for number in consumer.queues if self.is_able(number, consumer)]
-            contest = self.contests[consumer] = Contest(consumer.order, able)
-            self.serve_later(contest)
-        return contest is None or contest.first == queue.number
+    def take_part(self, queue: Queue) -> None:
+        """The queue, to which something happened, may have something for these consumers."""
+        for consumer in self.state.listening[queue.number]:
+            if consumer.contest:
+                if is_able(queue, consumer):
+                    consumer.contest.add(queue.number)
+                self.serve_later(consumer)
 
-    def is_able(self, number: int, consumer: Consumer) -> bool:
-        """Whether the queue may have something for the consumer."""
-        queue = self.state.numbered[number]
-        if not queue.ready or queue.held or queue.parked:
-            return False
-        selection = queue.selections.get(consumer.known)
-        return selection is not None and bool(selection.open or queue.opened)
+    def is_able(self, consumer: Consumer, number: int) -> bool:
+        """Whether the queue with that number may have something for the consumer."""
+        return is_able(self.state.numbered[number], consumer)
 
-    def serve_later(self, contest: Contest) -> None:
+    def serve_later(self, consumer: Consumer) -> None:
         """See that the queue whose turn it is for the consumer is served in this turn."""
-        number = contest.first
-        if number >= 0 and number not in self.state.dirty:
+        number = consumer.next_queue
+        if number >= 0 and consumer.room > 0 and number not in self.state.dirty:
             queue = self.state.dirty[number] = self.state.numbered[number]
             self.queues.append(queue)
 
     def pass_on(self, queue: Queue) -> None:
         """The queue has nothing more for those who have room: others have their turn with them."""
         for consumer in self.state.listening[queue.number]:
-            if consumer.order and consumer.room > 0 and self.is_next(consumer, queue):
-                contest = self.contests[consumer]
+            contest = consumer.contest
+            if contest and consumer.room > 0 and contest.first == queue.number:
                 contest.drop()
-                self.serve_later(contest)
-
-    def break_off(self) -> None:
-        """The rest is for the next turn, which then looks at all that had something."""
-        for contest in self.contests.values():
-            for number in contest.queues:
-                self.state.numbered[number].stir()
+                self.serve_later(consumer)
 
     def hand(self, queue: Queue, consumer: Consumer, entries: list[Entry]) -> None:
         """Lease the messages that were taken to the consumer; the delivery."""
@@ -277,10 +284,17 @@ class Handout:
         self.out.append(effect)
         given = sum(count for _, count in runs)
         self.budget -= given
-        if consumer.order:
-            contest = self.contests[consumer]
-            contest.took(given)
-            self.serve_later(contest)
+        if consumer.contest:
+            consumer.contest.took(given)
+            self.serve_later(consumer)
+
+
+def is_able(queue: Queue, consumer: Consumer) -> bool:
+    """Whether the queue may have something for the consumer."""
+    if not queue.ready or queue.held or queue.parked:
+        return False
+    selection = queue.selections[consumer.known]
+    return bool(selection.open or queue.opened)
 
 
 def merged(entries: list[Entry]) -> list[tuple[int, int]]:

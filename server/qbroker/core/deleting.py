@@ -54,6 +54,9 @@ def apply_queue_deleted(state: BrokerState, _position: int, record: r.QueueDelet
     listeners, state.listening[queue.number] = state.listening[queue.number], []
     for consumer in listeners:
         consumer.queues = [number for number in consumer.queues if number != queue.number]
+        if consumer.contest:
+            consumer.contest.forget(queue.number)
+            state.listen_again(consumer)
         gone = QueueGone(subscription=consumer.number, queue=queue.name, why=record.why)
         state.effects.append(Send(consumer.connection, gone))
         queue.deselect(consumer.known)

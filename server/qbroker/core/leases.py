@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qbroker.core.queueorder import QueueOrder
+from qbroker.core.queueorder import Contest
 from qbroker.core.runs import Run
 from qprotocol import wire
 
@@ -87,7 +87,7 @@ class Grant:
 class Member:
     """One holder of leases: a worker's parent, one of its children, or a plain consumer."""
 
-    __slots__ = ("connection", "grants", "number", "session", "untold")
+    __slots__ = ("adrift", "connection", "grants", "number", "session", "untold")
 
     def __init__(self, session: "Session | None", number: int) -> None:
         self.session = session
@@ -95,6 +95,9 @@ class Member:
         self.grants: dict[int, Grant] = {}
         # Volatile: the connection number, 0 if there is none now.
         self.connection = 0
+        self.adrift: dict[int, list[Grant]] | None = None
+        """By queue number, grants of queues that none of its subscriptions listens to; None if
+        nobody has looked since one of those ended."""
         self.untold: dict[tuple[int, int], tuple[bool, int]] = {}
         """Tokens of what was cancelled while it was away: (terminate, grace_ms). It is told when
         it comes back."""
@@ -139,11 +142,11 @@ class Consumer:
 
     __slots__ = (
         "connection",
+        "contest",
         "credit",
         "known",
         "member",
         "number",
-        "order",
         "queues",
         "unsettled",
         "writable",
@@ -158,7 +161,7 @@ class Consumer:
         credit: int,
         *,
         known: frozenset[str] | None = None,
-        order: QueueOrder | None = None,
+        contest: Contest | None = None,
     ) -> None:
         self.connection = connection
         self.number = number
@@ -167,8 +170,8 @@ class Consumer:
         self.credit = credit
         self.known = known
         """The tasks that it runs; None is all, and plain messages."""
-        self.order = order
-        """How its queues take turns; None if it has one."""
+        self.contest = contest
+        """Its queues that may have something for it; None if it has one queue."""
         self.unsettled = 0
         self.writable = True
 
@@ -176,6 +179,13 @@ class Consumer:
     def room(self) -> int:
         """Messages that may be handed out now."""
         return self.credit - self.unsettled if self.writable else 0
+
+    @property
+    def next_queue(self) -> int:
+        """The queue that it is handed messages of next; -1 if none has any for it."""
+        if self.contest:
+            return self.contest.first
+        return self.queues[0] if self.queues else -1
 
 
 class Attempts(NamedTuple):

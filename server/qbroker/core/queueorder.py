@@ -5,10 +5,14 @@
 
 A queue that has nothing it may be handed now, for whatever reason, keeps nobody waiting. All of
 it is volatile: a subscription begins even.
+
+A consumer may listen to thousands of queues, and settles thousands of messages a second: neither
+a settlement nor a hand-out walks its queues. Those that may have something are in its contest,
+which a queue joins when something happens to it, and leaves when its turn comes for nothing.
 """
 
-from collections.abc import Iterable, Mapping
-from heapq import heapify, heappop, heapreplace
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from qbroker.core.refusals import RefusedError
@@ -35,6 +39,11 @@ class QueueOrder:
         self._now = 0
         """What the queue had spent that was served last: who comes back begins there."""
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether a queue keeps its turn for as long as it has something."""
+        return not self._weights
+
     def key(self, number: int) -> int:
         """The queue with the lowest one is the next."""
         return max(self._spent.get(number, 0), self._now) if self._weights else self._places[number]
@@ -44,9 +53,7 @@ class QueueOrder:
 
         Turns are longer for a consumer with much ``room``, so that grants are few.
         """
-        weight = self._weights.get(number)
-        if weight is None:
-            return limit
+        weight = self._weights[number]
         turn = max(weight, room * weight // self._total)
         return min(limit, turn + lead * weight // _MESSAGE)
 
@@ -59,48 +66,63 @@ class QueueOrder:
 
 
 class Contest:
-    """The queues that have something for a consumer, in one turn, the next to be served first."""
+    """The queues that may have something for a consumer, the next to be served first."""
 
-    __slots__ = ("_heap", "_order")
+    __slots__ = ("_heap", "_listed", "order")
 
-    def __init__(self, order: QueueOrder, queues: Iterable[int]) -> None:
-        self._order = order
-        self._heap = [(order.key(number), number) for number in queues]
-        heapify(self._heap)
-
-    @property
-    def queues(self) -> list[int]:
-        """Those that are left."""
-        return [number for _, number in self._heap]
+    def __init__(self, order: QueueOrder) -> None:
+        self.order = order
+        self._heap: list[tuple[int, int]] = []
+        """(key, number). Keys stay true: whoever is served had the lowest, and the others' do not
+        depend on it."""
+        self._listed: set[int] = set()
 
     @property
     def first(self) -> int:
         """The queue whose turn it is; -1 if none has anything."""
         return self._heap[0][1] if self._heap else -1
 
-    def most(self, limit: int, room: int) -> int:
+    def add(self, number: int) -> None:
+        """The queue may have something."""
+        if number not in self._listed:
+            self._listed.add(number)
+            heappush(self._heap, (self.order.key(number), number))
+
+    def most(self, limit: int, room: int, is_able: Callable[[int], bool]) -> int:
         """How many messages of the first may be handed out now, up to ``limit``.
 
-        ``room`` is the consumer's.
+        ``room`` is the consumer's. Others that have nothing any more drop out.
         """
-        heap = self._heap
-        if len(heap) == 1:
+        if self.order.is_strict:
             return limit
-        return self._order.most(limit, room, heap[0][1], min(heap[1:3])[0] - heap[0][0])
+        heap = self._heap
+        key, number = first = heappop(heap)
+        while heap and not is_able(self.first):
+            self.drop()
+        if heap:
+            limit = self.order.most(limit, room, number, heap[0][0] - key)
+        heappush(heap, first)
+        return limit
 
     def took(self, count: int) -> None:
         """So many of the first were handed out."""
         number = self.first
-        self._order.spend(number, count)
-        heapreplace(self._heap, (self._order.key(number), number))
+        self.order.spend(number, count)
+        heapreplace(self._heap, (self.order.key(number), number))
 
     def drop(self) -> None:
-        """The first has nothing more for the consumer in this turn."""
-        heappop(self._heap)
+        """The first has nothing more for the consumer."""
+        self._listed.discard(heappop(self._heap)[1])
+
+    def forget(self, number: int) -> None:
+        """The queue is no more. Costs a step for each that is left."""
+        self._listed.discard(number)
+        self._heap = [each for each in self._heap if each[1] != number]
+        heapify(self._heap)
 
 
-def order_of(frame: Consume, names: list[str], numbers: list[int]) -> QueueOrder | None:
-    """What the consumer chose; None if it has one queue. Raises RefusedError."""
+def contest_of(frame: Consume, names: list[str], numbers: list[int]) -> Contest | None:
+    """By the order that the consumer chose; None if it has one queue. Raises RefusedError."""
     given: Mapping[str, Any] = frame.weights or {}
     if frame.order not in QUEUE_ORDERS:
         raise RefusedError("BAD_REQUEST", f"order {frame.order!r}: {' or '.join(QUEUE_ORDERS)}")
@@ -115,6 +137,5 @@ def order_of(frame: Consume, names: list[str], numbers: list[int]) -> QueueOrder
             )
     if len(numbers) == 1:
         return None
-    return QueueOrder(
-        numbers, [] if frame.order == STRICT else [given.get(name, 1) for name in names]
-    )
+    weights = [] if frame.order == STRICT else [given.get(name, 1) for name in names]
+    return Contest(QueueOrder(numbers, weights))

@@ -53,7 +53,7 @@ def decide_hello(
     if member.connection and member.connection != connection:
         decision.effects.append(Close(member.connection))
         leave(state, member.connection)
-    member.connection = connection
+    member.connection, member.adrift = connection, None
     state.members[connection], state.roles[connection] = member, frame.role
     if session and (not frame.member or session.over or not session.alive_until_ms):
         session.alive_until_ms = now.mono_ms + state.settings.session_timeout_ms
@@ -219,6 +219,7 @@ def drop_consumer(state: BrokerState, consumer: Consumer) -> None:
             state.dirty[number] = state.numbered[number]
         if not state.listening[number] and state.numbered[number].options.auto_delete:
             state.catalogue.left[number] = consumer.member.session
+    consumer.member.adrift = None
     for grant in consumer.member.grants.values():
         if grant.consumer is consumer:
             grant.consumer = None

@@ -289,11 +289,10 @@ class BrokerState:
         return held and position not in self.cancelled
 
     def listen_again(self, consumer: Consumer) -> None:
-        """The consumer may have room: look at its queues."""
-        for number in consumer.queues:
-            queue = self.numbered[number]
-            if queue.ready:
-                self.dirty[number] = queue
+        """The consumer may have room: look at the queue whose turn it is."""
+        number = consumer.next_queue
+        if number >= 0 and (consumer.contest or self.numbered[number].ready):
+            self.dirty[number] = self.numbered[number]
 
     def touched(self, position: int) -> Attempts | None:
         """The counters of a message that was handed out before and is not over."""

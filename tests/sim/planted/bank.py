@@ -230,8 +230,8 @@ BANK = [
         "queue_forgotten",
         "a message that waits again wakes nobody",
         "qbroker.core.state:BrokerState.listen_again",
-        "if queue.ready:",
-        "if False:",
+        "if number >= 0 and",
+        "if False and",
     ),
     Planted(
         "priority_inverted",
