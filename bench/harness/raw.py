@@ -208,25 +208,26 @@ class _Consumer:
 
     def take(self) -> int:
         """Handles what arrived; answers with how many messages were acknowledged just now."""
-        taken, acks = 0, bytearray()
+        taken, runs = 0, []
         for kind, header, raw in self.connection.receive():
             if kind == Deliver.TYPE:
                 delivered = decode_header(header)
                 assert isinstance(delivered, Deliver)
                 taken += delivered.count
-                acks += self._acks(delivered.grant, raw[: delivered.runs * wire.RUN.size])
+                brought = wire.RUN.iter_unpack(raw[: delivered.runs * wire.RUN.size])
+                runs += [(delivered.grant, *run) for run in brought]
             elif kind == Settled.TYPE:
                 self.unconfirmed -= 1
                 if raw:
                     raise BenchError("the broker says that a lease was lost")
-        if acks:
-            self.connection.socket.sendall(acks)
+        if runs:
+            self.connection.socket.sendall(self._acks(runs))
         return taken
 
-    def _acks(self, grant: int, runs: bytes) -> bytes:
-        """Of all these messages, `batch` a frame or fewer, however long or short their runs are."""
+    def _acks(self, runs: list[tuple[int, int, int]]) -> bytes:
+        """Of all that arrived together, `batch` messages a frame, however short the runs are."""
         frames, some, room = bytearray(), bytearray(), self.batch
-        for first, count in wire.RUN.iter_unpack(runs):
+        for grant, first, count in runs:
             at, end = first, first + count
             while at < end:
                 taken = min(room, end - at)

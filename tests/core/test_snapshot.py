@@ -83,7 +83,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Limits: ({"by_name"}, {"clock", "_by_scope", "_fading"}),
     Bucket: ({"missing", "at_ms"}, {"used"}),
     Grant: ({"number", "member", "entries", "remaining", "started", "early"}, {"consumer"}),
-    Member: ({"session", "number", "grants"}, {"connection", "untold"}),
+    Member: ({"session", "number", "grants"}, {"connection", "untold", "adrift"}),
     Session: ({"id", "members"}, {"alive_until_ms", "over"}),
     Attempts: (
         {

@@ -192,6 +192,8 @@ class Handout:
     def serve(self, queue: Queue) -> None:
         """Hand out what a queue has for those who listen."""
         listeners, keeper = self.state.listening[queue.number], self.keeper
+        if not listeners:
+            return
         if queue.shares and queue.shares.changed:
             queue.settle_shares()
         if queue.number in self.state.catalogue.single:

@@ -46,6 +46,9 @@ class Grant:
         """These are leased; they may have been before, and given back."""
         entries = self.entries
         self.remaining += count
+        if not entries or first >= entries[-1][0] + entries[-1][1]:
+            entries.append((first, count, run))
+            return
         index = self._before(first)
         if index < 0 or first >= sum(entries[index][:2]):
             entries.insert(index + 1, (first, count, run))

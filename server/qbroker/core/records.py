@@ -29,6 +29,10 @@ def _unpack(body: bytes) -> Any:
 Parts = tuple[bytes, ...]
 
 
+_NAMES: dict[type, tuple[str, ...]] = {}
+"""A record's fields, by its class, once they were asked for."""
+
+
 @dataclass(slots=True)
 class Record:
     """One fact. ``slots`` is how many positions it takes."""
@@ -37,7 +41,10 @@ class Record:
 
     def listed(self) -> list[Any]:
         """What goes into the msgpack array, in order."""
-        return [getattr(self, each.name) for each in fields(self)]
+        names = _NAMES.get(type(self))
+        if names is None:
+            names = _NAMES[type(self)] = tuple(each.name for each in fields(self))
+        return [getattr(self, name) for name in names]
 
     @property
     def raw(self) -> bytes:
