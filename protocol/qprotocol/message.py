@@ -198,13 +198,17 @@ def unpack_message(raw: bytes, at: int = 0) -> Message:
     )
 
 
+_NO_NAMES = b"", bytes(4)
+"""How a meta section begins that has no names."""
+
+
 def unpack_meta(meta: bytes) -> tuple[str, str, str, str, bytes]:
     """Root, parent, principal, trace context and what stands behind; empty if there is no meta.
 
     What stands behind are packed fields if the message is MARKED, else nothing to be read.
     """
-    if not meta:
-        return "", "", "", "", b""
+    if meta[:4] in _NO_NAMES:
+        return "", "", "", "", meta[4:]
     parts, at = [], 0
     for _ in range(4):
         end = at + 1 + meta[at] if at < len(meta) else len(meta) + 1

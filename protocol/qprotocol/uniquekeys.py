@@ -12,6 +12,7 @@ not store, because another one stands for it::
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from struct import Struct
 from typing import NamedTuple, Self
 
@@ -31,6 +32,11 @@ CONFLICTS = {"return": 1, "reject": 2, "replace": 3, "redelay": 4}
 """What becomes of a message whose key is held."""
 
 _UNIQUE = Struct("<BBBQ")
+_WORDS = {
+    bytes((SCOPES[scope], UNTILS[until], CONFLICTS[conflict])): (scope, until, conflict)
+    for scope, until, conflict in product(SCOPES, UNTILS, CONFLICTS)
+}
+"""How a UNIQUE begins, as words."""
 _IDEMPOTENCY = Struct("<Q")
 _EXISTING = Struct("<IQBB")
 
@@ -47,11 +53,7 @@ class UniqueKey(NamedTuple):
 
     def pack(self) -> bytes:
         """The value of the field UNIQUE. Raises ValueError naming what is out of bounds."""
-        if (self.until == "time") != (self.for_ms > 0) or self.for_ms > HOLD_MS_MAX:
-            raise ValueError(
-                f"held until {self.until!r} and for {self.for_ms} ms: a time goes with "
-                f'"time" alone, and is 1 to {HOLD_MS_MAX} ms'
-            )
+        check_time(self.until, self.for_ms)
         numbers = (
             number(SCOPES, "scope", self.scope),
             number(UNTILS, "until", self.until),
@@ -65,15 +67,13 @@ class UniqueKey(NamedTuple):
         if len(value) <= _UNIQUE.size:
             raise ValueError(f"the meta field UNIQUE has {len(value)} bytes: no key is in them")
         scope, until, conflict, for_ms = _UNIQUE.unpack_from(value)
-        found = cls(
-            value[_UNIQUE.size :].decode(),
+        words = _WORDS.get(value[:3]) or (
             name(SCOPES, "scope", scope),
             name(UNTILS, "until", until),
             name(CONFLICTS, "conflict", conflict),
-            for_ms,
         )
-        found.pack()
-        return found
+        check_time(words[1], for_ms)
+        return cls(unpacked_key("unique_key", value[_UNIQUE.size :]), *words, for_ms)
 
 
 class IdempotencyKey(NamedTuple):
@@ -85,8 +85,7 @@ class IdempotencyKey(NamedTuple):
 
     def pack(self) -> bytes:
         """The value of the field IDEMPOTENCY. Raises ValueError naming what is out of bounds."""
-        if not 0 <= self.window_ms <= HOLD_MS_MAX:
-            raise ValueError(f"a window of {self.window_ms} ms: 0 to {HOLD_MS_MAX}")
+        check_window(self.window_ms)
         return _IDEMPOTENCY.pack(self.window_ms) + packed_key("idempotency_key", self.key)
 
     @classmethod
@@ -96,9 +95,31 @@ class IdempotencyKey(NamedTuple):
             raise ValueError(
                 f"the meta field IDEMPOTENCY has {len(value)} bytes: no key is in them"
             )
-        found = cls(value[_IDEMPOTENCY.size :].decode(), *_IDEMPOTENCY.unpack_from(value))
-        found.pack()
-        return found
+        (window_ms,) = _IDEMPOTENCY.unpack_from(value)
+        check_window(window_ms)
+        return cls(unpacked_key("idempotency_key", value[_IDEMPOTENCY.size :]), window_ms)
+
+
+def check_time(until: str, for_ms: int) -> None:
+    """Raise ValueError unless a time is said exactly where the key is held for one."""
+    if (until == "time") != (for_ms > 0) or for_ms > HOLD_MS_MAX:
+        raise ValueError(
+            f"held until {until!r} and for {for_ms} ms: a time goes with "
+            f'"time" alone, and is 1 to {HOLD_MS_MAX} ms'
+        )
+
+
+def check_window(window_ms: int) -> None:
+    """Raise ValueError for a window that is too long."""
+    if not 0 <= window_ms <= HOLD_MS_MAX:
+        raise ValueError(f"a window of {window_ms} ms: 0 to {HOLD_MS_MAX}")
+
+
+def unpacked_key(what: str, raw: bytes) -> str:
+    """The key with these bytes, of which there are some. Raises ValueError if it is too long."""
+    if len(raw) > UNIQUE_KEY_BYTES_MAX:
+        raise ValueError(f"{what} has {len(raw)} bytes: at most {UNIQUE_KEY_BYTES_MAX}")
+    return raw.decode()
 
 
 def packed_key(what: str, key: str) -> bytes:

@@ -17,6 +17,7 @@ Rule 3. What follows on an outcome is never refused: there reject is return.
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from qbroker.core import records as r
@@ -32,6 +33,8 @@ from qprotocol.ids import unpack_id
 from qprotocol.message import unpack_route
 from qprotocol.uniquekeys import UNTILS, IdempotencyKey, UniqueKey, pack_existing
 
+ROUTES_KNOWN_MAX = 1_000
+"""Routes of messages with keys that are remembered, as what the keys are keys of."""
 NOWHERE = -1
 """In the place of an index: the holder is no message of the batch."""
 
@@ -70,13 +73,13 @@ class Keying:
 
         Raises RefusedError.
         """
+        for key, claim in self.taken.items():
+            self.before[key] = Holder(0, last(claim.who).id, claim.until, claim.until_ms)
         self.taken, self.replaced = {}, {}
         for mark in marks:
             self.look(mark)
         self.check_room()
         taken = [self.row(key, claim) for key, claim in self.taken.items()]
-        for _, key, until, until_ms, raw_id, _ in taken:
-            self.before[key] = Holder(0, raw_id, until, until_ms)
         left_out = [mark for mark in marks if mark.stands]
         return r.Keyed(
             taken,
@@ -87,8 +90,10 @@ class Keying:
 
     def look(self, mark: Mark) -> None:
         """The message takes its keys, or another one stands for it."""
-        done_as = mark.done_as() if mark.idempotency else b""
-        found, rule = self.find(done_as), "idempotency"
+        found, rule, done_as = None, "idempotency", b""
+        if mark.idempotency:
+            done_as = mark.done_as()
+            found = self.find(done_as)
         if found is None and mark.unique:
             key, rule = mark.held_as(), mark.unique.conflict
             found = self.find(key)
@@ -261,7 +266,7 @@ def mark_of(
     unique, window = fields.get(wire.UNIQUE), fields.get(wire.IDEMPOTENCY)
     if unique is None and window is None:
         return None
-    exchange, key, task, _ = unpack_route(route)
+    place, task = named_by(route)
     try:
         keys = (
             None if unique is None else UniqueKey.unpack(unique),
@@ -269,9 +274,15 @@ def mark_of(
         )
     except ValueError as error:
         raise bad(index, str(error)) from error
-    place = f"{exchange}/{key}" if exchange else key
     name = bytes((flags & wire.ID_MINTED,)) + raw_id
     return Mark(index, index, name, *keys, place, task)
+
+
+@lru_cache(ROUTES_KNOWN_MAX)
+def named_by(route: bytes) -> tuple[str, str]:
+    """What the keys of messages with that route are keys of: queue or exchange, and task."""
+    exchange, key, task, _ = unpack_route(route)
+    return f"{exchange}/{key}" if exchange else key, task
 
 
 def note_dues(batch: r.MessageBatch) -> None:

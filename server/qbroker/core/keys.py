@@ -19,7 +19,7 @@ from typing import Any
 from qbroker.core.moment import Now
 from qprotocol.uniquekeys import SCOPES, UNTILS, IdempotencyKey, UniqueKey
 
-QUEUE, TASK, GLOBAL = SCOPES.values()
+QUEUE, TASK, _ = SCOPES.values()
 IDEMPOTENCY = 4
 """Kinds of keys: the scopes of unique ones, and one more."""
 STARTED, FINISHED, TIME = UNTILS.values()
@@ -70,9 +70,11 @@ class Mark:
     def held_as(self) -> bytes:
         """The unique key as the table has it."""
         assert self.unique is not None
-        scope = SCOPES[self.unique.scope]
-        name = {QUEUE: self.place, TASK: self.task, GLOBAL: ""}[scope]
-        return pack_held(scope, name, self.unique.key)
+        unique = self.unique
+        scope = SCOPES[unique.scope]
+        if scope == TASK:
+            return pack_held(TASK, self.task, unique.key)
+        return pack_held(scope, self.place if scope == QUEUE else "", unique.key)
 
     def done_as(self) -> bytes:
         """The idempotency key as the table has it."""
