@@ -141,6 +141,8 @@ class Limits:
 
     def _check_ordering(self, lease: Lease, ordering: str, mark: Mark) -> None:
         known = lease.known
+        if known.elsewhere:
+            return  # a key is one queue's, and nobody says which one it is in
         key = known.message.queue, ordering
         for other in self._held(key, lease):
             raise Violation(f"{known} is handed out while {other.known} has its ordering key")
@@ -153,6 +155,7 @@ class Limits:
         """Whether nothing can have ended a message since it was given back."""
         known, oracle = lease.known, self.oracle
         is_left_alone = not known.over and not known.message.expires_ms and not known.relaxed
+        is_left_alone = is_left_alone and not known.elsewhere
         asked = known.cancel_asked or known.purge_asked or known.may_overflow or known.may_rot
         is_newest = all(each.grant <= lease.grant for each in known.leases)
         return is_left_alone and not asked and is_newest and not oracle.rotted

@@ -133,6 +133,11 @@ class Known:
         return self.message.id
 
     @property
+    def places(self) -> set[str]:
+        """The queues that it may be in."""
+        return {self.message.queue, *self.elsewhere}
+
+    @property
     def sent(self) -> bytes:
         """Its bytes in a publish."""
         return self.raw if self.packed is None else self.packed
@@ -337,7 +342,7 @@ class Oracle:
                 self._check_paused(known, mark)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
-            if not dead and not {known.message.queue, *known.elsewhere} & set(queues):
+            if not dead and not known.places & set(queues):
                 raise Violation(f"{known} came from {queues}")
             if 0 < known.begun < mark.tick and not known.again and not dead:
                 raise Violation(f"acks early: it has begun, and comes again: {known}")
@@ -376,7 +381,8 @@ class Oracle:
         """But for the last of a grant, which may go because they are the oldest."""
         highest, every = 100, EVERY
         if found and not dead:
-            every = self.oldest_every.get(found[0][1].message.queue, EVERY)
+            places = {place for _, known, _ in found for place in known.places}
+            every = min(self.oldest_every.get(place, EVERY) for place in places)
         handed = self.handed.setdefault(grant, [])
         handed += [known.message.priority for _, known, _ in found]
         turns = len(handed) // every + 1
@@ -415,7 +421,8 @@ class Oracle:
 
     def _check_alone(self, holder: Any, leases: list[Lease]) -> None:
         """Of a queue with one consumer at a time nobody else holds anything."""
-        for queue in {lease.known.message.queue for lease in leases} & self.single.keys():
+        here = [lease for lease in leases if not lease.known.elsewhere]
+        for queue in {lease.known.message.queue for lease in here} & self.single.keys():
             held = self.held_of.setdefault(queue, [])
             held[:] = [each for each in held if self.is_held(each)]
             # What was decided before the queue was so may have waited for the disk.
@@ -424,7 +431,7 @@ class Oracle:
                 is_older = lease.grant < leases[0].grant  # what was on its way may come later
                 if is_so and is_older and lease.holder is not holder:
                     raise Violation(f"two consumers of {queue}: the other one has {lease.known}")
-            held += [each for each in leases if each.known.message.queue == queue]
+            held += [each for each in here if each.known.message.queue == queue]
 
     def _check_alive(self, known: Known, mark: Mark, *, early: bool) -> None:
         if self._is_after(known, mark):
@@ -621,17 +628,15 @@ class Oracle:
             raise Violation(f"{known} waits, but it is {known.why_over}")
 
     def may_be_in(self, queue: str) -> list[Known]:
-        return [
-            known
-            for known in self.known.values()
-            if queue == known.message.queue or queue in known.elsewhere
-        ]
+        return [known for known in self.known.values() if queue in known.places]
 
     def moving(self, messages: list[Known], target: str) -> None:
         """A move is on its way, or was: they wait behind what waits there, or where they were."""
         for known in messages:
             known.elsewhere.add(target)
             known.plain_order = False
+            if target in self.limited:
+                known.may_overflow = known.may_be_dead = True
 
     def purging(self, queue: str) -> list[Known]:
         """A purge is on its way, or was: the messages it may have ended."""

@@ -165,7 +165,7 @@ BANK = [
         "qbroker.core.sessions:claimable",
         "None if number < attempts.claims_from else attempts.run",
         "attempts.run",
-        focus=frozenset(("tasks", "crash outcome", "kill", "power cut")),
+        focus=frozenset(("tasks", "crash outcome", "release", "kill", "slow network")),
     ),
     Planted(
         "claims_window_skipped",
@@ -188,6 +188,7 @@ BANK = [
         "qbroker.core.leaving:give_back_some",
         "early = position in grant.early",
         "early = False",
+        focus=frozenset(("acks early", "tasks", "bye")),
     ),
     Planted(
         "leases_lost_in_a_freeze",
@@ -383,6 +384,22 @@ BANK = [
         focus=frozenset(("tasks", "moves", "delays")),
     ),
     Planted(
+        "moved_holder_keeps_its_key",
+        "a message that is moved holds its ordering key in the queue that it has left",
+        "qbroker.core.moving:leave_key",
+        "if ordering:",
+        "if False:",
+        focus=frozenset(("tasks", "moves", "ordering keys", "retries", "release")),
+    ),
+    Planted(
+        "moved_takes_a_key",
+        "a message that is moved while it waits for its time holds an ordering key before its turn",
+        "qbroker.core.moving:apply_moved",
+        "state.later(target, position, due_ms)",
+        "state.later_again(target, position, due_ms)",
+        focus=frozenset(("tasks", "moves", "ordering keys", "delays")),
+    ),
+    Planted(
         "counting_cancels",
         "an order that is to count alone cancels",
         "qbroker.core.orders:decide_cancel_many",
@@ -454,7 +471,9 @@ BANK = [
         "the parts of a publish are handed out before the last one is here",
         "qbroker.core.staging:apply_part",
         "upload.count += batch.count",
-        "upload.count += batch.count\n    apply_messages(state, position, batch)",
+        "upload.count += batch.count\n"
+        "    from qbroker.core.publishing import apply_messages\n"
+        "    apply_messages(state, position, batch)",
     ),
     Planted(
         "dropped_upload_stays",
