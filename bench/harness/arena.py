@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, cast
@@ -45,8 +45,12 @@ class Task(Protocol):
     def delay(self, argument: int | str, /) -> Result: ...
 
 
+Options = Callable[[int], dict[str, str]]
+"""Of the call with that number."""
+
+
 class BenchApp(Protocol):
-    """`bench_app.py` of either side."""
+    """`bench_app.py` of either side; ours alone has what Celery has not."""
 
     noop: Task
     tick: Task
@@ -55,6 +59,10 @@ class BenchApp(Protocol):
     report_pid: Task
 
     def send_many(self, name: str, arguments: Iterable[int | str]) -> None: ...
+
+    def send_many_with(
+        self, name: str, arguments: Iterable[int | str], options: Options
+    ) -> None: ...
 
 
 class Arena:
@@ -185,13 +193,24 @@ class Arena:
             log=self._worker_log,
         )
 
-    def end_to_end(self, count: int, beside: AbstractContextManager[object] | None = None) -> float:
-        """Tasks a second, from the first call to the last task's run; with something ``beside``."""
+    def end_to_end(
+        self,
+        count: int,
+        beside: AbstractContextManager[object] | None = None,
+        options: Options | None = None,
+    ) -> float:
+        """Tasks a second, from the first call to the last task's run; with something ``beside``.
+
+        ``options`` gives those of each call by its number; without, none has any.
+        """
         with self.worker():
             self.wait_for_worker()
             with beside or nullcontext():
                 began_ns = time.monotonic_ns()
-                self.tasks.send_many("tick", [count] * count)
+                if options:
+                    self.tasks.send_many_with("tick", [count] * count, options)
+                else:
+                    self.tasks.send_many("tick", [count] * count)
                 self.wait_for_mark("last")
         (last,) = self.marks("last")
         self.forget_marks()

@@ -199,6 +199,9 @@ SCENARIOS: dict[str, Scenario] = {
         (
             Figure("rate_plain", "end to end without any limit", "tasks/s"),
             Figure("limited_percent", "less with limits", "%", "lower", absolute=15),
+            Figure("unique_percent", "less with unique keys", "%", "lower", absolute=15),
+            Figure("fair_percent", "less with fair shares", "%", "lower", absolute=15),
+            Figure("all_percent", "less with all three", "%", "lower", absolute=15),
         ),
         sides=(OURS,),
         group="lanes",

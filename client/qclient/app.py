@@ -133,7 +133,7 @@ class App:
 
     def _settings_changed(self) -> None:
         for callee in list(self._callees.values()):
-            callee.recipe = None
+            callee.forget_recipes()
 
     # Sending.
 

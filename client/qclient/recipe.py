@@ -6,12 +6,12 @@
 
 Rule 1. A Recipe is made from merged options and never changes; settings that change make
         new ones. Tests hold its bytes against Message.pack.
+        Calls whose options differ in nothing but their keys share one, with other fields each.
 Rule 2. The fast path is for a minted id without due or expiry; ``pack`` is for all.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from qclient.context import Context, current_request, pack_headers
@@ -20,7 +20,7 @@ from qclient.preview import preview_of_call
 from qclient.routes import destination, is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
 from qclient.topology import Broadcast
-from qclient.uniqueness import is_keyed, key_fields
+from qclient.uniqueness import has_keys, key_fields
 from qprotocol import wire
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import LaneKeys
@@ -33,14 +33,35 @@ if TYPE_CHECKING:
     from qclient.signature import Signature
 
 ID_BYTES = 16
-pack_size = Struct("<I").pack
+SIZE_BYTES = wire.SIZE.size
+pack_size = wire.SIZE.pack
 """The first field of wire.MESSAGE, alone."""
+_NO_SIZE = bytes(SIZE_BYTES)
+_NO_NAMES = bytes(4)
+"""A meta section without root, parent, principal and trace context."""
+_FLAGS = 4
+"""Which field of wire.MESSAGE they are."""
+SHARED_MAX = 1_000
+"""Recipes that a task remembers for calls with options."""
+OWN = frozenset(("unique_key", "idempotency_key", "task_id"))
+"""Options of a call that are no part of its recipe, or of its fields alone."""
 
 
 class Recipe:
     """All of a message but its id, body and moments."""
 
-    __slots__ = ("_lineage", "content", "due", "expires", "head", "plain", "rest", "route", "tail")
+    __slots__ = (
+        "_fields",
+        "_lineage",
+        "_template",
+        "content",
+        "due",
+        "expires",
+        "head",
+        "plain",
+        "rest",
+        "tail",
+    )
 
     head: bytes
     """wire.MESSAGE without its size, then the route."""
@@ -51,17 +72,42 @@ class Recipe:
     """Whether the fast path may be taken: no due, no expiry, msgpack."""
 
     def __init__(self, template: Message, due: Any = None, expires: Any = None) -> None:
-        self.route = template
+        sample = replace(template, id="00000000-0000-7000-8000-000000000000", body=b"").pack()
+        n_route = len(pack_route(template.exchange, template.queue, template.task, template.keys))
+        self.begin(template, template.fields, due, expires)
+        self.head = sample[SIZE_BYTES : wire.MESSAGE.size + n_route]
+        self.tail = sample[wire.MESSAGE.size + n_route + ID_BYTES :]
+        self.rest = len(self.head) + ID_BYTES + len(self.tail)
+
+    def begin(self, template: Message, fields: bytes, due: Any, expires: Any) -> None:
+        """All but the bytes."""
+        self._template = template
+        self._fields = fields
         self.content = template.content
         self.due = due
         self.expires = expires
         self.plain = due is None and expires is None and template.content == MSGPACK
-        sample = replace(template, id="00000000-0000-7000-8000-000000000000", body=b"").pack()
-        n_route = len(pack_route(template.exchange, template.queue, template.task, template.keys))
-        self.head = sample[4 : wire.MESSAGE.size + n_route]
-        self.tail = sample[wire.MESSAGE.size + n_route + ID_BYTES :]
-        self.rest = len(self.head) + ID_BYTES + len(self.tail)
         self._lineage: tuple[Context, Recipe] | None = None
+
+    @property
+    def route(self) -> Message:
+        """The message, but for its id, body and moments."""
+        if self._fields == self._template.fields:
+            return self._template
+        return replace(self._template, fields=self._fields)
+
+    def with_fields(self, fields: bytes) -> "Recipe":
+        """The recipe for calls that are like this one's, which have none, but for these fields."""
+        made = Recipe.__new__(Recipe)
+        made.begin(self._template, fields, self.due, self.expires)
+        *fixed, n_meta, n_headers = wire.MESSAGE.unpack_from(_NO_SIZE + self.head)
+        fixed[_FLAGS] |= wire.MARKED
+        meta = (self.tail[:n_meta] or _NO_NAMES) + fields
+        route = self.head[wire.MESSAGE.size - SIZE_BYTES :]
+        made.head = wire.MESSAGE.pack(*fixed, len(meta), n_headers)[SIZE_BYTES:] + route
+        made.tail = meta + self.tail[n_meta:]
+        made.rest = len(made.head) + ID_BYTES + len(made.tail)
+        return made
 
     def within(self, request: Context | None) -> "Recipe":
         """The recipe for calls made by the running task ``request``: its children."""
@@ -97,7 +143,7 @@ class Callee:
     A task known by name alone (``send_task``) has no parameters to check.
     """
 
-    __slots__ = ("app", "arity", "name", "options", "parameters", "recipe", "signature")
+    __slots__ = ("app", "arity", "name", "options", "parameters", "recipe", "shared", "signature")
 
     def __init__(
         self,
@@ -115,6 +161,8 @@ class Callee:
         """Fewest and most arguments a call by position may have; None if it takes more."""
         self.recipe: Recipe | None = None
         """For calls without options; None until made, and after settings changed."""
+        self.shared: dict[tuple[tuple[str, Any], ...], Recipe] = {}
+        """For calls with keys or options, by these options less their keys."""
         if signature is not None:
             self._measure(signature)
 
@@ -146,6 +194,29 @@ class Callee:
         """The recipe for a call with these options (checked before)."""
         if not options and self.recipe is not None:
             return self.recipe
+        alike = tuple([item for item in options.items() if item[0] not in OWN])
+        try:
+            recipe = self.shared.get(alike)
+        except TypeError:  # a value that cannot be looked up by, as headers
+            recipe, alike = None, ()
+        is_keyed = has_keys(self.options) or has_keys(options)
+        if recipe is None:
+            recipe, is_same = self._made(options, args, kwargs)
+            if is_same and not options and not is_keyed:
+                self.recipe = recipe
+            elif is_same and (alike or options.keys() <= OWN):
+                if len(self.shared) >= SHARED_MAX:
+                    self.shared.clear()
+                self.shared[alike] = recipe
+        if not is_keyed:
+            return recipe
+        fields = key_fields(self, options, args, kwargs)
+        return recipe.with_fields(fields) if fields else recipe
+
+    def _made(
+        self, options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple["Recipe", bool]:
+        """The recipe without keys; whether it is that of all calls with these options."""
         conf = self.app.conf
         routed = route(conf.task_routes, self.name, args, kwargs, options)
         said = {
@@ -155,13 +226,13 @@ class Callee:
             **options,
         }
         preview = preview_of_call(self.name, args, kwargs, said)
-        keyed = is_keyed(said)
-        fields = key_fields(self, options, args, kwargs) if keyed else b""
-        recipe = make_recipe(self, options, routed, preview=preview, fields=fields)
-        is_same = not (options or keyed or said["preview_chars"])
-        if is_same and is_static(conf.task_routes):
-            self.recipe = recipe
-        return recipe
+        recipe = make_recipe(self, options, routed, preview=preview)
+        return recipe, not said["preview_chars"] and is_static(conf.task_routes)
+
+    def forget_recipes(self) -> None:
+        """Settings changed: what was made of them is not true any more."""
+        self.recipe = None
+        self.shared.clear()
 
     def encode(self, recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         """A call's body. Raises TypeError or ValueError naming the argument."""
@@ -218,11 +289,10 @@ def make_recipe(
     policy: RetryPolicy | None = None,
     *,
     preview: str = "",
-    fields: bytes = b"",
 ) -> Recipe:
-    """The recipe for calls of ``callee`` with these options and that route.
+    """The recipe for calls of ``callee`` with these options and that route; without keys.
 
-    ``fields`` are its keys; a message that replaces another has those of that one.
+    A message that replaces another has the keys of that one.
     """
     conf = callee.app.conf
     said = {**callee.options, **routed, **options}
@@ -246,7 +316,6 @@ def make_recipe(
         flags=flags,
         content=CONTENTS[said.get("serializer", conf.task_serializer)],
         headers=pack_headers(options, policy, preview),
-        fields=fields,
     )
     return Recipe(template, due_of(options), said.get("expires"))
 

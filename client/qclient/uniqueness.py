@@ -29,9 +29,9 @@ Key = bool | str | Callable[..., str | None] | None
 NO_KEY = (None, False)
 
 
-def is_keyed(options: Mapping[str, Any]) -> bool:
-    """Whether calls with these options have keys: then each is packed by itself."""
-    return any(options.get(name) not in NO_KEY for name in ("unique_key", "idempotency_key"))
+def has_keys(options: Mapping[str, Any]) -> bool:
+    """Whether these options say a key of calls."""
+    return options.get("unique_key") not in NO_KEY or options.get("idempotency_key") not in NO_KEY
 
 
 def key_fields(

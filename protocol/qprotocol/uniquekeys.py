@@ -32,11 +32,12 @@ CONFLICTS = {"return": 1, "reject": 2, "replace": 3, "redelay": 4}
 """What becomes of a message whose key is held."""
 
 _UNIQUE = Struct("<BBBQ")
-_WORDS = {
-    bytes((SCOPES[scope], UNTILS[until], CONFLICTS[conflict])): (scope, until, conflict)
+_NUMBERS = {
+    (scope, until, conflict): bytes((SCOPES[scope], UNTILS[until], CONFLICTS[conflict]))
     for scope, until, conflict in product(SCOPES, UNTILS, CONFLICTS)
 }
-"""How a UNIQUE begins, as words."""
+"""How a UNIQUE begins, by its words."""
+_WORDS = {numbers: words for words, numbers in _NUMBERS.items()}
 _IDEMPOTENCY = Struct("<Q")
 _EXISTING = Struct("<IQBB")
 
@@ -54,7 +55,7 @@ class UniqueKey(NamedTuple):
     def pack(self) -> bytes:
         """The value of the field UNIQUE. Raises ValueError naming what is out of bounds."""
         check_time(self.until, self.for_ms)
-        numbers = (
+        numbers = _NUMBERS.get(self[1:4]) or (
             number(SCOPES, "scope", self.scope),
             number(UNTILS, "until", self.until),
             number(CONFLICTS, "conflict", self.conflict),

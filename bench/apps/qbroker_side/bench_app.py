@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import task_bodies
 
@@ -25,3 +25,12 @@ def send_many(name: str, arguments: Iterable[int | str]) -> None:
     """One call for each argument, published in confirmed batches."""
     task = _TASKS[name]
     app.send_many(task.s(argument) for argument in arguments)
+
+
+def send_many_with(
+    name: str, arguments: Iterable[int | str], options: Callable[[int], dict[str, str]]
+) -> None:
+    """The same, each call with the options of its number."""
+    task = _TASKS[name]
+    calls = (task.s(argument) for argument in arguments)
+    app.send_many(call.set(**options(number)) for number, call in enumerate(calls))
