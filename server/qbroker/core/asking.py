@@ -6,6 +6,9 @@ that id, else a search of the log by the id's time. No answer trusts a bare posi
 is not in memory any more the archive is asked, last.
 """
 
+from collections.abc import Iterator
+from itertools import islice
+
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Tell
@@ -31,17 +34,9 @@ def known(
     state: BrokerState, now: Now, frame: Named, found: Found | None
 ) -> tuple[int, Finished | None]:
     """The task's position and what is known of it; None if a Lookup must tell first."""
-    name = name_of(frame)
-    named, read = named_position(state, name), found or Found()
-    if named:
-        candidates = {named: read.messages.get(named, b"")}
-    else:
-        candidates = {p: raw for p, raw in read.messages.items() if raw and id_of(raw) == name}
-    for position, raw in candidates.items():
-        at = state.current(position)
-        entry = state.results.get(at, now.wall_ms) or state.pending(at) or waiting(state, at, raw)
-        if entry is not None:
-            return at, entry
+    read = found or Found()
+    for at, entry in in_memory(state, now, frame, read):
+        return at, entry
     row = archived(state, now, frame, read)
     if row:
         return row.position, row.entry
@@ -65,6 +60,23 @@ def archived(state: BrokerState, now: Now, frame: Named, read: Found) -> Remembe
             "RESOURCE_EXHAUSTED", f"nobody can tell what became of {frame.id!r}: {read.trouble}"
         )
     return None
+
+
+def in_memory(
+    state: BrokerState, now: Now, frame: Named, read: Found
+) -> Iterator[tuple[int, Finished]]:
+    """What is known of each message with that id, and its position: an exchange makes copies."""
+    name = name_of(frame)
+    named = named_position(state, name)
+    if named:
+        candidates = {named: read.messages.get(named, b"")}
+    else:
+        candidates = {p: raw for p, raw in read.messages.items() if raw and id_of(raw) == name}
+    for position, raw in candidates.items():
+        at = state.current(position)
+        entry = state.results.get(at, now.wall_ms) or state.pending(at) or waiting(state, at, raw)
+        if entry is not None:
+            yield at, entry
 
 
 def name_of(frame: Named) -> bytes:
@@ -129,28 +141,39 @@ def is_remembered(entry: Finished, found: Found | None) -> bool:
 def decide_cancel(
     state: BrokerState, now: Now, connection: int, frame: Cancel, found: Found | None
 ) -> Decision:
-    """Over at once, unless it is finished already; if nobody knows it, once it comes."""
+    """Over at once, unless it is finished already; if nobody knows it, once it comes.
+
+    With it the copies that an exchange made, copies_max at most: answered is the first.
+    """
     position, entry = known(state, now, frame, found)
     if entry is None:
         return lookup(state, connection, frame, found)
     records: list[r.Record] = []
-    if entry.unfinished:
-        run = run_known(state, position, found)
-        assert run is not None, f"{position} is {entry.state.name} and nowhere"
+    copies = in_memory(state, now, frame, found or Found())
+    left = dict.fromkeys(at for at, each in copies if each.unfinished)
+    if left:
         until = now.wall_ms + state.settings.result_ttl_ms
-        where = [[position, run.lane.number, run.priority]]
-        grace_ms = frame.grace_ms
+        most, grace_ms = state.settings.copies_max, frame.grace_ms
+        where = [place(state, at, found) for at in islice(left, most)]
         removed = r.Removed(
             where, "cancelled", now.wall_ms, until, frame.terminate, grace_ms=grace_ms
         )
         records.append(removed)
-        entry = Finished(State.REVOKED, 0, 0, now.wall_ms, 0, until, 0, "cancelled")
+        if entry.unfinished:
+            entry = Finished(State.REVOKED, 0, 0, now.wall_ms, 0, until, 0, "cancelled")
     elif entry is UNKNOWN and state.settings.cancel_notices_max:
         until = now.wall_ms + state.settings.cancel_notice_ttl_ms
         raw_id, minted = pack_id(frame.id)
         records.append(r.CancelNoted([noticed(raw_id, minted=minted)], until))
         entry = Finished(State.UNKNOWN, 0, 0, 0, 0, until)
     return Decision(records, effects=[told(connection, frame, position, entry, found)])
+
+
+def place(state: BrokerState, position: int, found: Found | None) -> list[int]:
+    """An unfinished message, as a row of Removed."""
+    run = run_known(state, position, found)
+    assert run is not None, f"{position} waits, and nowhere"
+    return [position, run.lane.number, run.priority]
 
 
 def apply_cancel_noted(state: BrokerState, _position: int, record: r.CancelNoted) -> None:
