@@ -30,6 +30,7 @@ from qbroker.core.weights import Weights
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
 from qprotocol.frames import Bind, ChangeQueue, DeclareExchange, DeleteQueue, SetPolicy
+from qprotocol.limitrules import LimitRule
 from qprotocol.message import unpack_message
 from qprotocol.options import OPTIONS, QueueOptions
 
@@ -232,6 +233,8 @@ def test_definitions_are_what_makes_it_all_again() -> None:
         "policy name=p for=* history=failures",
         "policy name=o for=* operator message_ttl_ms=9",
         "declare q=mine exclusive=true",
+        "limit slow q=mail concurrency=2",
+        "limit own task=t concurrency=1 origin=code",
     ):
         assert "Error" not in harness.run(line)[-1]
     harness.machine.submit(
@@ -257,6 +260,7 @@ def test_definitions_are_what_makes_it_all_again() -> None:
                 "arguments": {"kind": "paid", "raw": {"hex": "ff"}},
             }
         ],
+        "limits": [{"name": "slow", "rule": LimitRule(queue="mail", concurrency=2).as_dict()}],
     }
     assert [row["name"] for row in core.policies()] == ["p", "o"]
     found = core.queue_described("mail")
