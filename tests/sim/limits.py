@@ -157,6 +157,7 @@ class Limits:
         is_left_alone = not known.over and not known.message.expires_ms and not known.relaxed
         is_left_alone = is_left_alone and not known.elsewhere
         asked = known.cancel_asked or known.purge_asked or known.may_overflow or known.may_rot
+        asked = asked or oracle.burials.few  # it may have died instead
         is_newest = all(each.grant <= lease.grant for each in known.leases)
         return is_left_alone and not asked and is_newest and not oracle.rotted
 

@@ -18,6 +18,7 @@ Promises held here (numbers are those of the list of promises):
     P11 first deliveries of a queue and priority in order    ``check_order``
     who goes next of queues, ages and tenants    ``sim/turns.py``
     P20 results are what the worker sent                    ``told``
+    a dead letter stays until it is replayed, edited or dropped, each once  ``sim/burials.py``
     of a unique key one is there, and what is not stored is answered  ``sim/keys.py``
     what names an exchange is in each queue bound for it, once, or in none  ``still``, ``_placed``
 and: nothing is invented, nothing comes back after its end, nothing comes before its time,
@@ -37,6 +38,7 @@ from qprotocol.lanekeys import LaneKeys
 from qprotocol.message import Message, unpack_message, walk
 from qprotocol.states import State
 from qprotocol.wire import SLOT_BITS
+from sim.burials import Burials
 from sim.keys import Keys
 from sim.limits import Limits
 from sim.swarm import EVERY
@@ -125,6 +127,10 @@ class Known:
     of it together; nothing for the second and further ones."""
     elsewhere: set[str] = field(default_factory=set)
     """Queues that it may have been moved to."""
+    replays: int = 0
+    """How often a replay of it was asked for, as a dead letter."""
+    edited: Known | None = None
+    """The dead letter whose place it is to take."""
     cause: Lease | None = None
     """The delivery whose settlement brought it, and that ended with it."""
 
@@ -203,6 +209,7 @@ class Oracle:
         self.keys = Keys(self)
         self.turns: Turns | None = None
         """Who went when, if the seed is a whole story."""
+        self.burials = Burials(self)
         self.lost_tick = -1
         """When something that was only written was last lost."""
 
@@ -337,18 +344,23 @@ class Oracle:
             if not self.gone(known, mark):
                 self.reveal(known)
                 self._placed(known, position)
-            self._check_alive(known, mark, early=dead and known.may_overflow)
+            early = bool(known.replays) or (dead and known.may_overflow)
+            self._check_alive(known, mark, early=early)
             if not dead and not known.elsewhere:
                 self._check_paused(known, mark)
             if dead and not known.may_be_dead:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
             if not dead and not known.places & set(queues):
                 raise Violation(f"{known} came from {queues}")
-            if 0 < known.begun < mark.tick and not known.again and not dead:
+            may_begin = known.again or known.replays
+            if 0 < known.begun < mark.tick and not may_begin and not dead:
                 raise Violation(f"acks early: it has begun, and comes again: {known}")
             if known.cause is not None and not known.relaxed:
                 # One fact: with it the delivery has ended whose settlement brought it.
                 self.end(known.cause.known, "followed by another", mark)
+            if known.edited is not None and not known.relaxed:
+                self.end(known.edited, "edited", mark)
+            known.may_be_dead = known.may_be_dead or self.burials.few
             self._check_not_held(known, deliver.grant, mark)
             if not any(lease.grant > deliver.grant for lease in known.leases):
                 self._check_counters(known, counters)
@@ -472,7 +484,8 @@ class Oracle:
             if not least <= value <= most:
                 raise Violation(f"{known} says {value} {name}: {least} to {most} are true")
         seen = len(known.leases) + 1
-        if self.calm and deliveries != seen and not known.message.parent:
+        is_first_life = not known.replays and not known.message.parent
+        if self.calm and deliveries != seen and is_first_life:
             raise Violation(f"{known} says {deliveries} deliveries: this is the {seen}.")
 
     def _is_ordered(self, known: Known) -> bool:
@@ -589,7 +602,8 @@ class Oracle:
         elif state is State.REVOKED:
             expires = known.message.expires_ms
             expired = expires and expires <= mark.wall_high
-            if not (expired or known.cancel_asked or known.purge_asked):
+            asked_for = known.cancel_asked or known.purge_asked
+            if not (expired or asked_for or self.burials.may_fade(known)):
                 raise Violation(f"REVOKED, and neither cancelled nor expired nor purged: {known}")
             self.end(known, "revoked", mark)
         elif known.over == YES and known.over_tick < asked.mark.tick:
@@ -597,6 +611,7 @@ class Oracle:
 
     def _check_unknown(self, known: Known, asked: Snapshot) -> None:
         there = asked.born == YES and known.over == NO and not known.relaxed and not known.may_rot
+        there = there and not self.burials.may_fade(known)
         expires = known.message.expires_ms
         if there and not (expires and expires <= self.world.wall_high):
             raise Violation(f"UNKNOWN, but it was confirmed and has not ended: {known}")
@@ -722,5 +737,6 @@ class Oracle:
             for known in self.known.values()
             if known.born == YES
             and known.over == NO
+            and not self.burials.may_fade(known)
             and not (known.message.expires_ms and known.message.expires_ms <= now)
         ]

@@ -73,7 +73,7 @@ def check_rows(oracle: Oracle, rows: list[Row], shed: int) -> None:
         if known.uid in of:
             raise Violation(f"{known} has two rows: {of[known.uid]}, {row}")
         of[known.uid] = row
-        check_row(known, row)
+        check_row(oracle, known, row)
     unplaced = sum(1 for each in oracle.known.values() if not each.position and each.born)
     if strangers > unplaced:
         raise Violation(f"{strangers} rows of messages that nobody knows")
@@ -100,7 +100,7 @@ def is_wanted(known: Known) -> bool:
     return bool(known.message.task) and known.why_over in ("acked", "a success")
 
 
-def check_row(known: Known, row: Row) -> None:
+def check_row(oracle: Oracle, known: Known, row: Row) -> None:
     message = known.message
     names = row.id, row.task, row.queue
     is_nameless = known.may_rot and not any(names)
@@ -119,7 +119,7 @@ def check_row(known: Known, row: Row) -> None:
             return  # of what is set aside nobody can say more
         if not known.may_be_dead:
             raise Violation(f"{row}, and nothing has failed: {known}")
-    elif not known.cancel_asked and not message.expires_ms:
+    elif not (known.cancel_asked or message.expires_ms or oracle.burials.may_fade(known)):
         raise Violation(f"{row}, and it was neither cancelled nor can it expire: {known}")
     least, most = known.failures
     if not least <= row.failures <= most:

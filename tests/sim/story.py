@@ -23,6 +23,7 @@ from qbroker import archiving, bodies
 from qbroker.core import closing
 from sim.asker import Asker
 from sim.broker import Process
+from sim.clerk import Clerk
 from sim.disk import FaultyDisk
 from sim.limits import Limits
 from sim.maker import Maker
@@ -88,6 +89,13 @@ class Story:
         self.data = Path(tempfile.mkdtemp(prefix="qbroker-sim-", dir=IN_MEMORY))
         self.oracle.limited = {n for n, each in swarm.queues.items() if "max_length" in each}
         self.oracle.oldest_every = {n: oldest_every(swarm, n) for n in swarm.queues}
+        burials = self.oracle.burials
+        burials.few = any("deliveries_max" in each for each in swarm.queues.values())
+        burials.mortal = {
+            name.removesuffix(".dead")
+            for name, options in swarm.dead.items()
+            if options.keys() & {"message_ttl_ms", "max_length"}
+        }
         self.oracle.by_task = swarm.has("known tasks")
         if swarm.features & {"limits", "ordering keys"}:
             self.oracle.limits = Limits(self.oracle, swarm)
@@ -114,6 +122,7 @@ class Story:
             Consumer(maker, names, f"consumer-{n}", *common) for n in range(1, swarm.consumers + 1)
         ]
         self.asker = Asker(maker, "asker", *common)
+        self.clerk = Clerk(maker, "clerk", *common)
         for worker in self.workers:
             worker.claims_until = self.claims_until
             worker.number_of = self.process.number_of
@@ -137,7 +146,7 @@ class Story:
         for line in self.swarm.lines():
             world.note("swarm", "%s", line)
         self.operator.begin()
-        for actor in (*self.publishers, *self.workers, *self.consumers, self.asker):
+        for actor in (*self.publishers, *self.workers, *self.consumers, self.asker, self.clerk):
             actor.begin()
         world.after(3 * S, self.audit)
         world.run(PHASE_S * S, self.idle)
@@ -164,6 +173,7 @@ class Story:
         for publisher in self.publishers:
             publisher.calm = True
         self.asker.settle_down()
+        self.clerk.calm = True
         if self.process.state == "down":
             self.operator.start()
 
@@ -201,7 +211,7 @@ class Story:
         """A clean stop and a start: the same is known, and nothing is left."""
         world = self.world
         self.process.check()
-        for client in (*self.publishers, *self.consumers, self.asker):
+        for client in (*self.publishers, *self.consumers, self.asker, self.clerk):
             client.alive = False
             client.hang_up("the end")
         assert self.oracle.turns

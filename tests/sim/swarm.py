@@ -69,6 +69,7 @@ FEATURES = (
     "unique keys",
     "fair keys",
     "passing keys",
+    "dead letters",
 )
 FAULTS = (
     "power cut",
@@ -112,6 +113,8 @@ class Swarm:
     batch_bytes_max: int
     queues: dict[str, dict[str, Any]]
     """Declared queues and their options; the first is where most things go if it is hot."""
+    dead: dict[str, dict[str, Any]]
+    """Options of queues of dead letters."""
     publishers: int
     consume: dict[str, Any]
     """How the queues of a consumer take turns: fields of Consume."""
@@ -214,6 +217,7 @@ def draw(rng: Random, focus: frozenset[str] = frozenset()) -> Swarm:
         segment_bytes=rng.choice((8, 32, 256)) << 10,
         batch_bytes_max=rng.choice((16, 64, 1024)) << 10,
         queues={name: queue_options(rng, features) for name in names},
+        dead=dead_options(rng, names) if "dead letters" in features else {},
         publishers=rng.choice((1, 1, 2, 3)),
         consume=consume_order(rng, names) if "queue order" in features else {},
         workers=rng.choice((1, 1, 2, 3)),
@@ -244,6 +248,13 @@ def consume_order(rng: Random, names: tuple[str, ...]) -> dict[str, Any]:
     return {"weights": {name: rng.choice((1, 2, 10, 1_000)) for name in names}}
 
 
+def dead_options(rng: Random, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Of some queues dead letters go after a time, or by number."""
+    alarms = {"alarm_length": rng.choice((1, 5)), "alarm_age_ms": rng.choice((0, 2_000))}
+    ends = ({}, {}, {}, {"message_ttl_ms": 4_000}, {"max_length": 3})
+    return {f"{name}.dead": alarms | rng.choice(ends) for name in names}
+
+
 def oldest_every(swarm: Swarm, queue: str) -> int:
     """How often its oldest message has a turn, at most: one made on first use has the default."""
     return min(int(swarm.queues[queue].get("oldest_every") or EVERY), EVERY)
@@ -262,6 +273,8 @@ def queue_options(rng: Random, features: frozenset[str]) -> dict[str, Any]:
         options["oldest_every"] = rng.choice((0, 3, 20))
     if "fair keys" in features and rng.random() < 0.5:
         options["fair_weights"] = rng.choice(("big=9", "big=1000,small=2", "small=3"))
+    if "dead letters" in features and rng.random() < 0.7:
+        options["deliveries_max"] = rng.choice((1, 2, 4))
     if "single consumer" in features and rng.random() < 0.6:
         options["single_active_consumer"] = True
     return options

@@ -11,6 +11,10 @@ ROT = frozenset(
     ("tasks", "minted ids", "watch", "large bodies", "consumers", "delays", "results", "peek")
 )
 
+LETTERS = frozenset(
+    ("dead letters", "tasks", "minted ids", "retries", "reject", "crash outcome", "results")
+)
+
 BANK = [
     # Durability
     Planted(
@@ -703,5 +707,38 @@ BANK = [
         "found.update(number for number, _ in upload.staged)",
         "pass",
         focus=frozenset(("passing keys", "tasks", "uploads", "large bodies", "slow network")),
+    ),
+    # Dead letters
+    Planted(
+        "replay_by_position_alone",
+        "an order about a death is carried out about a later one of the same message",
+        "qbroker.core.deadletters:chosen",
+        "letter.number == number and",
+        "",
+        focus=LETTERS,
+    ),
+    Planted(
+        "replayed_letter_stays",
+        "a dead letter that is replayed is still among the dead letters",
+        "qbroker.core.burying:revive",
+        "state.letters.gone(position)",
+        "None",
+        focus=LETTERS,
+    ),
+    Planted(
+        "edit_keeps_the_old_letter",
+        "the message that an edit puts in a letter's place is no dead letter",
+        "qbroker.core.state:BrokerState.replace",
+        "self.letters.rename(position, after)",
+        "self.letters.gone(position)",
+        focus=LETTERS,
+    ),
+    Planted(
+        "letters_of_a_checkpoint_lost",
+        "a checkpoint restores no dead letter but the first",
+        "qbroker.core.savedletters:restore_letters",
+        "zip(*columns, strict=True):",
+        "list(zip(*columns, strict=True))[:1]:",
+        focus=LETTERS | {"checkpoints", "clean restart", "kill"},
     ),
 ]
