@@ -106,6 +106,14 @@ def test_a_page_ends_where_it_has_looked_at_enough(monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_a_clock_that_is_set_back_hides_nobody() -> None:
+    harness = Harness()
+    dead(harness, "a")
+    harness.run("clock -1h")
+    assert letters_of(harness)[0] in harness.run("dead detail=0")[-1]
+    assert "nothing" in harness.run("dead detail=0 older=1s")[-1]
+
+
 # --- Orders
 
 

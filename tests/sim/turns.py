@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from sim.oracle import Known, Lease, Oracle
 
 UNSEEN = frozenset(
-    ("pause", "moves", "cancels of many", "purge", "delete", "single consumer", "lengths")
+    (
+        *("pause", "moves", "cancels of many", "purge", "delete", "single consumer", "lengths"),
+        "dead letters",
+    )
 )
 """Features by which a queue hands nothing out, or what waits is another's, and nobody is told."""
 MURKY = frozenset(("bad sectors", "rot"))

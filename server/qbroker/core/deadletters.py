@@ -75,7 +75,9 @@ def fill(state: BrokerState, now: Now, frame: DeadLetters, shown: LettersShown) 
             shown.next = at
             return
         shown.looked, at = shown.looked + 1, number
-        if letter and letter.died_ms <= before_ms and is_seen(state, position):
+        # Without an age all are meant, also who died by a clock that was set back since.
+        is_old = letter and (not frame.older_ms or letter.died_ms <= before_ms)
+        if letter and is_old and is_seen(state, position):
             found = row(state, position, letter)
             if fits(frame, found):
                 shown.rows.append(found)

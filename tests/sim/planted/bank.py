@@ -718,6 +718,14 @@ BANK = [
         focus=LETTERS,
     ),
     Planted(
+        "letters_of_the_future_hidden",
+        "who died by a clock that was set back since is not among the dead letters",
+        "qbroker.core.deadletters:fill",
+        "not frame.older_ms or ",
+        "",
+        focus=LETTERS | {"wall jump"},
+    ),
+    Planted(
         "replayed_letter_stays",
         "a dead letter that is replayed is still among the dead letters",
         "qbroker.core.burying:revive",
