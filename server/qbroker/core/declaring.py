@@ -12,7 +12,7 @@ from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner, owner_of
-from qbroker.core.policies import SET, Policy, layered
+from qbroker.core.policies import NOTHING, SET, Policy, layered
 from qbroker.core.queues import Queue
 from qbroker.core.refusals import RefusedError, queue_named
 from qbroker.core.settings import POLICIES_MAX, POLICY_QUEUE_WEIGHT, POLICY_WORK_MAX
@@ -165,7 +165,7 @@ def decide_policy(state: BrokerState, _now: Now, _connection: int, frame: SetPol
 def apply_queue_opened(state: BrokerState, _position: int, record: r.QueueOpened) -> None:
     """The queue exists."""
     queue = state.open_queue(record.number, record.name, QueueOptions())
-    queue.terms.declared = named(record.options)
+    queue.terms.declared = named(record.options) or NOTHING
     queue.terms.owner = record.owner
     if record.options.get("history"):
         state.catalogue.told[record.number] = record.options["history"]

@@ -277,7 +277,9 @@ class Gatekeeper:
 
 def around(lane: Lane) -> tuple[Gate, ...]:
     """Every gate that a message of the lane goes through."""
-    return (*lane.queue.gates, *lane.shelf.gates, *lane.gates)
+    if lane.queue.gates or lane.shelf.gates:
+        return (*lane.queue.gates, *lane.shelf.gates, *lane.gates)
+    return lane.gates
 
 
 def charge(lane: Lane, count: int, wall_ms: int) -> None:

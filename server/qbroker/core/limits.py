@@ -39,7 +39,9 @@ class LimitGate(Gate):
         """How many have this gate."""
         self.turn = 0
         self.served = _NO_TURNS
-        """Of a rule for several queues: queue number to the turn of its last message. Volatile."""
+        """Of one that several places have, for several queues: queue number to the turn of its
+        last message. Volatile.
+        """
 
     def held(self) -> int:
         """Messages that wait here. Costs a step a lane."""
@@ -89,6 +91,8 @@ class LimitGate(Gate):
 
     def open(self) -> None:
         """There may be room again: for the queue first that was served longest ago."""
+        if not self._whole and not self._lanes:
+            return
         queues = {place.queue for place in self._whole} | {shelf.queue for shelf in self._lanes}
         super().open()
         if len(queues) > 1:
@@ -100,7 +104,7 @@ class LimitGate(Gate):
 
     def charge(self, lane: Lane, count: int, wall_ms: int) -> None:
         """Slots are taken; tokens too, but not by a claim, which has no time."""
-        if self.rule and not self.rule.queue:
+        if self.places > 1 and self.rule and not self.rule.queue:
             self.turn += 1
             if self.served is _NO_TURNS:
                 self.served = {}

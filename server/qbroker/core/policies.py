@@ -39,16 +39,16 @@ class Policy:
         return fnmatchcase(queue, self.pattern)
 
 
-_NOTHING: Mapping[str, Any] = {}
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(slots=True)
 class Terms:
     """What was said of one queue. Durable."""
 
-    declared: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    declared: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """The options that its declaration names."""
-    changed: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    changed: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """Those that an operator has set for it."""
     owner: bytes = b""
     """Whose it is alone: a session's id, or a connection of one epoch; see owners.py."""

@@ -29,6 +29,7 @@ _NO_POSITIONS: set[int] = set()
 _NO_RUNS: list[Run] = []
 _NOBODY: Counter[str] = Counter()
 _NO_SHELVES: "dict[Shelf, dict[Gate, None]]" = {}
+_NO_SELECTIONS: dict[frozenset[str] | None, Selection] = {}
 
 
 class Queue:
@@ -99,7 +100,7 @@ class Queue:
         # Volatile.
         self.retired: list[Run] = _NO_RUNS
         """Runs of earlier lives, to be swept."""
-        self.selections: dict[frozenset[str] | None, Selection] = {}
+        self.selections = _NO_SELECTIONS
         """By what they know: one for all consumers that know the same tasks."""
         self.shares: Shares | None = None  # while no lane has a fair key
         self.behind = _NOBODY
@@ -279,7 +280,8 @@ class Queue:
         """
         selection = self.selections.get(known)
         if selection is None:
-            selection = self.selections[known] = Selection(self, known)
+            selection = Selection(self, known)
+            self.selections = {**self.selections, known: selection}
             shelves = self.shelves
             names = shelves if known is None or len(shelves) < len(known) else known
             for name in [name for name in names if name in shelves and selection.knows(name)]:
@@ -296,7 +298,8 @@ class Queue:
         selection = self.selections[known]
         selection.consumers -= 1
         if not selection.consumers:
-            del self.selections[known]
+            left = {each: other for each, other in self.selections.items() if each != known}
+            self.selections = left or _NO_SELECTIONS
 
     def reason(self, shelf: Shelf) -> str:
         """Why messages on the shelf wait, in one word; empty if they may be handed out."""

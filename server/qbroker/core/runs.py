@@ -84,7 +84,7 @@ class Run:
     @property
     def current(self) -> "Run":
         """The run of the same lane and priority in which messages wait now."""
-        return self.lane.run(self.priority) if self.is_purged else self
+        return self if self.life == self.lane.queue.life else self.lane.run(self.priority)
 
     def extend(self, first: int, count: int) -> None:
         """Put ``count`` consecutive positions at the end."""
@@ -132,7 +132,7 @@ class Run:
 
     def first(self) -> int:
         """The position that leaves next. Only when ``size`` is above 0."""
-        if self.given:
+        if self.given is not _NO_SPANS and self.given:
             return self.given.first()
         if self.skipped:
             self._drop_skipped()
@@ -144,7 +144,7 @@ class Run:
         At least one comes out if there is one. Stops early at a chunk's or a span's end: call
         again.
         """
-        if self.given:
+        if self.given is not _NO_SPANS and self.given:
             span = self.given.take(limit, before)
             self.size -= span[1]
             if not self.given:
@@ -153,6 +153,10 @@ class Run:
         if self.skipped:
             self._drop_skipped()
         chunk, head = self.chunk, self.head
+        if self.size == 1 and not self.skipped:
+            self.size = 0
+            self._advance(head + 1)
+            return [(chunk[head], 1)]
         end = min(len(chunk), head + limit)
         if chunk[end - 1] > before:
             end = max(head + 1, bisect_left(chunk, before, head, end))

@@ -2,6 +2,7 @@
 
 from qbroker.core import closing, declaring
 from qbroker.core.columns import column, pack_columns, unpack_columns
+from qbroker.core.policies import NOTHING
 from qbroker.core.state import BrokerState
 from qprotocol.options import QueueOptions
 
@@ -26,7 +27,7 @@ def restore_queues(state: BrokerState, block: Block) -> None:
     (queues, lanes), delayed = unpack_columns(block)
     for number, (name, options, ready, scheduled, leased, *counts) in enumerate(queues):
         queue = state.open_queue(number, name, QueueOptions())
-        queue.terms.declared = declaring.named(options)
+        queue.terms.declared = declaring.named(options) or NOTHING
         state.refresh(queue)
         queue.ready, queue.scheduled, queue.leased = ready, scheduled, leased
         queue.counts.update(*counts)

@@ -239,6 +239,8 @@ class Selection:
                         return run
                     self.keys[level] = true
                     heapreplace(heap, (true, level))
+                    if heap[0][1] is level:
+                        return run
                     continue
                 del self.keys[level]
                 if level.tenant and not level.heap:
