@@ -23,6 +23,7 @@ from qbroker.backupcommands import backup_command, restore_command
 from qbroker.config import SETTINGS, Config, ConfigError
 from qbroker.deadcommands import dead_group
 from qbroker.definitioncommands import export_command, import_command, policy_group
+from qbroker.eventcommands import event_group
 from qbroker.exchangecommands import (
     bind_command,
     bindings_command,
@@ -77,7 +78,7 @@ for more in (
     *(log_group, backup_command, restore_command, tasks_command, task_command, queue_group),
     *(policy_group, export_command, import_command),
     *(exchange_group, bind_command, unbind_command, bindings_command, publish_command),
-    *(limit_group, dead_group, unique_group),
+    *(limit_group, dead_group, unique_group, event_group),
     *(cancel_command, purge_command, why_command),
 ):
     commands.add_command(more)

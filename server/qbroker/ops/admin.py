@@ -6,6 +6,7 @@ Rule 1. Every wait has the same deadline; nothing is asked twice.
 """
 
 import json
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -139,6 +140,21 @@ class Admin:
     def inspect(self, what: str, name: str = "") -> Any:
         """The broker's table of that name. Raises as ``ask`` does."""
         return json.loads(self.ask(Inspect(what=what, name=name), Report).raw)
+
+    def push(self, kind: type[F], wait_s: float | None) -> F | None:
+        """The next push of that kind, since the last answer or from now on; None if there is none
+        within ``wait_s``, which is for ever if it is None. Raises Unreachable.
+        """
+        end_s = None if wait_s is None else time.monotonic() + wait_s
+        while True:
+            while self._frames:
+                frame = self._frames.pop(0)
+                if isinstance(frame, kind):
+                    return frame
+            left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+            if not select.select([self._socket], [], [], left_s)[0]:
+                return None
+            self._frames.append(self._receive())
 
     def _expect(self, answer: type[F], correlation: int) -> F:
         """The next frame with that correlation; pushes are none of our business."""
