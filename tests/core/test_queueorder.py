@@ -212,3 +212,13 @@ def test_what_is_left_of_a_turn_is_looked_at_in_the_next(monkeypatch: pytest.Mon
     machine.submit(tale.harness.named["A"], f.DeleteQueue(queue="a", correlation=9))
     machine.settle()
     assert consumer.room == 0
+
+
+def test_what_an_ordering_key_hid_wakes_its_queue_when_the_key_is_free() -> None:
+    """It came up by its age, before the turn of a higher priority."""
+    harness = Harness()
+    harness.run("declare q=a oldest_every=1")
+    harness.run("publish q=a ordering_key=k low")
+    harness.run("publish q=a ordering_key=k priority=5 high")
+    assert harness.run("consume q=a,b credit=2")[-1] == "A     Deliver grant=1.1 high@4:0"
+    assert harness.run("ack high")[-1] == "A     Deliver grant=1.2 low@3:1"

@@ -38,6 +38,7 @@ NEEDED = (
     "a read was refused",
     "a message was set aside",
     "a request was given up",
+    "a restored message was looked at",
     "a retry keeps its ordering key",
     "a running message was revoked",
     "a segment was cleaned",

@@ -130,7 +130,7 @@ class Operator:
 
     def ended(self, how: str) -> None:
         if self.swarm.has("restores") and not self.flips and not self.flipped:
-            self.process.restores.take(self.disk, self.process.checkpoints)
+            self.process.restores.take(self.disk, self.process.checkpoints, self.oracle)
         if self.flips and how != "refused" and not self.healed:
             self.flip()
         elif self.flipped:

@@ -126,6 +126,7 @@ class Ordering(Gate):
         for each in hidden:
             if each.size and each.key < 0 and each.lane.parked is None and not each.is_purged:
                 each.lane.queue.offer(each, 0)
+                each.lane.queue.stir()
         run = self.next_run()
         if run and run.lane.parked is self:
             run.lane.unpark()
