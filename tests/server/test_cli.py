@@ -60,9 +60,9 @@ def test_the_version_is_the_distributions(command: Command) -> None:
         (["queus"], 'no command "queus": did you mean "queues"?'),
         (
             ["xyzzy"],
-            'no command "xyzzy": there are backup, bind, bindings, cancel, config, dead, exchange, '
-            "export, import, limit, log, peek, policy, publish, purge, quarantine, queue, queues, "
-            "restore, serve, stats",
+            'no command "xyzzy": there are backup, bind, bindings, cancel, config, dead, event, '
+            "exchange, export, import, limit, log, peek, policy, publish, purge, quarantine, "
+            "queue, queues, restore, serve, stats",
         ),
         (["log", "dmup"], 'no command "dmup": did you mean "dump"?'),
         (["serve", "--lissten", "x"], "'--listen'"),
