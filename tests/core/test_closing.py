@@ -223,6 +223,10 @@ def keyed(nth: int, queue: str = "q", **fields: Any) -> bytes:
     return Message(queue, b"x", task="t", keys=LaneKeys(fair=f"k{nth}").pack(), **fields).pack()
 
 
+def limited(nth: int, **fields: Any) -> bytes:
+    return Message("q", b"x", task="t", keys=LaneKeys(limit=f"k{nth}").pack(), **fields).pack()
+
+
 def publish(twin: Twin, *raws: bytes) -> None:
     twin.say(f.Publish(producer=0, sequence=0, count=len(raws), raw=b"".join(raws)))
 
@@ -383,20 +387,22 @@ def test_an_ordering_key_is_forgotten_with_the_last_of_its_lanes() -> None:
 def test_lists_lose_closed_lanes_though_an_old_message_is_never_taken() -> None:
     twin = Twin(Settings())
     twin.say(f.Credit(subscription=1, credit=0))
-    publish(twin, keyed(0))
+    publish(twin, limited(0))
     for nth in range(1, 30):
-        publish(twin, keyed(nth, expires_ms=twin.now.wall_ms + 10))
+        publish(twin, limited(nth, expires_ms=twin.now.wall_ms + 10))
         idle_out(twin)
-    heap = twin.broker.state.queues["q"].shelves["t"].levels[0].heap
+    (level,) = twin.broker.state.queues["q"].shelves["t"].levels
     assert lanes_open(twin.broker.state) == 1
-    assert len(heap) <= 2
+    assert len(level.heap) <= 3
     twin.check()
 
 
 def test_an_old_snapshot_does_not_say_what_is_delayed_and_it_is_counted() -> None:
     twin = Twin(Settings())
     publish(twin, *(keyed(nth, due_ms=START_MS + 10**6) for nth in (0, 0, 1)))
-    twin.say(f.Cancel(id="", position=twin.records[-1][0]))
+    twin.say(f.CancelMany(queue="q", key="k1"))
+    twin.turn()
+    assert twin.broker.state.cancelled
     sections = dict(encode(twin.broker.state))
     del sections["lanes"]
     row = unpack_columns(sections["broker"])[0]
@@ -473,4 +479,21 @@ def test_a_lane_that_was_purged_stays_until_that_is_swept(monkeypatch: pytest.Mo
         twin.pass_ms(LOOK_CROWDED_MS)
     twin.pass_ms(LOOK_CROWDED_MS)
     assert closed(twin) == [[0]]
+    twin.check()
+
+
+def test_a_snapshot_says_which_numbers_are_free_and_which_is_the_next() -> None:
+    twin = Twin(Settings())
+    publish(twin, keyed(0), keyed(1), keyed(2), keyed(3, due_ms=START_MS + 10**6))
+    publish(twin, keyed(0))
+    ack_all(twin)
+    idle_out(twin)
+    assert closed(twin) == [[0, 1, 2]]
+    assert not twin.broker.state.routes
+    twin.save()
+    found = decode(twin.settings, twin.sections)
+    assert list(found.closed) == [0, 1, 2]
+    assert [x.number for x in found.queues["q"].lanes] == [3]
+    publish(twin, keyed(4), keyed(5))
+    assert sorted(x.number for x in twin.broker.state.queues["q"].lanes) == [1, 2, 3]
     twin.check()
