@@ -28,10 +28,8 @@ def measure(arena: Arena) -> dict[str, float]:
     """Percent of the rate with one, of the same round; bytes of memory for each of the many."""
     keys = list(named("key", arena.many(ours=100_000, theirs=0)))
     queues = list(named("queue", arena.many(ours=10_000, theirs=0)))
-    arena.fresh_broker(**ROOM)
+    warmed_up(arena)
     set_limit(arena.port, "keys", task=TASK, per_key=True, concurrency=10_000)
-    warm = arena.many(ours=WARM, theirs=0)
-    moved(arena, warm, [packed("warm", BODY_BYTES)] * 100, ["warm"])  # bodies, buffers, free lists
     one, by_key, bytes_a_key = compared(
         arena,
         len(keys),
@@ -39,6 +37,7 @@ def measure(arena: Arena) -> dict[str, float]:
         [packed("keyed", BODY_BYTES, task=TASK, key=key) for key in keys],
         ["keyed"],
     )
+    warmed_up(arena)  # what the keys left would be room for the queues
     _, by_queue, bytes_a_queue = compared(
         arena,
         len(queues),
@@ -53,6 +52,12 @@ def measure(arena: Arena) -> dict[str, float]:
         "queues_percent": by_queue,
         "bytes_a_queue": bytes_a_queue,
     }
+
+
+def warmed_up(arena: Arena) -> None:
+    """A new broker whose bodies, buffers and free lists are as large as they will be."""
+    arena.fresh_broker(**ROOM)
+    moved(arena, arena.many(ours=WARM, theirs=0), [packed("warm", BODY_BYTES)] * 100, ["warm"])
 
 
 def compared(
