@@ -291,6 +291,35 @@ def test_what_did_not_run_costs_nothing() -> None:
     assert shares.changed == {}
 
 
+def test_an_ack_says_that_each_message_took_the_least() -> None:
+    harness = Harness()
+    harness.run("publish fair_key=a a1 a2 a3 a4")
+    harness.run("publish fair_key=b b1")
+    harness.run("consume credit=2")
+    shares = harness.machine.core.state.queues["q"].shares
+    assert shares
+    harness.run("done a1 run_ms=100")
+    harness.run("done b1 run_ms=100")
+    slow = shares.tenants["a"].cost_us
+    assert slow == 100_000
+    harness.run("ack a2")
+    assert slow * 3 // 4 < shares.tenants["a"].cost_us < slow
+    assert shares.tenants["a"].used_us - shares.tenants["a"].out_us <= 101_000
+
+
+def test_many_acks_at_once_are_the_least_each() -> None:
+    shares = Shares({})
+    tenant = shares.offered("a", 99)
+    tenant.cost_us = 80_000
+    shares.hand_out(tenant, 99)
+    shares.less("a", 99)
+    shares.ended("a", 99)
+    shares.measured("a", 0, ran=True, count=99)
+    list(shares.settle())
+    assert tenant.used_us == 99 * tenants.LEAST_US
+    assert tenant.cost_us < 2 * tenants.LEAST_US
+
+
 def test_weights_change_while_messages_wait() -> None:
     floor = Floor(1, {}, "a=3")
     floor.publish("a", 5)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
+
+from qclient.context import Context
 from qprotocol import frames as f
 from qprotocol import wire
+from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
+from qworker.execute import Run
+from qworker.hand import Parcel
 from qworker.settlements import Ended, Settlements
 from qworker.slots import CONFIRMED
 
@@ -35,3 +41,14 @@ def test_outcomes_are_cut_by_their_number() -> None:
     frames = mine.frames()
     assert all(isinstance(frame, f.Settle) for frame in frames)
     assert [frame.count for frame in frames] == [OUTCOMES_MAX, 1]
+
+
+@pytest.mark.parametrize(
+    ("fair", "run_ms", "wanted"), [("", 900, False), ("a", 1.9, False), ("a", 2, True)]
+)
+def test_the_run_time_is_told_where_tenants_share_by_it_and_an_ack_says_less(
+    fair: str, run_ms: float, *, wanted: bool
+) -> None:
+    request = Context(keys=LaneKeys(fair=fair))
+    parcel = Parcel(b"", 0, 0, 1, 1, 1, 0, 0)
+    assert Run(parcel, None, request, int(run_ms * 1_000_000)).is_measured is wanted

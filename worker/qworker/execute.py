@@ -38,6 +38,8 @@ from qworker.slots import CANCELLED, HARD_MS, SIGNALLED, SOFT_MS
 
 OURS = tuple(str(Path(place).parent) + os.sep for place in (__file__, qclient.__file__ or __file__))
 """Frames of these folders at the top of a traceback are not the user's."""
+LEAST_TOLD_NS = 2_000_000
+"""Run time from which tenants are charged more than the millisecond that an ack says."""
 Finished = tuple[Outcome | None, str]
 """An outcome, and task and id for the log where there is one."""
 
@@ -68,6 +70,13 @@ class Run:
     @property
     def what(self) -> str:
         return f"{self.request.task}[{self.request.id}]"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the broker is to be told how long it took: tenants share by run time, and an
+        ack says that it was a millisecond at most.
+        """
+        return bool(self.request.keys.fair) and self.run_ns >= LEAST_TOLD_NS
 
     def outcome(self, kind: int, **fields: Any) -> Outcome:
         """An outcome of this delivery."""
@@ -185,8 +194,7 @@ class Executor:
         if request.ignore_result and type(result) is not CoroutineType:
             if self.log.wanted:
                 self._succeeded(run)
-            # Tenants share by run time: the broker is told of it.
-            return run.outcome(wire.ACK) if request.keys.fair else None, ""
+            return run.outcome(wire.ACK) if run.is_measured else None, ""
         return self._returned(run, result), run.what
 
     def _ended(self, run: Run, started: int) -> None:

@@ -25,6 +25,8 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     for _number, first, count in record.runs:
         for run, start, length in state.unlease_neighbours(leases[first], first, count):
             run.lane.queue.counts["acked"] += length
+            if run.lane.queue.shares:
+                run.lane.queue.shares.measured(run.lane.fair, 0, ran=True, count=length)
             if weights:
                 state.catalogue.gone(run.lane.queue, start, length)
         if kept:

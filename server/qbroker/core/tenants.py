@@ -25,6 +25,8 @@ LEAST_US = 1_000
 KEPT_MIN = 64
 """Tenants that are kept though nothing of theirs waits, before it is worth to look for them."""
 _SMOOTH = 8
+_LEARNT_MAX = 50
+"""Of messages that ended together, so many move the estimates: then these are theirs."""
 _POSITION_BITS = 64
 
 
@@ -186,16 +188,16 @@ class Shares:
                 tenant.out -= count
                 tenant.out_us -= tenant.ended_us
 
-    def measured(self, key: str, run_ms: int, *, ran: bool) -> None:
-        """What ended last of the tenant took so long; if it ``ran``, others will take as long."""
+    def measured(self, key: str, run_ms: int, *, ran: bool, count: int = 1) -> None:
+        """What ended last of the tenant took so long each; if it ``ran``, others will, too."""
         tenant = self.tenants.get(key)
         if tenant is None or tenant.ended_us < 0:
             return
         took = max(LEAST_US, run_ms * 1_000) if ran else 0
-        if ran:
+        for _ in range(min(count, _LEARNT_MAX) if ran else 0):
             tenant.cost_us += (took - tenant.cost_us) // (_SMOOTH if tenant.cost_us else 1)
             self.mean_us = max(LEAST_US, self.mean_us + (took - self.mean_us) // _SMOOTH)
-        tenant.due_us += took - tenant.ended_us
+        tenant.due_us += count * took - tenant.ended_us
         tenant.ended_us = -1
         self.changed[tenant] = None
 
