@@ -111,6 +111,19 @@ def test_lanes_that_were_there_are_listed_so_many_a_turn(monkeypatch: pytest.Mon
     check_places(state)
 
 
+def test_what_is_listed_anew_is_no_reason_to_clear_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is true: to clear away would be a step for each, in one turn, for nothing."""
+    monkeypatch.setattr(elders, "SPARE", 1)
+    monkeypatch.setattr(elders.Elders, "_clear_away", pytest.fail)
+    harness = Harness()
+    for number in range(7):
+        harness.run(f"publish task=t{number} m{number}")
+    found = elders.Elders(harness.machine.core.state.queues["q"])
+    found.list_all()
+    with closing(found.oldest()) as oldest:
+        assert len(list(oldest)) == 7
+
+
 def test_after_a_start_the_oldest_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elders, "ELDERS_LANES_MAX", 1)
     harness = Harness()

@@ -29,9 +29,10 @@ from qbroker.core.state import BrokerState
 from qbroker.core.weights import Weights
 from qbroker.log.log import Log, LogSettings
 from qbroker.replaying import replay
-from qprotocol.frames import Bind, ChangeQueue, DeclareExchange, DeleteQueue, SetPolicy
+from qprotocol.frames import Bind, ChangeQueue, DeclareExchange, DeleteQueue, Publish, SetPolicy
 from qprotocol.limitrules import LimitRule
-from qprotocol.message import unpack_message
+from qprotocol.limits import MESSAGES_PER_FRAME_MAX
+from qprotocol.message import Message, unpack_message
 from qprotocol.options import OPTIONS, QueueOptions
 
 NOW = Now(1_700_000_000_000, 1_000)
@@ -138,6 +139,21 @@ def test_lowered_limits_are_seen_to_a_piece_a_turn(monkeypatch: pytest.MonkeyPat
     assert harness.run("stats")[0].endswith(
         "q: ready=0 scheduled=0 leased=1, q.dead: ready=5 scheduled=0 leased=0"
     )
+
+
+def test_a_queue_keeps_its_length_however_full_the_frames_are() -> None:
+    """As much goes in a turn as a frame can bring: else it would grow with each."""
+    harness = Harness()
+    machine = harness.machine
+    harness.run("declare q=q max_length=10 overflow=dead_letter_oldest")
+    raw = Message("q", b"x").pack() * MESSAGES_PER_FRAME_MAX
+    for number in range(3):
+        frame = Publish(
+            correlation=number + 7, producer=0, sequence=0, count=MESSAGES_PER_FRAME_MAX, raw=raw
+        )
+        machine.submit(harness.named["A"], frame)
+        machine.turn()
+        assert machine.core.state.queues["q"].ready == 10
 
 
 def test_the_next_piece_of_a_lowered_limit_is_due_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

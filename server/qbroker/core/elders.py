@@ -42,6 +42,7 @@ class Elders:
         for lane in lanes:
             for run in lane.runs:
                 if run.size:
+                    self._most += 1  # it is true: there is nothing to clear away for it
                     self.offer(run)
 
     def list_all(self) -> None:

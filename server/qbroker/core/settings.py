@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qprotocol.limits import MESSAGES_PER_FRAME_MAX
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 
 
@@ -122,16 +123,15 @@ POLICY_WORK_MAX = 2_000
 """What a change of policies does in one turn: a look of a queue at a policy counts for 1."""
 POLICY_QUEUE_WEIGHT = 10
 """What else is done for a queue."""
-OVERFLOW_MESSAGES_MAX = 1_000
-"""Messages taken out of a queue that is over its limits for each frame that brings some."""
+OVERFLOW_MESSAGES_MAX = MESSAGES_PER_FRAME_MAX
+"""Messages taken out of a queue that is over its limits for each frame that brings some: as many
+as one can bring, else the queue would grow."""
 OVERFLOW_LATER_MAX = 100
 """Messages taken out in one turn because a limit was lowered, or more came than that."""
 CROWDED_MAX = 1_000
 """Queues looked at in one turn because their limits are new."""
 ELDERS_LANES_MAX = 1_000
 """Lanes of a queue that is to throw its oldest away listed in one turn."""
-OVERFLOW_MESSAGES_MAX = 500
-"""Messages taken out of a queue in one turn because its limits were lowered."""
 LANE_IDLE_MS = 10_000
 """How long a lane that was idle once stays open, to be looked at once more."""
 LANES_LOOKED_MAX = 5_000

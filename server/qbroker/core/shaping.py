@@ -7,6 +7,7 @@ outcome never is: there it is overflow.py that sees to the limits.
 """
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -39,8 +40,8 @@ class Shape:
 
     state: BrokerState
     now: Now
-    opened: list[r.Record]
-    """Queues and lanes that will be opened; the walk adds to it."""
+    homes: Mapping[int, str]
+    """Lanes that will be opened, to their queues' names; the walk adds to it."""
     following: bool = False
     """It follows on an outcome: nothing of it is refused."""
     coming: dict[str, Coming] = field(default_factory=dict)
@@ -52,10 +53,10 @@ class Shape:
             queue = lane.queue
             found = self.coming.get(queue.name)
             return found or self._begin(Coming(queue.name, queue.options, queue))
-        of = next(x.queue for x in self.opened if type(x) is r.LaneOpened and x.number == number)
-        if of < len(self.state.numbered):
-            return self.of_queue(self.state.numbered[of])
-        name = next(x.name for x in self.opened if type(x) is r.QueueOpened and x.number == of)
+        name = self.homes[number]
+        known = self.state.queues.get(name)
+        if known:
+            return self.of_queue(known)
         options = self.state.catalogue.options_for(name)
         return self.coming.get(name) or self._begin(Coming(name, options, None))
 

@@ -41,6 +41,8 @@ class Survey:
     """Routes not yet known, to number and kind of the lane that will be opened."""
     planned_lanes: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
     numbers: Iterator[int] | None = None  # for planned lanes
+    homes: dict[int, str] = field(default_factory=dict)
+    """Planned lanes, to the names of their queues."""
     planned_queues: dict[str, int] = field(default_factory=dict)
     relaxed: set[int] = field(default_factory=set)
     """Planned lanes of queues whose confirms wait for the kernel only."""
@@ -182,7 +184,7 @@ class Survey:
     def shaped(self) -> Shape:
         """What comes into queues whose options say something of it; made on first use."""
         if self.shape is None:
-            self.shape = Shape(self.state, self.now, self.opened, following=self.following)
+            self.shape = Shape(self.state, self.now, self.homes, following=self.following)
         return self.shape
 
     def plan(self, route: bytes, index: int) -> tuple[int, int]:
@@ -243,6 +245,7 @@ class Survey:
         self.planned_lanes[queue_name, task, keys] = lane_number
         if not (queue.synced if queue else state.synced_by_name(queue_name)):
             self.relaxed.add(lane_number)
+        self.homes[lane_number] = queue_name
         self.opened.append(r.LaneOpened(lane_number, number, task, keys))
         return lane_number
 
@@ -283,7 +286,9 @@ class Survey:
         """The number of a lane's queue; either may be one that will be opened."""
         if lane := self.state.lane_numbered(number):
             return lane.queue.number
-        return next(x.queue for x in self.opened if type(x) is r.LaneOpened and x.number == number)
+        name = self.homes[number]
+        known = self.state.queues.get(name)
+        return known.number if known else self.planned_queues[name]
 
     def settle_ids(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
         """Check chosen ids against live ones, and note the mint times of the others."""
