@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Self
 
 from qclient.serialization import DecodeError, decode, decode_call, encode_call, pack
@@ -26,6 +27,11 @@ from qprotocol.options import RetryPolicy
 from qprotocol.preview import ENTRY
 
 HEADERS_BYTES_MAX = 0xFFFF
+NOWHERE = "", ""
+"""The exchange and routing key of a message that was sent to its queue."""
+KEYS_KNOWN_MAX = 1_000
+"""Keys of messages that are remembered: tenants come again."""
+unpack_keys = lru_cache(KEYS_KNOWN_MAX)(LaneKeys.unpack)
 
 
 @dataclass(slots=True)
@@ -79,8 +85,8 @@ class Context:
         message = delivery.message
         args, kwargs = decode_call(message.content, message.body)
         try:
-            keys = LaneKeys.unpack(message.keys) if message.keys else NO_KEYS
-            exchange, routing_key = message.origin if message.fields else ("", message.queue)
+            keys = unpack_keys(message.keys) if message.keys else NO_KEYS
+            exchange, routing_key = message.origin if message.fields else NOWHERE
         except ValueError as error:
             raise DecodeError(str(error)) from error
         context = cls(
@@ -93,7 +99,7 @@ class Context:
             crashes=delivery.crashes,
             queue=message.queue,
             exchange=exchange,
-            routing_key=routing_key,
+            routing_key=routing_key if exchange else message.queue,
             priority=message.priority,
             keys=keys,
             eta=moment(message.due_ms),

@@ -216,10 +216,7 @@ class Survey:
         return place
 
     def place(self, route: bytes, index: int) -> tuple[int, int]:
-        """Number and kind of the lane that a route with the empty exchange leads to.
-
-        For one that is not among the state's routes.
-        """
+        """Number and kind of the lane of a route without exchange that the state has not."""
         return self.planned.get(route) or self.plan(route, index)
 
     def lane(self, queue_name: str, task: str, keys: bytes, *, beyond: bool = False) -> Lane | int:
@@ -229,10 +226,9 @@ class Survey:
         """
         state = self.state
         queue = state.queues.get(queue_name)
-        if queue is not None:
-            lane = queue.lane(task, keys)
-            if lane is not None:
-                return lane
+        lane = queue.lane(task, keys) if queue else None
+        if lane is not None:
+            return lane
         planned = self.planned_lanes.get((queue_name, task, keys))
         if planned is not None:
             return planned
@@ -284,11 +280,9 @@ class Survey:
 
     def queue_of(self, number: int) -> int:
         """The number of a lane's queue; either may be one that will be opened."""
-        if lane := self.state.lane_numbered(number):
-            return lane.queue.number
-        name = self.homes[number]
-        known = self.state.queues.get(name)
-        return known.number if known else self.planned_queues[name]
+        lane = self.state.lane_numbered(number)
+        queue = lane.queue if lane else self.state.queues.get(self.homes[number])
+        return queue.number if queue else self.planned_queues[self.homes[number]]
 
     def settle_ids(self, batch: r.MessageBatch, minted: list[bytes]) -> None:
         """Check chosen ids against live ones, and note the mint times of the others."""
