@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness import Harness
 from qbroker.core import spans
 from qbroker.core.gates import Gatekeeper
 from qbroker.core.lanes import Lane
@@ -163,6 +164,16 @@ def test_what_comes_back_leaves_before_younger_heads_of_other_lanes() -> None:
     give_back(queue, b, 2)
     give_back(queue, a, 1)
     assert taken(queue, 9) == [1, 2, 3, 4]
+
+
+def test_who_comes_back_does_not_bring_its_tasks_next_before_older_ones() -> None:
+    """Its task was listed twice meanwhile, and the older entry is not the task's turn."""
+    harness = Harness()
+    lines = "publish task=t a", "consume credit=1", "publish task=t b", "publish task=u c"
+    for line in (*lines, "publish task=t d", "credit 2", "credit 0", "release a"):
+        harness.run(line)
+    given = "A     Deliver grant=1.3 a@2:2 (deliveries=2), c@4:1"
+    assert harness.run("credit 3")[-1] == given
 
 
 def test_a_batch_that_nobody_hindered_is_one_entry_across_chunks() -> None:

@@ -239,7 +239,7 @@ class Selection:
                         return run
                     self.keys[level] = true
                     heapreplace(heap, (true, level))
-                    if heap[0][1] is level:
+                    if heap[0] == (true, level):  # and not an older entry of it
                         return run
                     continue
                 del self.keys[level]
