@@ -26,6 +26,7 @@ LINES = 60
 NEEDED = (
     "a backup was restored",
     "a checkpoint was written",
+    "a chunk was rejected for a key",
     "a child came for what its parent had claimed",
     "a chunk was sent again",
     "a commit outlived its archivist",

@@ -1,6 +1,7 @@
 """What unique and idempotency keys promise, held against what publishes were answered.
 
-    one      of a unique key one message is there at a time, until it is over
+    one      of a unique key, in its scope, one message is there at a time, until it is over
+    reject   a chunk is refused for a key only while another message may hold it
     answer   a message that is not stored is answered with the id of one that was there, with a key
              of its; the same chunk always with the same ids
     once     an idempotency key means one message, over restarts, too
@@ -34,9 +35,12 @@ WINDOWS = tuple(f"i{nth}" for nth in range(12))
 class Keyed:
     """A message's keys, and since when it is certain that it holds them."""
 
-    unique: tuple[str, str] | None
+    unique: tuple[str, str, str] | None
+    """Its scope, the name of that, and the key."""
     window: tuple[str, str] | None
     since: Mark | None = None
+    rejects: bool = False
+    """Its chunk is refused if another one holds the unique key."""
 
 
 class Keys:
@@ -46,7 +50,7 @@ class Keys:
         self.oracle = oracle
         self.of: dict[int, Keyed] = {}
         """By number of the message."""
-        self.holding: dict[tuple[str, str], list[Known]] = {}
+        self.holding: dict[tuple[str, str, str], list[Known]] = {}
         """Unique key to the messages that were stored with it."""
         self.means: dict[tuple[str, str], str] = {}
         """Idempotency key to the id it means."""
@@ -55,9 +59,11 @@ class Keys:
         """Give a new message keys."""
         fields, keyed = {}, Keyed(None, None)
         if rng.random() < 0.7:
-            scope, name = rng.choice(("task", "global")), rng.choice(NAMES)
-            fields[wire.UNIQUE] = UniqueKey(name, scope).pack()
-            keyed.unique = (message.task if scope == "task" else "*", name)
+            scope, name = rng.choice(("queue", "task", "global")), rng.choice(NAMES)
+            conflict = rng.choice(("return", "return", "reject"))
+            fields[wire.UNIQUE] = UniqueKey(name, scope, conflict=conflict).pack()
+            where = {"queue": message.queue, "task": message.task, "global": ""}[scope]
+            keyed.unique, keyed.rejects = (scope, where, name), conflict == "reject"
         if not fields or rng.random() < 0.3:
             name = rng.choice(WINDOWS)
             fields[wire.IDEMPOTENCY] = IdempotencyKey(name, HOLD_MS_MAX).pack()
@@ -116,7 +122,22 @@ class Keys:
         known.refused = True
         self.oracle.world.sometimes["another stood for a message"] += 1
 
-    def alone(self, chunk: Any, known: Known, key: tuple[str, str]) -> None:
+    def rejected(self, chunk: Any) -> None:
+        """The chunk was refused because of a unique key: somebody may hold it."""
+        for known in chunk.messages:
+            mine = self.of.get(known.uid)
+            if mine is None or not mine.rejects:
+                continue
+            for other in self.oracle.known.values():
+                theirs = self.of.get(other.uid)
+                is_other = other is not known and theirs and theirs.unique == mine.unique
+                was_over = other.over == YES and other.over_tick < chunk.asked_at.tick
+                if is_other and other.born and not (was_over or other.refused):
+                    self.oracle.world.sometimes["a chunk was rejected for a key"] += 1
+                    return
+        raise Violation(f"refused as not unique, and nobody can hold a key of it: {chunk}")
+
+    def alone(self, chunk: Any, known: Known, key: tuple[str, str, str]) -> None:
         """Nobody else with the key is there for certain."""
         for other in self.holding.get(key, ()):
             keyed = self.of[other.uid]

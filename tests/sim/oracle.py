@@ -279,6 +279,8 @@ class Oracle:
         """The chunk was refused: for certain, none of it was or will be done."""
         if chunk.doubled:
             return
+        if error.code == "NOT_UNIQUE":
+            self.keys.rejected(chunk)
         for known in chunk.messages:
             if error.definite and known.born == YES:
                 raise Violation(f"{error.code} says not done, but {known} was seen")

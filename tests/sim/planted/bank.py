@@ -685,6 +685,14 @@ BANK = [
         focus=frozenset(("unique keys", "tasks", "minted ids", "resend")),
     ),
     Planted(
+        "unique_keys_of_all_queues",
+        "a unique key of one queue is held in all queues",
+        "qbroker.core.keys:Mark.held_as",
+        'self.place if scope == QUEUE else ""',
+        '""',
+        focus=frozenset(("unique keys", "tasks", "minted ids")),
+    ),
+    Planted(
         "unique_keys_lost_in_checkpoints",
         "a start from a checkpoint knows no keys",
         "qbroker.core.savedkeys:restore_keys",
