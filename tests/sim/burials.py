@@ -58,7 +58,8 @@ class Burials:
 
     def may_fade(self, known: Known) -> bool:
         """Whether it may be a dead letter that goes by itself."""
-        return known.may_be_dead and known.message.queue in self.mortal
+        places = {known.message.queue, *known.elsewhere}
+        return known.may_be_dead and bool(places & self.mortal)
 
     # Looking.
 
