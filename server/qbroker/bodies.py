@@ -140,8 +140,11 @@ class Bodies:
             batch = next(iter(self._batches))
             if batch > written:
                 return
-            del self._batches[batch]
-            self.bytes -= self._sizes.pop(batch)
+            self._drop(batch)
+
+    def _drop(self, batch: int) -> None:
+        del self._batches[batch]
+        self.bytes -= self._sizes.pop(batch)
 
     def missing(self, positions: list[int]) -> list[int]:
         """Those whose batch is not in memory."""
@@ -208,14 +211,14 @@ class Bodies:
     # Out.
 
     def body(self, position: int) -> Body:
-        """The body of the record that covers ``position``, or of one before it; an empty one if its
-        batch has none. Raises Cold or Damaged.
+        """The body of the record that covers ``position``, or of one before it. Raises Cold or
+        Damaged.
         """
         found = self._batches.get(wire.batch_of(position))
-        if found is None:
-            raise Cold(position)
         if not found:
-            return Body(0, 0, 0, b"", 0)
+            if found is not None:  # nothing of it could be read: to be read again
+                self._drop(wire.batch_of(position))
+            raise Cold(position)
         self._batches.move_to_end(wire.batch_of(position))
         body = found[max(0, bisect_right(found, position, key=_position) - 1)]
         if body.lost is not None:
@@ -235,6 +238,8 @@ class Bodies:
 
         Empty if the record has no bytes: those of another one are not its.
         """
+        if self._batches.get(wire.batch_of(position)) == []:
+            return b""
         body = self.body(position)
         return body.raw[: body.head] if body.position == position else b""
 
