@@ -222,3 +222,15 @@ def test_what_an_ordering_key_hid_wakes_its_queue_when_the_key_is_free() -> None
     harness.run("publish q=a ordering_key=k priority=5 high")
     assert harness.run("consume q=a,b credit=2")[-1] == "A     Deliver grant=1.1 high@4:0"
     assert harness.run("ack high")[-1] == "A     Deliver grant=1.2 low@3:1"
+
+
+def test_what_a_subscription_left_counts_for_the_next_and_nothing_else_does() -> None:
+    tale = Tale("q=a")
+    harness = tale.harness
+    machine, peer = harness.machine, harness.named["A"]
+    machine.submit(peer, f.Consume(subscription=8, queues=["b"], credit=9, correlation=8))
+    machine.settle()
+    machine.submit(peer, f.Unsubscribe(subscription=8, correlation=9))
+    machine.submit(peer, f.Consume(subscription=9, queues=["c"], credit=9, correlation=10))
+    machine.settle()
+    assert [(each.number, each.unsettled) for each in tale.consumers] == [(1, 1), (9, 2)]
