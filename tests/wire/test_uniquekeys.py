@@ -75,7 +75,11 @@ def test_keys_out_of_bounds_are_named(key, words) -> None:
     [
         (UniqueKey, "02 02 01 0000000000000000", "11 bytes: no key"),
         (UniqueKey, "09 02 01 0000000000000000 61", "scope is 9: 1 queue, 2 task, 3 global"),
+        (UniqueKey, "02 02 01 0000000000000000" + "61" * 256, "unique_key has 256 bytes"),
+        (UniqueKey, "02 03 01 0000000000000000 61", "held until 'time' and for 0 ms"),
         (IdempotencyKey, "0000000000000000", "8 bytes: no key"),
+        (IdempotencyKey, "0000000000000080 61", "a window of"),
+        (IdempotencyKey, "0000000000000000" + "61" * 256, "idempotency_key has 256 bytes"),
     ],
 )
 def test_bytes_that_are_no_key_are_refused(kind, digits, words) -> None:
