@@ -150,7 +150,7 @@ EXAMPLES: dict[str, r.Record] = {
     "queue_changed": r.QueueChanged(0, {"max_length": 5, "overflow": None}),
     "queue_deleted": r.QueueDeleted(0, "deleted by an operator"),
     "overflowed": r.Overflowed(
-        [[0, 0, 2 << 20, 2, 1], [0, 5, 3 << 20, 1, -1]],
+        [[0, 0, 2 << 20, 2, 1, 0], [0, 5, 3 << 20, 1, -1, 1_700_000_000_500]],
         "overflow: max_length is 5",
         1_700_000_000_000,
         1_700_086_400_000,

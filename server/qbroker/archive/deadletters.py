@@ -51,7 +51,7 @@ def dropped(self: "Follower", stored: StoredRecord) -> None:
 def overflowed(self: "Follower", stored: StoredRecord) -> None:
     """Their queue was over a limit: dead letters, or thrown away if they were."""
     record = unpacked(stored, r.Overflowed)
-    for lane, _, first, count, to in record.entries:
+    for lane, _, first, count, to, _ in record.entries:
         state = int(State.REVOKED if to < 0 else State.FAILURE)
         brief = int(self.history(lane) == "none")
         times = None, record.finished_ms, None, record.keep_until_ms

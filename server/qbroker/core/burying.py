@@ -21,7 +21,7 @@ def buried(state: BrokerState, run: Run, position: int, wall_ms: int, worker: by
     if expires_ms:
         state.expiries.push(queue.number, expires_ms, position, target.number)
     if options.is_bounded:
-        state.catalogue.arrive(target, position, size)
+        state.catalogue.arrive(target, position, size, 0)
     letter = Letter(0, wall_ms, run.lane.queue.name, worker, expires_ms)
     state.letters.add(position, letter)
 

@@ -58,7 +58,7 @@ class Catalogue:
     """Those of which it is another by now."""
     alarms: Alarms = field(default_factory=Alarms)
     """Of queues of dead letters."""
-    arrived: list[tuple[Run, Sequence[int]]] = field(default_factory=list)
+    arrived: list[tuple[Run, Sequence[int], int]] = field(default_factory=list)
     """What came into queues with limits since somebody looked, in order."""
     gone_lanes: int = 0
     """Lanes of deleted queues."""
@@ -72,9 +72,12 @@ class Catalogue:
         weights = self.weights.get(queue.number)
         return weights.drop(first, count) if weights else 0
 
-    def arrive(self, run: Run, position: int, size: int) -> None:
-        """A message came into a queue with limits; ``size`` is 0 if nobody knows it."""
-        self.arrived.append((run, (position,)))
+    def arrive(self, run: Run, position: int, size: int, due_ms: int) -> None:
+        """A message came into a queue with limits, ready if ``due_ms`` is 0.
+
+        ``size`` is 0 if nobody knows it.
+        """
+        self.arrived.append((run, (position,), due_ms))
         weights = self.weights.get(run.lane.queue.number)
         if weights is not None and size:
             weights.add(position, array("I", (size,)))

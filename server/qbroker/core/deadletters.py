@@ -177,7 +177,7 @@ def apply_replayed(state: BrokerState, _position: int, record: r.Replayed) -> No
     """Nothing is known of them but which grants are over."""
     for number, priority, to, position, was_ms in record.entries:
         source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)
-        leave(state, source, position, was_ms)
+        state.withdraw(source, position, was_ms)
         revive(state, position)
         claims_from = state.attempts[position].claims_from
         state.attempts[position] = UNSEEN._replace(
@@ -190,21 +190,7 @@ def apply_replayed(state: BrokerState, _position: int, record: r.Replayed) -> No
             state.ready(target, position, 1)
         size_bytes = state.catalogue.gone(source.lane.queue, position)
         if target.lane.queue.options.is_bounded:
-            state.catalogue.arrive(target, position, size_bytes)
-
-
-def leave(state: BrokerState, run: Run, position: int, was_ms: int) -> None:
-    """The letter, which waits in the run or for that time, is in no place now."""
-    queue = run.lane.queue
-    if was_ms:
-        state.timers.remove(queue.number, [(was_ms, position, run.number)])
-        queue.scheduled -= 1
-        run.lane.scheduled -= 1
-        queue.delayed.discard(position)
-        if run.lane.ordering:
-            run.lane.ordering.is_left(position)
-    else:
-        state.withdraw(run, position)
+            state.catalogue.arrive(target, position, size_bytes, record.due_ms)
 
 
 def decide_drop(state: BrokerState, now: Now, _connection: int, frame: DropDead) -> Decision:
@@ -279,7 +265,7 @@ def apply_edited(state: BrokerState, position: int, record: r.LetterEdited) -> N
     assert known.run is not None
     source = known.run
     letter = state.letters.by_position[before]
-    leave(state, source, before, letter.due_ms if known.waits else 0)
+    state.withdraw(source, before, letter.due_ms if known.waits else 0)
     state.catalogue.gone(source.lane.queue, before)
     state.replace(before, position)
     state.results.drop(before)

@@ -37,7 +37,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         source.remove(first, count)
         source.lane.queue.less(source.lane, count)
         leave_key(source, range(first, first + count))
-        note(state, source, target, range(first, first + count), waits=False)
+        note(state, source, target, range(first, first + count), 0)
         state.ready(target, first, count)
     gone: dict[int, list[tuple[int, int, int]]] = {}
     for number, priority, to, position, due_ms in record.scheduled:
@@ -50,7 +50,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         if position in queue.delayed:
             queue.delayed.discard(position)
             target.lane.queue.delay({position})
-        note(state, source, target, range(position, position + 1), waits=True)
+        note(state, source, target, range(position, position + 1), due_ms)
         state.later(target, position, due_ms)
     for group, entries in gone.items():
         state.timers.remove(group, entries)
@@ -63,8 +63,8 @@ def leave_key(source: Run, positions: range) -> None:
         ordering.is_left(ordering.position if ordering.position in positions else 0)
 
 
-def note(state: BrokerState, source: Run, target: Run, positions: range, *, waits: bool) -> None:
-    """What is known of the messages says where they wait now."""
+def note(state: BrokerState, source: Run, target: Run, positions: range, due_ms: int) -> None:
+    """What is known of the messages says where they wait now, and for that time, if it is not 0."""
     attempts = state.attempts
     if source.lane.queue.holds_letters and not target.lane.queue.holds_letters:
         for position in [each for each in positions if state.letters.get(each)]:
@@ -74,18 +74,20 @@ def note(state: BrokerState, source: Run, target: Run, positions: range, *, wait
     for position in positions:
         known = attempts.get(position, UNSEEN)
         if known is not before:
-            before, after = known, known._replace(run=target, waits=waits)
+            before, after = known, known._replace(run=target, waits=bool(due_ms))
         attempts[position] = after
     if state.catalogue.shaped:
-        weigh_again(state, source, target, positions)
+        weigh_again(state, source, target, positions, due_ms)
     source.lane.queue.counts["moved_out"] += len(positions)
     target.lane.queue.counts["moved_in"] += len(positions)
 
 
-def weigh_again(state: BrokerState, source: Run, target: Run, positions: range) -> None:
+def weigh_again(
+    state: BrokerState, source: Run, target: Run, positions: range, due_ms: int
+) -> None:
     """Where bytes or messages are limited they count elsewhere; what does not fit goes."""
     catalogue = state.catalogue
     for position in positions:
         size = catalogue.gone(source.lane.queue, position)
         if target.lane.queue.options.is_bounded:
-            catalogue.arrive(target, position, size)
+            catalogue.arrive(target, position, size, due_ms)

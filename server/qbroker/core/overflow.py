@@ -59,12 +59,13 @@ class Victims:
     state: BrokerState
     queue: Queue
     left: Excess
-    found: dict[int, Run] = field(default_factory=dict)
+    found: dict[int, tuple[Run, int]] = field(default_factory=dict)
+    """By position: where it waits, and for which time, or 0."""
 
-    def add(self, run: Run, position: int) -> bool:
+    def add(self, run: Run, position: int, due_ms: int = 0) -> bool:
         """The message goes; whether that is enough."""
         if position not in self.found:
-            self.found[position] = run
+            self.found[position] = run, due_ms
             weights = self.state.catalogue.weights.get(self.queue.number)
             self.left.messages = max(0, self.left.messages - 1)
             self.left.bytes = max(0, self.left.bytes - (weights.of(position) if weights else 0))
@@ -81,9 +82,9 @@ def relieve(state: BrokerState, now: Now, append: Append) -> None:
     catalogue = state.catalogue
     while catalogue.arrived:
         arrived, catalogue.arrived = catalogue.arrived, []
-        news: dict[Queue, list[tuple[Run, Sequence[int]]]] = {}
-        for run, positions in arrived:
-            news.setdefault(run.lane.queue, []).append((run, positions))
+        news: dict[Queue, list[tuple[Run, Sequence[int], int]]] = {}
+        for each in arrived:
+            news.setdefault(each[0].lane.queue, []).append(each)
         for queue, came in news.items():
             excess = Excess.of(state, queue)
             if excess:
@@ -108,7 +109,7 @@ def take_out(
     now: Now,
     append: Append,
     victims: Victims,
-    came: list[tuple[Run, Sequence[int]]],
+    came: list[tuple[Run, Sequence[int], int]],
 ) -> None:
     """Make the messages that have to go dead letters: so many of the oldest at most, and what
     came, where none is ready or the queue refuses. What is left is for the next turns.
@@ -125,14 +126,14 @@ def take_out(
     if elders:
         victims.add_oldest(elders, most)
     if victims.left and (not elders or len(victims.found) < most):
-        any(victims.add(run, position) for run, position in newest(came))
+        any(victims.add(*each) for each in newest(came))
     if victims.left:
         state.catalogue.crowded.add(queue.number)
     survey = Survey(state, now)
     entries = []
-    for run, first, count in spans(victims.found):
+    for run, first, count, due_ms in spans(victims.found):
         to = NOWHERE if last else survey.dead_lane(run.lane)
-        entries.append([run.lane.number, run.priority, first, count, to])
+        entries.append([run.lane.number, run.priority, first, count, to, due_ms])
     for record in survey.opened:
         append(record)
     until = now.wall_ms + state.settings.result_ttl_ms
@@ -146,33 +147,34 @@ def reason_of(victims: Victims) -> str:
     return f"overflow: {name} is {getattr(options, name)}"
 
 
-def newest(came: list[tuple[Run, Sequence[int]]]) -> Iterator[tuple[Run, int]]:
+def newest(came: list[tuple[Run, Sequence[int], int]]) -> Iterator[tuple[Run, int, int]]:
     """What came, the last first."""
-    for run, positions in reversed(came):
-        yield from ((run, position) for position in reversed(positions))
+    for run, positions, due_ms in reversed(came):
+        yield from ((run, position, due_ms) for position in reversed(positions))
 
 
-def spans(found: dict[int, Run]) -> list[tuple[Run, int, int]]:
-    """The messages as neighbours of one run, oldest first: (run, first, count)."""
-    out: list[tuple[Run, int, int]] = []
+def spans(found: dict[int, tuple[Run, int]]) -> list[tuple[Run, int, int, int]]:
+    """The messages as neighbours of one run, oldest first: (run, first, count, due_ms)."""
+    out: list[tuple[Run, int, int, int]] = []
     for position in sorted(found):
-        run = found[position]
-        if out and out[-1][0] is run and out[-1][1] + out[-1][2] == position:
-            out[-1] = run, out[-1][1], out[-1][2] + 1
+        run, due_ms = found[position]
+        last = out[-1] if out else (None, 0, 0, 0)
+        if last[0] is run and last[1] + last[2] == position and last[3] == due_ms:
+            out[-1] = run, last[1], last[2] + 1, due_ms
         else:
-            out.append((run, position, 1))
+            out.append((run, position, 1, due_ms))
     return out
 
 
 def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) -> None:
     """These messages are dead letters, or over if they were."""
-    for number, priority, first, count, lane in record.entries:
+    for number, priority, first, count, lane, due_ms in record.entries:
         run = state.lanes[number].run(priority)
         queue = run.lane.queue
         queue.counts["overflowed"] += count
         target = None if lane == NOWHERE else state.lanes[lane].run(priority)
         for each in range(first, first + count):
-            state.withdraw(run, each)
+            state.withdraw(run, each, due_ms)
             entry = ended(state, each, position, record, dead=target is not None)
             if target is not None:
                 known = state.attempts.get(each, UNSEEN)
@@ -205,10 +207,10 @@ def ended(
 def note_arrivals(state: BrokerState, first: int, batch: r.MessageBatch) -> None:
     """What the batch brings into queues with limits came, with its sizes."""
     at = first
-    for number, priority, count, _ in batch.runs:
+    for number, priority, count, due_ms in batch.runs:
         lane = state.lanes[number]
         if lane.queue.options.is_bounded:
-            state.catalogue.arrived.append((lane.run(priority), range(at, at + count)))
+            state.catalogue.arrived.append((lane.run(priority), range(at, at + count), due_ms))
         at += count
     for queue, position, packed in weighed(state, first, batch):
         weigh(state, queue, position, packed)
@@ -237,13 +239,13 @@ def weigh(state: BrokerState, number: int, first: int, packed: bytes) -> None:
 def note_upload(state: BrokerState, upload: Upload) -> None:
     """What the upload brings into queues with limits came, with its sizes."""
     arrived = state.catalogue.arrived
-    for _, position, number in upload.timers.entries():
+    for due_ms, position, number in upload.timers.entries():
         run = state.run_numbered(number)
         if run.lane.queue.options.is_bounded:
-            arrived.append((run, (position,)))
+            arrived.append((run, (position,), due_ms))
     for (number, priority), positions in upload.staged.items():
         lane = state.lanes[number]
         if lane.queue.options.is_bounded:
-            arrived.append((lane.run(priority), positions[:]))
+            arrived.append((lane.run(priority), positions[:], 0))
     for each in upload.weighed:
         weigh(state, *each)

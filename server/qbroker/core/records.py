@@ -632,7 +632,8 @@ class Overflowed(Record):
 
     TYPE: ClassVar[int] = 35
     entries: list[list[int]]
-    """[lane number, priority, first position, how many, the lane they go to or -1 for none]"""
+    """[lane number, priority, first position, how many, the lane they go to or -1 for none, the
+    time that they wait for or 0]"""
     reason: str
     finished_ms: int
     keep_until_ms: int

@@ -267,11 +267,16 @@ class BrokerState:
             consumer.unsettled -= count
             self.listen_again(consumer)
 
-    def withdraw(self, run: Run, position: int) -> None:
-        """A message that waits, ready or for its time, is in no place now."""
+    def withdraw(self, run: Run, position: int, due_ms: int = 0) -> None:
+        """A message that waits, ready or for its time, is in no place now. Of one that is not over
+        the time must be said: its old entry would be taken for one that is made later.
+        """
         attempts = self.attempts.get(position)
-        if attempts.waits if attempts else position not in run:
-            self.cancelled.add(position)
+        if due_ms or (attempts.waits if attempts else position not in run):
+            if due_ms:
+                self.timers.remove(run.lane.queue.number, [(due_ms, position, run.number)])
+            else:
+                self.cancelled.add(position)
             run.lane.queue.delayed.discard(position)
             run.lane.queue.scheduled -= 1
             run.lane.scheduled -= 1
