@@ -497,3 +497,20 @@ def test_a_snapshot_says_which_numbers_are_free_and_which_is_the_next() -> None:
     publish(twin, keyed(4), keyed(5))
     assert sorted(x.number for x in twin.broker.state.queues["q"].lanes) == [1, 2, 3]
     twin.check()
+
+
+def test_a_delayed_message_that_was_thrown_out_and_replayed_comes_due_when_it_was_told() -> None:
+    twin = Twin(Settings())
+    options = {"max_length": 1, "overflow": "dead_letter_oldest"}
+    twin.say(f.Unsubscribe(subscription=1))
+    twin.say(f.Declare(queue="few", options=options))
+    publish(twin, keyed(0, queue="few", due_ms=twin.now.wall_ms + 90_000))
+    publish(twin, keyed(1, queue="few", due_ms=twin.now.wall_ms + 90_000))
+    ((at, letter),) = twin.broker.state.letters.by_position.items()
+    assert at in twin.broker.state.cancelled
+    raw, due_ms = wire.LETTER.pack(at, letter.number), twin.now.wall_ms + 5_000
+    twin.say(f.ReplayDead(raw=raw, queue="p", due_ms=due_ms))
+    twin.check()
+    twin.pass_ms(5_000)
+    assert twin.broker.state.queues["p"].ready == 1
+    twin.check()

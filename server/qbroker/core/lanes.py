@@ -121,6 +121,12 @@ class Lane:
         self.retire()
         self.scheduled += count
 
+    def undelay(self, position: int) -> None:
+        """A message of it does not wait for its time any more."""
+        self.queue.delayed.discard(position)
+        self.queue.scheduled -= 1
+        self.scheduled -= 1
+
     # Parked.
 
     @property

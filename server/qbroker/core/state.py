@@ -110,8 +110,7 @@ class BrokerState:
     """Queues that may have something to hand out."""
     keeper: Gatekeeper = field(default_factory=Gatekeeper)
     idle: Idle = field(default_factory=Idle)
-    no_lane: Lane = field(init=False)
-    """Where there is none: nothing is ever in it."""
+    no_lane: Lane = field(init=False)  # where there is none
     effects: list[Effect] = field(default_factory=list)
     """What apply wants sent; the engine takes it after each command."""
     closed_to_publishes: str = ""
@@ -217,6 +216,9 @@ class BrokerState:
 
     def later(self, run: Run, position: int, due_ms: int) -> None:
         """The message waits for ``due_ms``; it holds no ordering key, but for ``later_again``."""
+        if position in self.cancelled:  # it was thrown out while it waited for another time
+            self.timers.forget(position)
+            self.cancelled.discard(position)
         queue = run.lane.queue
         self.timers.push(queue.number, due_ms, position, run.number)
         queue.scheduled += 1
@@ -277,9 +279,7 @@ class BrokerState:
                 self.timers.remove(run.lane.queue.number, [(due_ms, position, run.number)])
             else:
                 self.cancelled.add(position)
-            run.lane.queue.delayed.discard(position)
-            run.lane.queue.scheduled -= 1
-            run.lane.scheduled -= 1
+            run.lane.undelay(position)
         else:
             run.remove(position, 1)
             run.lane.queue.less(run.lane, 1)
