@@ -507,7 +507,6 @@ def test_a_delayed_message_that_was_thrown_out_and_replayed_comes_due_when_it_wa
     publish(twin, keyed(0, queue="few", due_ms=twin.now.wall_ms + 90_000))
     publish(twin, keyed(1, queue="few", due_ms=twin.now.wall_ms + 90_000))
     ((at, letter),) = twin.broker.state.letters.by_position.items()
-    assert at in twin.broker.state.cancelled
     raw, due_ms = wire.LETTER.pack(at, letter.number), twin.now.wall_ms + 5_000
     twin.say(f.ReplayDead(raw=raw, queue="p", due_ms=due_ms))
     twin.check()

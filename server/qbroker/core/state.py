@@ -216,9 +216,6 @@ class BrokerState:
 
     def later(self, run: Run, position: int, due_ms: int) -> None:
         """The message waits for ``due_ms``; it holds no ordering key, but for ``later_again``."""
-        if position in self.cancelled:  # it was thrown out while it waited for another time
-            self.timers.forget(position)
-            self.cancelled.discard(position)
         queue = run.lane.queue
         self.timers.push(queue.number, due_ms, position, run.number)
         queue.scheduled += 1

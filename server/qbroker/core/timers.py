@@ -276,13 +276,6 @@ class Timers:
                 return leaf.dues[leaf.positions.index(position)]
         return 0
 
-    def forget(self, position: int) -> None:
-        """The position is in no group any more. Costs a look at all leaves."""
-        for group, trees in list(self._groups.items()):
-            leaves = [leaf for tree in trees for leaf in tree.leaves if position in leaf.positions]
-            found = [entry for leaf in leaves for entry in leaf.entries() if entry[1] == position]
-            self.remove(group, found)
-
     def holds(self, group: int, due_ms: int, position: int) -> bool:
         """Whether that entry is in. Costs a look at a leaf of each tree."""
         return any(tree.holds(due_ms, position) for tree in self._groups.get(group, ()))
