@@ -114,6 +114,21 @@ def test_a_clock_that_is_set_back_hides_nobody() -> None:
     assert "nothing" in harness.run("dead detail=0 older=1s")[-1]
 
 
+def test_a_delayed_message_that_is_thrown_out_leaves_no_time_behind() -> None:
+    """What it waited for then is not taken for what it waits for now."""
+    harness = Harness()
+    harness.run("declare q=q max_length=1 overflow=dead_letter_oldest")
+    harness.run("publish a")
+    harness.run("consume credit=9")
+    harness.run("publish in=1h late")
+    (letter,) = letters_of(harness)
+    harness.run("set q=q max_length=0")
+    harness.run(f"replay {letter} in=2s")
+    assert "late@" in harness.run("wait 3s")[-1]
+    check_places(harness.machine.core.state)
+    assert not harness.machine.core.state.timers.size
+
+
 # --- Orders
 
 

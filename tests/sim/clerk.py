@@ -209,7 +209,12 @@ class Clerk(Client):
         mark: Mark | None,
     ) -> None:
         if not isinstance(answer, f.Ok) or mark is None:
-            if isinstance(answer, f.Error) and answer.definite and not answer.retryable:
+            is_full = isinstance(answer, f.Error) and answer.code == "LIMIT_REACHED"
+            if (
+                isinstance(answer, f.Error)
+                and answer.definite
+                and not (answer.retryable or is_full)
+            ):
                 raise Violation(f"an edit is refused: {answer.code} {answer.message}")
             return
         self.world.sometimes["dead letters were edited"] += answer.count
