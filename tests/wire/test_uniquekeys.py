@@ -75,6 +75,7 @@ def test_keys_out_of_bounds_are_named(key, words) -> None:
     [
         (UniqueKey, "02 02 01 0000000000000000", "11 bytes: no key"),
         (UniqueKey, "09 02 01 0000000000000000 61", "scope is 9: 1 queue, 2 task, 3 global"),
+        (UniqueKey, "02 09 01 0000000000000000 61", "until is 9: 1 started, 2 finished, 3 time"),
         (UniqueKey, "02 02 01 0000000000000000" + "61" * 256, "unique_key has 256 bytes"),
         (UniqueKey, "02 03 01 0000000000000000 61", "held until 'time' and for 0 ms"),
         (IdempotencyKey, "0000000000000000", "8 bytes: no key"),

@@ -11,13 +11,12 @@ from qbroker.core.state import BrokerState
 
 
 def active(state: BrokerState, queue: Queue) -> list[Consumer]:
-    """The consumer of the queue that may be handed something now; none while it must wait.
+    """The consumer of a queue that somebody listens to, who may be handed something now; none while
+    it must wait.
 
     Who is waiting is looked at again with every turn in which time passes.
     """
     listeners = state.listening[queue.number]
-    if not listeners:
-        return []
     first, catalogue = listeners[0], state.catalogue
     if queue.leased and not holds_all(state, queue, first):
         catalogue.waiting.add(queue.number)
