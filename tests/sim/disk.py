@@ -46,6 +46,13 @@ class BesideFile(FaultyFile):
         self.beside = beside
         self.life = beside.disk.machines
 
+    def read_at(self, offset: int, length: int) -> bytes:
+        try:
+            return super().read_at(offset, length)
+        except OSError:
+            self.beside.was_refused = True
+            raise
+
     def call(self, what: str) -> str | None:
         self.beside.pause()
         assert self.life == self.beside.disk.machines, "a dead machine reads"
@@ -58,6 +65,8 @@ class Beside:
     def __init__(self, disk: FaultyDisk, pause: Callable[[], None]) -> None:
         self.disk = disk
         self.pause = pause
+        self.was_refused = False
+        """Whether the disk ever refused it a read."""
 
     def open(self, name: str, *, write: bool = False) -> BesideFile:
         assert not write
