@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "qbroker.checkpoint": (
         {
             *("qprotocol", "qbroker.core", "qbroker.log"),
-            *("qbroker.ages", "qbroker.replaying", "qbroker.ops.journal", "qbroker.ops.exits"),
+            *("qbroker.ages", "qbroker.replaying"),
+            *("qbroker.ops.journal", "qbroker.ops.exits", "qbroker.ops.niceness"),
         },
         {"socket"},
     ),
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # It copies files beside the broker; that they are a log it has from the log's own room.
     "qbroker.backup": ({"qbroker.log", "qbroker.ops.overlay"}, {"asyncio", "socket"}),
     "qbroker.archive": (
-        {"qprotocol", "qbroker.core", "qbroker.log", "qbroker.bodies"},
+        {"qprotocol", "qbroker.core", "qbroker.log", "qbroker.bodies", "qbroker.ops.niceness"},
         {"asyncio", "socket"},
     ),
     # A person's look at one message, or event: the broker itself never opens a body.

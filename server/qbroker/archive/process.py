@@ -28,6 +28,7 @@ from qbroker.archive.store import Figures, Store, open_store
 from qbroker.log.disk import FileDisk
 from qbroker.log.errors import LogError
 from qbroker.log.reader import LogReader
+from qbroker.ops.niceness import give_way
 
 NICENESS = 10
 LOCK_NAME = "LOCK"
@@ -170,6 +171,6 @@ def mono_ms() -> int:
 
 def be_humble() -> None:
     """Others go first, and a terminal's signals are the broker's business."""
-    os.nice(NICENESS)
+    give_way(NICENESS)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)

@@ -23,6 +23,7 @@ from qbroker.log.disk import FileDisk
 from qbroker.log.errors import LogError
 from qbroker.ops.exits import Exit
 from qbroker.ops.journal import open_journal
+from qbroker.ops.niceness import give_way
 
 NICE = 10
 LOG_FOLDER = "log"
@@ -32,7 +33,7 @@ _log = logging.getLogger("qbroker.keeper")
 
 def main() -> Exit:
     """Do what one order says; how it ended."""
-    os.nice(NICE)
+    give_way(NICE)
     gc.disable()  # millions of objects are made, and none becomes garbage
     data = Path(sys.argv[1])
     order = Order.unpack(sys.stdin.readline())
