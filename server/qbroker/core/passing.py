@@ -62,18 +62,18 @@ def records_due(state: BrokerState, now: Now) -> list[r.Record]:
 
 def expired(state: BrokerState, now: Now, count: int) -> list[r.Record]:
     """The record for messages whose time is over while they wait; running ones go on."""
-    over = []
+    over: dict[int, list[int]] = {}  # by position: after two deaths one may have two entries
     for group, entries in state.expiries.take(count):
         for entry in entries:
             position = entry[1]
             if position in state.leases:
                 state.late.add(position)
             elif run := expiring_run(state, group, entry):
-                over.append([position, run.lane.number, run.priority])
+                over[position] = [position, run.lane.number, run.priority]
     if not over:
         return []
     until = now.wall_ms + state.settings.result_ttl_ms
-    return [r.Removed(over, "expired", now.wall_ms, until)]
+    return [r.Removed(list(over.values()), "expired", now.wall_ms, until)]
 
 
 def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> None:
