@@ -51,9 +51,7 @@ def apply_redelayed(state: BrokerState, _position: int, record: r.Redelayed) -> 
         known = state.attempts.get(position, UNSEEN)
         state.attempts[position] = known._replace(run=run, waits=bool(due_ms))
         if due_ms:
-            state.timers.push(queue.number, due_ms, position, run.number)
-            queue.scheduled += 1
-            run.lane.scheduled += 1
+            state.later(run, position, due_ms)
         else:
             queue.delayed.discard(position)
             state.ready(run, position, 1)

@@ -44,11 +44,10 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)
         queue = source.lane.queue
         gone.setdefault(queue.number, []).append((due_ms, position, source.number))
-        queue.scheduled -= 1
-        source.lane.scheduled -= 1
+        is_expiring = position in queue.delayed
+        source.lane.undelay(position)
         leave_key(source, range(position, position + 1))
-        if position in queue.delayed:
-            queue.delayed.discard(position)
+        if is_expiring:
             target.lane.queue.delay({position})
         note(state, source, target, range(position, position + 1), due_ms)
         state.later(target, position, due_ms)

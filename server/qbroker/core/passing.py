@@ -83,9 +83,7 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
             state.cancelled.discard(position)
             continue
         run = state.run_numbered(number)
-        run.lane.queue.scheduled -= 1
-        run.lane.scheduled -= 1
-        run.lane.queue.delayed.discard(position)
+        run.lane.undelay(position)
         attempts = state.attempts.get(position)
         if attempts:
             state.attempts[position] = attempts._replace(waits=False)

@@ -4,7 +4,7 @@ A publish is all or nothing. One in parts is staged as it arrives, in the log an
 Upload, and becomes true with the Publish that ends it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from qbroker.core import records as r
@@ -302,13 +302,29 @@ def apply_messages(
     if state.catalogue.shaped:
         note_arrivals(state, first, batch)
     if batch.keyed or batch.revoked:
-        where = (
-            (lanes[n].run(p).number, due) for n, p, size, due in batch.runs for _ in range(size)
-        )
-        places = {i: (first + i, *each) for i, each in enumerate(where)}
+        places = places_in(state, first, batch)
         if batch.keyed:
             hold(state, batch.keyed, places)
-        revoke(state, ((*places[index][:2], name) for index, name in batch.revoked))
+        revoke(state, met_by(batch, places))
+
+
+def places_in(
+    state: BrokerState, first: int, batch: r.MessageBatch
+) -> dict[int, tuple[int, int, int]]:
+    """By index, each message's position, run number and due_ms. Costs a step a message."""
+    places = (
+        (state.lanes[number].run(priority).number, due_ms)
+        for number, priority, count, due_ms in batch.runs
+        for _ in range(count)
+    )
+    return {index: (first + index, *place) for index, place in enumerate(places)}
+
+
+def met_by(
+    batch: r.MessageBatch, places: Mapping[int, tuple[int, int, int]]
+) -> Iterator[tuple[int, int, bytes]]:
+    """Those of the batch that were cancelled before they came, as ``revoke`` takes them."""
+    return ((*places[index][:2], name) for index, name in batch.revoked)
 
 
 def revoke(state: BrokerState, met: Iterable[tuple[int, int, bytes]]) -> None:

@@ -6,7 +6,7 @@ from qbroker.core import records as r
 from qbroker.core.chunks import note_chunk
 from qbroker.core.keying import hold
 from qbroker.core.overflow import note_upload, weighed
-from qbroker.core.publishing import expiring, revoke
+from qbroker.core.publishing import expiring, met_by, places_in, revoke
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Entry
 from qbroker.core.uploads import Upload
@@ -44,8 +44,7 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
     upload.named.update((name, position + i) for i, name in batch.named)
     upload.weighed += weighed(state, position, batch)
     if batch.revoked:
-        runs = [state.lanes[n].run(p).number for n, p, size, _ in batch.runs for _ in range(size)]
-        upload.revoked += ((position + i, runs[i], name) for i, name in batch.revoked)
+        upload.revoked += met_by(batch, places_in(state, position, batch))
     upload.count += batch.count
     upload.parts += len(batch.raw)
     if batch.count:
