@@ -25,7 +25,7 @@ from qprotocol import wire
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import BODY_BYTES_HARD_MAX
-from qprotocol.message import Message, pack_route
+from qprotocol.message import NO_NAMES, Message, pack_route
 from qprotocol.options import RetryPolicy
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ SIZE_BYTES = wire.SIZE.size
 pack_size = wire.SIZE.pack
 """The first field of wire.MESSAGE, alone."""
 _NO_SIZE = bytes(SIZE_BYTES)
-_NO_NAMES = bytes(4)
-"""A meta section without root, parent, principal and trace context."""
 _FLAGS = 4
 """Which field of wire.MESSAGE they are."""
 SHARED_MAX = 1_000
@@ -102,7 +100,7 @@ class Recipe:
         made.begin(self._template, fields, self.due, self.expires)
         *fixed, n_meta, n_headers = wire.MESSAGE.unpack_from(_NO_SIZE + self.head)
         fixed[_FLAGS] |= wire.MARKED
-        meta = (self.tail[:n_meta] or _NO_NAMES) + fields
+        meta = (self.tail[:n_meta] or NO_NAMES) + fields
         route = self.head[wire.MESSAGE.size - SIZE_BYTES :]
         made.head = wire.MESSAGE.pack(*fixed, len(meta), n_headers)[SIZE_BYTES:] + route
         made.tail = meta + self.tail[n_meta:]

@@ -198,8 +198,8 @@ def unpack_message(raw: bytes, at: int = 0) -> Message:
     )
 
 
-_NO_NAMES = b"", bytes(4)
-"""How a meta section begins that has no names."""
+NO_NAMES = bytes(4)
+"""A meta section, or how it begins, without root, parent, principal and trace context."""
 
 
 def unpack_meta(meta: bytes) -> tuple[str, str, str, str, bytes]:
@@ -207,7 +207,7 @@ def unpack_meta(meta: bytes) -> tuple[str, str, str, str, bytes]:
 
     What stands behind are packed fields if the message is MARKED, else nothing to be read.
     """
-    if meta[:4] in _NO_NAMES:
+    if meta[:4] in (b"", NO_NAMES):
         return "", "", "", "", meta[4:]
     parts, at = [], 0
     for _ in range(4):

@@ -24,12 +24,17 @@ from qbroker.core.settings import ROUTED_BYTES_MAX, ROUTED_MESSAGES_MAX
 from qbroker.core.survey import ROUTED, Survey
 from qprotocol import wire
 from qprotocol.header import decode_map
-from qprotocol.message import names_end, pack_fields, pack_origin, pack_route, unpack_route
+from qprotocol.message import (
+    NO_NAMES,
+    names_end,
+    pack_fields,
+    pack_origin,
+    pack_route,
+    unpack_route,
+)
 
 _FIXED = wire.MESSAGE.size
 _U16 = 0xFFFF
-_NO_NAMES = bytes(4)
-"""Root, parent, principal and trace context, all empty."""
 _CHECK_EVERY = 50
 """Messages after which is looked whether their copies are too many."""
 _size = wire.SIZE.pack
@@ -333,7 +338,7 @@ def queue_in(raw: bytes, at: int = 0) -> bytes:
 def with_origin(meta: bytes, flags: int, origin: bytes) -> bytes:
     """The meta section with that field more. Bytes that are no fields are left out."""
     if not meta:
-        return _NO_NAMES + origin
+        return NO_NAMES + origin
     return (meta if flags & wire.MARKED else meta[: names_end(meta)]) + origin
 
 
