@@ -10,7 +10,6 @@ Rule 4. What only one command needs is imported by it: a look at a queue need no
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +35,7 @@ from qbroker.limitcommands import limit_group
 from qbroker.logcommands import log_group
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.peeking import peeked_messages
-from qbroker.ops.show import ago, flat
+from qbroker.ops.show import ago, flat, left
 from qbroker.ops.tables import refresh
 from qbroker.ordercommands import cancel_command, purge_command, why_command
 from qbroker.queuecommands import queue_group
@@ -313,11 +312,10 @@ def stats_command(broker: str, as_json: bool) -> None:
 
 def pause_told(half: str, pause: dict[str, Any]) -> str:
     """What of a queue is paused, why, by whom, and for how long still."""
-    left_ms = pause["until_ms"] - time.time_ns() // 1_000_000
-    left = f", {ago(max(0, left_ms))} left" if pause["until_ms"] else ""
+    still = f", {left(pause['until_ms'])} left" if pause["until_ms"] else ""
     why = f": {pause['reason']}" if pause["reason"] else ""
     by = f" ({pause['author']})" if pause["author"] else ""
-    return f"{half}{why}{by}{left}"
+    return f"{half}{why}{by}{still}"
 
 
 def by_name(queue: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.letters import Filter, Pace, Row, Where
 from qbroker.ops.lettertexts import shown
 from qbroker.ops.show import ago, counted
-from qbroker.ordercommands import Moment, Span
+from qbroker.ordercommands import Moment, Span, told
 from qbroker.taskcommands import moment, show_history, why
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol.causes import LETTER_CAUSES
@@ -26,6 +26,7 @@ from qprotocol.limitrules import parse_rate
 from qprotocol.options import is_dead_queue
 from qprotocol.wire import NUMBERS, ROWS
 
+NOUN = "dead letter"
 F = TypeVar("F", bound=Callable[..., Any])
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only count them.")
 CANARY_HEAD_START_MS = 1_000
@@ -260,13 +261,7 @@ def replay_command(
     if as_json:
         echo_json({"replayed": count, "canaries": proved, "dry_run": dry_run})
     else:
-        click.echo(said(count, "replayed", dry_run=dry_run))
-
-
-def said(count: int, done: str, *, dry_run: bool) -> str:
-    """The sentence at the end."""
-    letters = counted(count, "dead letter")
-    return f"{letters} would be {done}" if dry_run else f"{letters} {done}"
+        click.echo(told(count, "replayed", dry_run=dry_run, noun=NOUN))
 
 
 def try_out(admin: Admin, first: list[Row], where: Where, timeout_ms: int) -> int:
@@ -320,9 +315,9 @@ def drop_command(
         count = len(rows)
         if not dry_run:
             if not (yes or ids):
-                confirm(f"drop {counted(count, 'dead letter')}?")
+                confirm(f"drop {counted(count, NOUN)}?")
             count = letters.drop(admin, rows, getpass.getuser())
     if as_json:
         echo_json({"dropped": count, "dry_run": dry_run})
     else:
-        click.echo(said(count, "dropped", dry_run=dry_run))
+        click.echo(told(count, "dropped", dry_run=dry_run, noun=NOUN))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from qbroker.ops.exits import Exit, Trouble
-from qbroker.ops.show import ago, counted, printable
+from qbroker.ops.show import ago, counted, left, printable
 from qbroker.taskcommands import UNITS
 from qbroker.terminal import BROKER, JSON, asking, confirm, echo_json, echo_table
 from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Report, Result, Why
@@ -65,9 +65,9 @@ def filters(*places: str) -> Callable[[F], F]:
     return decorated
 
 
-def told(count: int, done: str, *, dry_run: bool) -> str:
+def told(count: int, done: str, *, dry_run: bool, noun: str = "message") -> str:
     """The sentence at the end."""
-    return f"{counted(count)} would be {done}" if dry_run else f"{counted(count)} {done}"
+    return f"{counted(count, noun)} {'would be ' if dry_run else ''}{done}"
 
 
 @click.command("cancel")
@@ -122,8 +122,7 @@ def state_of(answer: Result) -> str:
 
 def noticed(until_ms: int) -> str:
     """What a cancel of an unknown id has left."""
-    left = ago(max(0, until_ms - time.time_ns() // 1_000_000))
-    return f"cancelled if it comes within {left}"
+    return f"cancelled if it comes within {left(until_ms)}"
 
 
 @click.command("purge")
@@ -188,8 +187,8 @@ def due(row: dict[str, Any]) -> str:
 def paused(row: dict[str, Any]) -> str:
     why = f": {row['why']}" if row["why"] else ""
     by = f" by {row['author']}" if row["author"] else ""
-    left = ago(max(0, row["until_ms"] - time.time_ns() // 1_000_000))
-    until = f", for {left} more" if row["until_ms"] else ", until somebody resumes it"
+    end_ms = row["until_ms"]
+    until = f", for {left(end_ms)} more" if end_ms else ", until somebody resumes it"
     return f"the dispatch of its queue is paused{by}{why}{until}"
 
 

@@ -150,21 +150,20 @@ def waiting(_: Snapshot, queues: Queues) -> Samples:
 
 
 def oldest(_: Snapshot, queues: Queues) -> Samples:
-    ages: dict[tuple[str], float] = defaultdict(float)
-    for label, queue in queues:
-        ages[(label,)] = max(ages[(label,)], queue.oldest_ready_ms / 1000)
-    return ages.items()
-
-
-TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.0)
+    return longest((label, queue.oldest_ready_ms) for label, queue in queues)
 
 
 def oldest_dead(_: Snapshot, queues: Queues) -> Samples:
+    return longest(
+        (label, queue.oldest_dead_ms) for label, queue in queues if is_dead_queue(queue.name)
+    )
+
+
+def longest(ages_ms: Iterable[tuple[str, int]]) -> Samples:
+    """The longest of each label, in seconds."""
     ages: dict[tuple[str], float] = defaultdict(float)
-    for label, queue in queues:
-        if is_dead_queue(queue.name):
-            ages[(label,)] = max(ages[(label,)], queue.oldest_dead_ms / 1000)
+    for label, age_ms in ages_ms:
+        ages[(label,)] = max(ages[(label,)], age_ms / 1000)
     return ages.items()
 
 
@@ -175,6 +174,9 @@ def alarms(_: Snapshot, queues: Queues) -> Samples:
             sums[(label,)] += bool(queue.alarm)
     return sums.items()
 
+
+TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.0)
 
 # fmt: off
 METRICS: tuple[Row, ...] = (

@@ -1,5 +1,6 @@
 """Tables for people: aligned, numbers to the right, colour only on a terminal."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,11 @@ def printable(text: str) -> str:
 def counted(count: int, noun: str = "message") -> str:
     """1 message, 2 messages."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def left(until_ms: int) -> str:
+    """How long it is until then, by this machine's clock."""
+    return ago(max(0, until_ms - time.time_ns() // 1_000_000))
 
 
 def ago(ms: int) -> str:
