@@ -11,7 +11,7 @@ from qprotocol import wire as w
 from qprotocol.limitrules import LimitRule
 from qprotocol.states import State
 from sim import limits
-from sim.client import Client
+from sim.client import Client, Then
 from sim.maker import EXCHANGE, TASKS, Maker
 from sim.oracle import MAYBE, NO, YES, Known, Snapshot
 from sim.world import MS, Mark, Violation
@@ -268,8 +268,7 @@ class Asker(Client):
         if is_dry:
             self.ask(frame, lambda answer, mark: None)
         else:
-            self.moving(source, target, task)
-            self.ask(frame, lambda answer, mark: self.moved(source, target, task, answer))
+            self.order(frame, partial(self.moving, source, target, task), self.moved)
 
     def moving(self, source: str, target: str, task: str) -> None:
         meant = self.oracle.may_be_in(source)
@@ -277,8 +276,7 @@ class Asker(Client):
             [each for each in meant if not task or each.message.task == task], target
         )
 
-    def moved(self, source: str, target: str, task: str, answer: f.Frame | None) -> None:
-        self.moving(source, target, task)  # and what came meanwhile
+    def moved(self, answer: f.Frame | None, _mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):
             self.world.sometimes["messages were moved"] += answer.count
 
@@ -300,22 +298,31 @@ class Asker(Client):
             self.ask(frame, lambda answer, mark: None)
             return
         self.cancels -= 1
-        self.cancelling(queue, task)
         self.world.note(self.name, "cancels all of %r in %r", task, queue)
-        self.ask(frame, lambda answer, mark: self.cancelled(queue, task, answer))
+        self.order(frame, partial(self.cancelling, queue, task), self.cancelled)
 
     def cancelling(self, queue: str, task: str) -> None:
-        """An order takes several turns: what comes before it is over may be meant, too."""
         there = self.oracle.may_be_in(queue) if queue else self.oracle.known.values()
         for known in there:
             if not task or known.message.task == task:
                 known.cancel_asked = True
                 known.over = max(known.over, MAYBE)
 
-    def cancelled(self, queue: str, task: str, answer: f.Frame | None) -> None:
-        self.cancelling(queue, task)
+    def cancelled(self, answer: f.Frame | None, _mark: Mark | None) -> None:
         if isinstance(answer, f.Ok):
             self.world.sometimes["many were cancelled"] += answer.count
+
+    def order(self, frame: f.Frame, mean: Callable[[], object], then: Then) -> None:
+        """Ask for what takes several turns; what comes before it is answered may be meant, too."""
+        mean()
+
+        def answered(answer: f.Frame | None, mark: Mark | None) -> None:
+            self.oracle.underway.remove(mean)
+            mean()
+            then(answer, mark)
+
+        if self.ask(frame, answered):
+            self.oracle.underway.append(mean)
 
     def empty(self, queue: str, order: f.Frame) -> None:
         if not self.purges or self.rng.random() < 0.7:
@@ -329,14 +336,12 @@ class Asker(Client):
             and known.over == NO
             and not known.leases
         ]
-        self.oracle.purging(queue)
         self.world.note(self.name, "%s %s", type(order).__name__, queue)
-        self.ask(order, lambda answer, mark: self.purged(queue, sure, answer, mark))
+        self.order(order, partial(self.oracle.purging, queue), partial(self.purged, queue, sure))
 
     def purged(
         self, queue: str, sure: list[Known], answer: f.Frame | None, mark: Mark | None
     ) -> None:
-        self.oracle.purging(queue)
         if not isinstance(answer, f.Ok) or mark is None:
             return
         far = [

@@ -71,6 +71,20 @@ class Keys:
         message.fields, message.flags = pack_fields(fields), message.flags | wire.MARKED
         self.of[uid] = keyed
 
+    def inherit(self, new: Known, old: Known) -> None:
+        """``new`` is to replace ``old``, and has its unique key from then on."""
+        keyed = self.of.get(old.uid)
+        if keyed is not None and keyed.unique:
+            self.of[new.uid] = Keyed(keyed.unique, None)
+
+    def replaced(self, new: Known, mark: Mark) -> None:
+        """It is there for certain, in the place of the one with its key."""
+        keyed = self.of.get(new.uid)
+        if keyed is not None and keyed.unique and keyed.since is None:
+            keyed.since = mark
+            self.holding.setdefault(keyed.unique, []).append(new)
+            self.oracle.world.sometimes["a replacement held a key"] += 1
+
     def rows(self, chunk: Any, reply: Published) -> dict[Known, Existing]:
         """Messages of the chunk that were not stored, and what stands for each."""
         framed = [known for known in chunk.messages if known.sent]

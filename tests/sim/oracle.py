@@ -210,6 +210,8 @@ class Oracle:
         self.turns: Turns | None = None
         """Who went when, if the seed is a whole story."""
         self.burials = Burials(self)
+        self.underway: list[Callable[[], object]] = []
+        """Orders that are not answered: each marks again what it may mean by now."""
         self.lost_tick = -1
         """When something that was only written was last lost."""
 
@@ -735,6 +737,8 @@ class Oracle:
 
     def still(self) -> list[Known]:
         """What must be there: it has not ended, and its time is not over either."""
+        for mean in self.underway:
+            mean()
         now = self.world.wall_high
         return [
             known

@@ -319,6 +319,7 @@ class Taker(Client):
         new.elsewhere = set(lease.known.elsewhere)
         new.plain_order = new.plain_order and not new.elsewhere
         ending.replaces = new
+        self.oracle.keys.inherit(new, lease.known)
         return ending
 
     def flush(self) -> None:
@@ -386,6 +387,8 @@ class Taker(Client):
             child.synced = answer.durability == "synced"
             if child.synced or not self.oracle.gone(child, mark):
                 self.oracle.reveal(child)
+        if each.replaces:
+            self.oracle.keys.replaced(each.replaces, mark)
         if each.outcome.flags & w.HAS_RESULT:
             self.oracle.keeps(known, each.outcome.result, mark)
 
