@@ -391,7 +391,7 @@ class Story(RuleBasedStateMachine):
         mine = self.machine.core.state.leases[position].run_of(position)
         for run in (run for lane in lanes for run in lane.runs):
             if run.size and run is not mine:
-                rank = -run.priority, run.first()
+                rank = -run.priority, run.turn()
                 assert rank > (-mine.priority, position), f"{rank} was before {position}"
 
     def nothing_waits_that_could_go(self) -> None:
@@ -428,8 +428,8 @@ class Story(RuleBasedStateMachine):
         ]
         if held or blocked:
             return any(not known.waits and known.run is run for known in blocked) and not held
-        best = min((-o.priority, o.first()) for x in lane.ordering.lanes for o in x.runs if o.size)
-        return best == (-run.priority, run.first())
+        best = min((-o.priority, o.turn()) for x in lane.ordering.lanes for o in x.runs if o.size)
+        return best == (-run.priority, run.turn())
 
     @rule()
     def rebuild(self) -> None:

@@ -241,7 +241,7 @@ def test_neighbours_one_of_which_is_gone_are_two_spans() -> None:
     harness.run("publish a b c d")
     state = harness.machine.core.state
     run = state.lanes[0].run(0)
-    state.withdraw(run, run.first() + 2)
+    state.withdraw(run, run.turn() + 2)
     assert harness.run("cancel_many q=q dry") == ["A     Ok count=3"]
 
 

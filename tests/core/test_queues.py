@@ -118,6 +118,16 @@ class Twins:
                 put(queue, run, position)
             assert [*self.runs(lane, priority)[0][1]][-1] == position
 
+    def replace(self, nth: int, most: int) -> None:
+        """A newer one takes the place of one that is out, and goes first."""
+        if self.out:
+            place = self.out.pop(sorted(self.out)[nth % len(self.out)])
+            self.next += most
+            for queue, run in self.runs(*place):
+                give_back(queue, run, self.next)
+            self.waits[self.next] = place
+            self.next += 1
+
     def check(self) -> None:
         order = [position for _, position in self.live.waiting()]
         assert sorted(order) == sorted(self.waits)
@@ -129,7 +139,7 @@ class Twins:
                     assert run.size == len(list(run))
                     assert all(position in run for position in run)
                     assert not any(position in run for position in self.out)
-        heads = [run.first() for lane in self.live.lanes for run in lane.runs if run.size]
+        heads = [run.turn() for lane in self.live.lanes for run in lane.runs if run.size]
         assert self.live.oldest(self.live.shelves.values()) == min(heads, default=0)
 
 
@@ -140,6 +150,7 @@ steps = st.one_of(
     st.tuples(st.just("take"), st.integers(1, 6)),
     st.tuples(st.just("remove"), numbers),
     st.tuples(st.just("give_back"), numbers, st.integers(1, 4)),
+    st.tuples(st.just("replace"), numbers, st.integers(0, 2)),
     st.tuples(st.just("bury"), numbers, st.integers(0, 2)),
 )
 
@@ -164,6 +175,17 @@ def test_what_comes_back_leaves_before_younger_heads_of_other_lanes() -> None:
     give_back(queue, b, 2)
     give_back(queue, a, 1)
     assert taken(queue, 9) == [1, 2, 3, 4]
+
+
+def test_what_replaced_a_message_goes_first_and_holds_nobody_up() -> None:
+    queue = new_queue(2)
+    a, b = queue.lanes[0].run(0), queue.lanes[1].run(0)
+    for position, run in enumerate((a, b, a, b, a, b), start=1):
+        put(queue, run, position)
+    assert taken(queue, 2) == [1, 2]
+    give_back(queue, a, 9)  # in the place of 1
+    assert [position for _, position in queue.waiting()] == [9, 3, 4, 5, 6]
+    assert taken(queue, 9) == [9, 3, 4, 5, 6]
 
 
 def test_who_comes_back_does_not_bring_its_tasks_next_before_older_ones() -> None:

@@ -305,12 +305,13 @@ class Taker(Client):
             return self.release(lease)
         new = self.maker.make(self.rng, like=lease.known)
         more: dict[str, Any] = {"flags": w.HAS_REPLACEMENT, "follow_on": (new.raw,)}
+        more["delay_ms"] = self.rng.choice((0, 50, 400))
         if self.rng.random() < 0.5:
-            ending = self.plain(lease, w.RELEASE, "replaced", delay_ms=0, **more)
+            ending = self.plain(lease, w.RELEASE, "replaced", **more)
             new.failures = list(lease.known.failures)
         else:
             error = Failure("Retry", "with other arguments").pack()
-            more |= {"policy": FOREVER.pack(), "result": error, "delay_ms": 0}
+            more |= {"policy": FOREVER.pack(), "result": error}
             ending = self.plain(lease, w.FAIL, "replaced", **more)
             new.failures = [each + 1 for each in lease.known.failures]
         new.crashes = list(lease.known.crashes)

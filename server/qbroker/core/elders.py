@@ -57,7 +57,7 @@ class Elders:
 
     def offer(self, run: Run) -> None:
         """More waits in the run, which is not empty."""
-        head = run.first()
+        head = run.turn()
         if self._keys.get(run, head + 1) <= head:
             return
         self._keys[run] = head
@@ -75,17 +75,17 @@ class Elders:
     def oldest(self) -> Generator[tuple[Run, int], None, None]:
         """Ready messages, the oldest first; the runs must not change meanwhile. Close it."""
         passed: list[tuple[int, Run]] = []
-        heads: list[tuple[int, Run, Iterator[int]]] = []
+        heads: list[tuple[tuple[int, int], Run, Iterator[tuple[int, int]]]] = []
         try:
             while (run := self._leading()) or heads:
-                if run and (not heads or self._keys[run] < heads[0][0]):
+                if run and (not heads or self._keys[run] < heads[0][0][0]):
                     # Unlisted meanwhile: it may stand in the heap twice under this head.
                     heappop(self._heap)
                     passed.append((self._keys.pop(run), run))
-                    waiting = iter(run)
+                    waiting = run.turns()
                     heappush(heads, (next(waiting), run, waiting))
                     continue
-                position, run, waiting = heads[0]
+                (_, position), run, waiting = heads[0]
                 yield run, position
                 following = next(waiting, None)
                 if following is None:
@@ -104,7 +104,7 @@ class Elders:
             key, run = heap[0]
             if keys.get(run) == key:
                 if run.size and not run.is_purged:
-                    head = run.first()
+                    head = run.turn()
                     if head == key:
                         return run
                     keys[run] = head

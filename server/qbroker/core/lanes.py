@@ -136,7 +136,7 @@ class Lane:
 
     def rank(self) -> tuple[int, int]:
         """Priority, highest first, and head of its best run. Only when messages wait."""
-        return min((-run.priority, run.first()) for run in self.runs if run.size)
+        return min((-run.priority, run.turn()) for run in self.runs if run.size)
 
     def park(self, gate: "Gate") -> None:
         """Its messages are out of sight. They leave the lists when they come up there."""

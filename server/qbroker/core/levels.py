@@ -41,7 +41,7 @@ class Level:
 
         The head if it is the level's first now; -1 if the level leads with what it did.
         """
-        head = run.first()
+        head = run.turn()
         if 0 <= run.key <= head:
             return -1
         run.key = head
@@ -70,7 +70,7 @@ class Level:
             key, run = heap[0]
             if key == run.key:
                 if run.size and run.lane.parked is None:
-                    head = run.first()
+                    head = run.turn()
                     if head == key:
                         return run
                     run.key = head

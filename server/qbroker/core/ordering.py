@@ -61,7 +61,7 @@ class Ordering(Gate):
         if not self.is_free:
             return self.run if self.is_ready else None
         found = (run for lane in self.lanes for run in lane.runs if run.size)
-        return min(found, key=lambda run: (-run.priority, run.first()), default=None)
+        return min(found, key=lambda run: (-run.priority, run.turn()), default=None)
 
     def take(self, run: "Run") -> list[tuple[int, int]]:
         """The next message out of the run that it comes from: it is out now."""

@@ -41,7 +41,7 @@ class Peeking:
         lanes = self.lanes[-PEEK_LANES_MAX:]
         del self.lanes[-PEEK_LANES_MAX:]
         found = [run for lane in lanes for run in lane.runs if run.size]
-        self.best += [(-run.priority, run.first(), run) for run in found]
+        self.best += [(-run.priority, run.turn(), run) for run in found]
         if len(self.best) > self.count:
             self.best = nsmallest(self.count, self.best)
 

@@ -322,21 +322,21 @@ class Queue:
             if run.size:
                 levels.setdefault(run.priority, []).append(run)
         for priority in sorted(levels, reverse=True):
-            for position, run in merge(*map(_entries, levels[priority]), key=itemgetter(0)):
+            for _, position, run in merge(*map(_entries, levels[priority]), key=itemgetter(0)):
                 yield run, position
 
     def oldest(self, shelves: Iterable[Shelf]) -> int:
-        """The lowest position at the head of a run of these, or 0 if nothing may be handed out."""
+        """The lowest turn of a run of these, or 0 if nothing may be handed out."""
         leading = []
         for shelf in shelves:
             shelf.renew()
             leading += [level.leading() for level in shelf.levels]
-        return min((run.first() for run in leading if run), default=0)
+        return min((run.turn() for run in leading if run), default=0)
 
 
-def _entries(run: Run) -> Iterator[tuple[int, Run]]:
-    for position in run:
-        yield position, run
+def _entries(run: Run) -> Iterator[tuple[int, int, Run]]:
+    for turn, position in run.turns():
+        yield turn, position, run
 
 
 @dataclass(slots=True)

@@ -130,13 +130,23 @@ class Run:
             self.given = Spans()
         self.given.add(first, end)
 
-    def first(self) -> int:
-        """The position that leaves next. Only when ``size`` is above 0."""
+    def turn(self) -> int:
+        """The position by which its turn comes among runs. Only when ``size`` is above 0.
+
+        It is the one that leaves next, or the one in line behind what was given back, if that is
+        older: what goes first may have replaced an older message, and holds nobody up.
+        """
         if self.given is not _NO_SPANS and self.given:
-            return self.given.first()
+            return min(self.given.first(), self._in_line())
         if self.skipped:
             self._drop_skipped()
         return self.chunk[self.head]
+
+    def _in_line(self) -> int:
+        """The first that was not given back, or END."""
+        if self.skipped:
+            self._drop_skipped()
+        return self.chunk[self.head] if self.chunk else END
 
     def take(self, limit: int, before: int = END) -> list[tuple[int, int]]:
         """Up to ``limit`` positions out, as (first, count) runs; stops at one above ``before``.
@@ -251,15 +261,21 @@ class Run:
         self.chunk = chunks[0]
         self.more = deque(filter(None, chunks[1:])) or None
 
-    def __iter__(self) -> Iterator[int]:
-        """Positions in the order they would leave; changes nothing."""
+    def turns(self) -> Iterator[tuple[int, int]]:
+        """(turn, position) in the order they would leave."""
+        in_line = self._in_line() if self.given else END
         for first, end in self.given:
-            yield from range(first, end)
+            for position in range(first, end):
+                yield min(position, in_line), position
         for chunk in self.chunks:
             start = self.head if chunk is self.chunk else 0
             for position in chunk[start:]:
                 if position not in self.skipped:
-                    yield position
+                    yield position, position
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions in the order they would leave."""
+        return (position for _, position in self.turns())
 
     def _drop_skipped(self) -> None:
         skipped = self.skipped

@@ -296,9 +296,17 @@ BANK = [
     Planted(
         "last_in_first_out",
         "lanes that wait longer leave later",
-        "qbroker.core.runs:Run.first",
+        "qbroker.core.runs:Run.turn",
         "return self.chunk[self.head]",
         "return self.chunks[-1][-1]",
+    ),
+    Planted(
+        "held_up_by_a_newer_one",
+        "what replaced a message goes first, and older ones behind it wait for their elders",
+        "qbroker.core.runs:Run.turn",
+        "min(self.given.first(), self._in_line())",
+        "self.given.first()",
+        focus=frozenset(("replacement", "tasks", "pause", "hot queue")),
     ),
     Planted(
         "pause_forgotten_at_a_start",
