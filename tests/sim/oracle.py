@@ -79,6 +79,8 @@ class Lease:
     """It was good when a life of the broker ended: the next one must know it."""
     done: bool = False
     """Settled for certain, or known to be lost."""
+    dead: bool = False
+    """It came as a dead letter."""
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +106,8 @@ class Known:
     ghosts: int = 0
     failures: list[int] = field(default_factory=lambda: [0, 0])
     """At least, at most."""
+    failures_dead: int = 0
+    """Of the least, those in a queue of dead letters, of which its row says nothing."""
     crashes: list[int] = field(default_factory=lambda: [0, 0])
     may_be_dead: bool = False
     """Something was asked that may have made it a dead letter."""
@@ -368,7 +372,7 @@ class Oracle:
             self._check_not_held(known, deliver.grant, mark)
             if not any(lease.grant > deliver.grant for lease in known.leases):
                 self._check_counters(known, counters)
-            lease = Lease(known, position, deliver.grant, mark, holder, counters)
+            lease = Lease(known, position, deliver.grant, mark, holder, counters, dead=dead)
             known.leases.append(lease)
             out.append(lease)
             if counters is None and known.plain_order and not dead and self._is_ordered(known):
@@ -559,6 +563,7 @@ class Oracle:
             pass  # that it was counted may have been before a replay, which begins at nothing
         elif why.startswith("failed"):
             known.failures[0] += 1
+            known.failures_dead += lease.dead
         elif why == "crashed":
             known.crashes[0] += 1
         if self.limits:
