@@ -275,6 +275,20 @@ def test_a_number_is_used_anew_and_the_last_one_first() -> None:
     twin.check()
 
 
+def test_a_number_used_anew_says_nothing_of_a_task_that_was_there_before() -> None:
+    twin = Twin(Settings())
+    twin.say(f.Declare(queue="fast", options={"fsync": "never"}))
+    once = pack_fields({wire.IDEMPOTENCY: IdempotencyKey("i", 10**9).pack()})
+    publish(twin, keyed(0, id="a", fields=once))
+    ack_all(twin)
+    idle_out(twin)
+    publish(twin, keyed(0, "fast"))
+    assert twin.broker.state.lanes[0].queue.name == "fast"
+    again = f.Publish(producer=0, sequence=0, count=1, raw=keyed(1, id="b", fields=once))
+    (reply,) = twin.broker.execute(1, again, twin.now, twin.append)
+    assert (reply.frame.existing, reply.frame.durability) == (1, "synced")
+
+
 def test_a_lane_without_keys_stays() -> None:
     twin = Twin(Settings())
     publish(twin, Message("q", b"x", task="t").pack())

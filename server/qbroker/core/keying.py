@@ -110,9 +110,17 @@ class Keying:
             mark.stands = found
             self.state.keys.met[rule] += 1
             if isinstance(found, Holder):
-                lane = self.state.lane_numbered(found.run >> 8) if found.run else None
-                synced = lane.queue.synced if lane else self.state.synced
-                self.synced = self.synced or synced
+                self.synced = self.synced or self.is_synced(found)
+
+    def is_synced(self, holder: Holder) -> bool:
+        """Whether an answer that tells of the message waits for stable storage.
+
+        It does for a key that outlives its message: the number of its lane may be another's now.
+        """
+        if holder.until == TIME:
+            return True
+        lane = self.state.lane_numbered(holder.run >> 8) if holder.run else None
+        return lane.queue.synced if lane else self.state.synced
 
     def find(self, key: bytes) -> Holder | Mark | None:
         """Who has the key: a message before this one in the frame, or one that was there."""
