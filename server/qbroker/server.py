@@ -345,10 +345,11 @@ def serve(config: Config, say: Say, *, move_aside: bool = False) -> Exit:
     try:
         server = Server(config, stores, say, move_aside=move_aside)
         return asyncio.Runner(loop_factory=new_loop).run(server.run())
-    except LogFailed as failure:  # while the new epoch was written
+    except LogFailed as failure:  # while the new epoch was written, or the last seal
         raise Trouble(str(failure), Exit.DISK) from failure
     except Trouble:  # nobody was served: what the start found is what it leaves
-        stores.log.close(clean=stores.log.clean)
+        with contextlib.suppress(LogFailed):
+            stores.log.close(clean=stores.log.clean)
         raise
 
 

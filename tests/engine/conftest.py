@@ -196,7 +196,7 @@ class Place:
             if killed:
                 self.disk.unlock()
             else:
-                self.log.close(clean=True)
+                self.log.close(clean=engine.failure is None)
 
     def peer(self, engine: Engine) -> Peer:
         self._peers += 1

@@ -295,6 +295,20 @@ def test_a_clean_stop_is_told_from_a_kill(story) -> None:
     assert story.reopen().clean
 
 
+def test_a_stop_is_not_clean_once_the_disk_has_failed(story) -> None:
+    """It failed beside the batches, for the segment to come: what is only written may be lost."""
+    story.fill(1)
+    written = story.log.written
+    story.disk.fail(1)
+    with pytest.raises(LogFailed, match="preparing the next segment"):
+        story.log.prepare_next()
+    with pytest.raises(LogFailed, match="preparing the next segment"):
+        story.log.close(clean=True)
+    story.log.close()
+    assert story.log.written == written
+    assert not story.reopen().clean
+
+
 def test_a_start_that_fails_after_a_crash_does_not_hide_it(story) -> None:
     """It seals the log, with or without a batch of its own, and the next start still knows."""
     story.put(b"x")

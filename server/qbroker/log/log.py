@@ -74,6 +74,7 @@ class Log(Reads):
         "_active",
         "_begun",
         "_books",
+        "_closed",
         "_disk",
         "_failure",
         "_handles",
@@ -96,6 +97,7 @@ class Log(Reads):
         self._manifest.add(active.segment)
         self._spare: File | None = None
         self._failure: LogFailed | None = None
+        self._closed = False
         self.clean = found.clean
         self.written = active.segment.last
         self.durable = self.written
@@ -275,7 +277,8 @@ class Log(Reads):
         """The log is sealed: everything durable, the lock released. Twice is once.
 
         `clean`: a start that ends before it served passes on what it found. A log that is
-        fenced is only released, one that waits for room never clean. LogFailed.
+        fenced is only released, and raises that if it was to be clean; one that waits for room
+        is never clean. LogFailed.
         """
         try:
             if self._failure is None:
@@ -283,6 +286,9 @@ class Log(Reads):
                 if not self._active.segment.sealed:
                     self._active.seal(self._disk, clean=clean)
                 self._failure = LogFailed("a call", OSError(errno.EBADF, "the log is closed"))
+                self._closed = True
+            elif clean and not self._closed:
+                raise self._failure
         except OSError as error:
             raise self._fence("closing", error) from error
         finally:
