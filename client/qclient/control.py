@@ -9,6 +9,16 @@ if TYPE_CHECKING:
     from qclient.app import App
 
 
+def grace_ms(terminate: bool, grace: float) -> int:
+    """The grace of a cancel, in ms. Raises ValueError for one that nothing would end."""
+    if grace and not terminate:
+        raise ValueError(
+            f"grace={grace:g} without terminate: it is how long a running task may go on before it "
+            "is killed; say terminate=True, too, or leave it out"
+        )
+    return round(grace * 1000)
+
+
 class Control:
     """An App's orders. Each costs a round trip, and raises what ``send`` raises."""
 
@@ -21,7 +31,8 @@ class Control:
         """These tasks are REVOKED unless they were finished; their states, by id.
 
         A round trip for each. Running ones are told to stop; with ``terminate`` their process
-        is killed, after ``grace`` seconds in which SoftCancelled is raised in the task.
+        is killed, after ``grace`` seconds in which SoftCancelled is raised in the task. A grace
+        without ``terminate`` is a ValueError.
         """
         wanted = [ids] if isinstance(ids, str) else ids
         results = map(self._app.AsyncResult, wanted)
@@ -52,7 +63,7 @@ class Control:
             states=",".join(states),
             older_ms=round(older * 1000),
             terminate=terminate,
-            grace_ms=round(grace * 1000),
+            grace_ms=grace_ms(terminate, grace),
             dry_run=dry_run,
         )
         return self._app.connection.call(frame, Ok, self._app.timeout_s).count

@@ -20,7 +20,7 @@ from qclient.preview import preview_of_call
 from qclient.routes import destination, is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
 from qclient.topology import Broadcast
-from qclient.uniqueness import has_keys, key_fields
+from qclient.uniqueness import check_keyed, has_keys, key_fields
 from qprotocol import wire
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import LaneKeys
@@ -207,6 +207,8 @@ class Callee:
                     self.shared.clear()
                 self.shared[alike] = recipe
         if not is_keyed:
+            if options:
+                check_keyed(self, options)
             return recipe
         fields = key_fields(self, options, args, kwargs)
         return recipe.with_fields(fields) if fields else recipe

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qclient.context import current_request
+from qclient.control import grace_ms
 from qclient.exceptions import NotDone, OutcomeUnknown, SyncSubtaskError, refusal
 from qclient.failures import ResultTimeout, TaskRevoked, raised
 from qclient.serialization import decode
@@ -176,7 +177,8 @@ class AsyncResult(Generic[R]):
         """The task is REVOKED unless it was finished; its state is returned.
 
         A running one is told to stop; with ``terminate`` its process is killed, at once or
-        ``grace`` seconds after SoftCancelled was raised in it.
+        ``grace`` seconds after SoftCancelled was raised in it. A grace without ``terminate`` is
+        a ValueError.
         """
         frame = self._cancel(terminate, grace)
         answer = self.app.connection.call(frame, Result, self.app.timeout_s)
@@ -238,8 +240,8 @@ class AsyncResult(Generic[R]):
         return Watch(id=self.id, position=self._hint, wait_ms=wait_ms)
 
     def _cancel(self, terminate: bool, grace: float) -> Cancel:
-        grace_ms = round(grace * 1000)
-        return Cancel(id=self.id, position=self._hint, terminate=terminate, grace_ms=grace_ms)
+        within_ms = grace_ms(terminate, grace)
+        return Cancel(id=self.id, position=self._hint, terminate=terminate, grace_ms=within_ms)
 
     def _note(self, answer: Result) -> None:
         if State(answer.state).finished:

@@ -27,11 +27,28 @@ if TYPE_CHECKING:
 Key = bool | str | Callable[..., str | None] | None
 """What ``unique_key`` and ``idempotency_key`` take."""
 NO_KEY = (None, False)
+KEY_OF = {
+    "unique_scope": "unique_key",
+    "unique_until": "unique_key",
+    "unique_conflict": "unique_key",
+    "idempotency_window": "idempotency_key",
+}
+"""Options that say something of a key, and the option that says the key."""
 
 
 def has_keys(options: Mapping[str, Any]) -> bool:
     """Whether these options say a key of calls."""
     return options.get("unique_key") not in NO_KEY or options.get("idempotency_key") not in NO_KEY
+
+
+def check_keyed(callee: "Callee", options: Mapping[str, Any]) -> None:
+    """Raise ValueError if a call without keys says something of one; None is said on purpose."""
+    for name in KEY_OF.keys() & options.keys():
+        if KEY_OF[name] not in options:
+            raise ValueError(
+                f"{name} of {callee.name} without {KEY_OF[name]}: there is no key that it could be "
+                f"about; say {KEY_OF[name]}, on the task or on the call, or leave {name} out"
+            )
 
 
 def key_fields(

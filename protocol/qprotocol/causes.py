@@ -17,6 +17,8 @@ class Cause:
     why: str
     is_kept: bool = True
     """Such a message is a dead letter; the others are over."""
+    kind: str = "Failed"
+    """The kind of the failure that is told of a task, where nobody sent one."""
 
 
 OTHER = Cause("other", "", "Some other reason, of an earlier or later version.")
@@ -29,11 +31,22 @@ CAUSES: dict[str, Cause] = {
         Cause("max_crashes", "crashed", "Its workers died while they ran it: poison_max."),
         Cause("worker_lost", "its worker was lost", "Its worker died, and its acks are early."),
         Cause("max_deliveries", "handed out", "It was handed out deliveries_max times."),
-        Cause("length_limit", "overflow", "Its queue was over max_length or max_bytes."),
+        Cause(
+            "length_limit",
+            "overflow",
+            "Its queue was over max_length or max_bytes.",
+            kind="LengthLimit",
+        ),
         Cause("expired", "expired", "It was too late to begin.", is_kept=False),
         Cause("cancelled", "cancelled", "Somebody cancelled it.", is_kept=False),
         Cause("dropped", "dropped", "It was a dead letter, and dropped.", is_kept=False),
-        Cause("quarantined", "quarantined", "Its bytes rotted on disk.", is_kept=False),
+        Cause(
+            "quarantined",
+            "quarantined",
+            "Its bytes rotted on disk.",
+            is_kept=False,
+            kind="Quarantined",
+        ),
         OTHER,
     )
 }

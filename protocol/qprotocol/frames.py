@@ -448,8 +448,10 @@ class Why(Frame):
     {"id", "state", "position", "queue", "task", "priority", "reasons": [{"reason": word, ...}]}.
     All reasons that keep it: due, unique (others have moved its time), paused, large_order (a
     cancel, purge or move by filter of its queue is under way), ordering_key (another with its key
-    goes first), a limit's word, no_consumer, no_worker_knows, consumers_full, behind; or started,
-    settled, unknown (``noticed_until_ms`` if it was cancelled). None: it goes in a coming turn.
+    goes first), a limit's word, no_consumer, no_worker_knows, single_active_consumer (the next one
+    waits until others hold nothing), consumers_full, fair (other tenants had less), behind; or
+    started, settled, unknown (``noticed_until_ms`` if it was cancelled). None: it goes in a coming
+    turn.
     """
 
     id: "str"

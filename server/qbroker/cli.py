@@ -226,14 +226,14 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
     )
     rows = [
         (
-            *(queue[column] for column in header[:5]),
+            *(queue[column] for column in ("name", *header[1:5])),
             ago(queue["oldest_ready_ms"]) if queue["ready"] else "",
             queue["quarantined"],
             *(queue["counts"].get(outcome, 0) for outcome in counted),
             "; ".join(pause_told(*each) for each in queue["paused"].items()),
             queue["alarm"],
         )
-        for queue in sorted(({**each, "queue": each["name"]} for each in found), key=by_name)
+        for queue in sorted(found, key=by_name)
     ]
     echo_table([column.replace("_", " ") for column in header], rows)
 

@@ -21,7 +21,7 @@ from qbroker.ordercommands import Moment, Span, told
 from qbroker.taskcommands import moment, show_history, why
 from qbroker.terminal import BROKER, JSON, Commands, asking, confirm, echo_json, echo_table
 from qprotocol.causes import LETTER_CAUSES
-from qprotocol.frames import Report, Search
+from qprotocol.frames import Search
 from qprotocol.limitrules import parse_rate
 from qprotocol.options import is_dead_queue
 from qprotocol.wire import NUMBERS, ROWS
@@ -144,7 +144,7 @@ def show_command(task_id: str, broker: str, as_json: bool) -> None:
 def attempts_of(admin: Admin, task_id: str) -> list[Row]:
     """What the archive knows of its attempts; nothing where there is none."""
     try:
-        found = json.loads(admin.ask(Search(id=task_id), Report).raw)["task"]
+        found = admin.report(Search(id=task_id))["task"]
     except RefusedByBroker as error:
         click.echo(f"its attempts cannot be shown: {error}", err=True)
         return []

@@ -81,6 +81,12 @@ def declare_command(
     for name, value in options:
         if value is None:
             raise Trouble(f"{name}= says nothing: leave it out, or give a value", Exit.USAGE)
+        if name == "exclusive" and value:
+            raise Trouble(
+                "an exclusive queue is deleted when the connection that declared it ends, and that "
+                "of this command ends at once: declare it where it is used",
+                Exit.USAGE,
+            )
     with asking(broker) as admin:
         count = admin.ask(Declare(queue=queue, options=dict(options)), Ok).count
     if as_json:
@@ -116,7 +122,10 @@ def set_command(
 @BROKER
 @JSON
 def show_command(queue: str, everything: bool, broker: str, as_json: bool) -> None:
-    """Show a queue's options, and for each whether a declaration, policy or operator gave it."""
+    """Show a queue's options, and for each whether a declaration, policy or operator gave it.
+
+    Where messages have fair keys, the tenants with most messages, too.
+    """
     with asking(broker) as admin:
         found = admin.inspect("queue", queue)
     if as_json:
@@ -128,6 +137,13 @@ def show_command(queue: str, everything: bool, broker: str, as_json: bool) -> No
         if everything or row["source"] != "default"
     ]
     echo_table(("option", "value", "from", "instead of"), rows)
+    if found["tenants"]:
+        click.echo()
+        columns = ("weight", "open", "leased", "used_ms", "message_ms")
+        header = ("fair key", "weight", "waiting", "leased", "ran ms", "ms a message")
+        tenants = found["tenants"]
+        rows = [(row["key"] or "(no key)", *(row[each] for each in columns)) for row in tenants]
+        echo_table(header, rows)
 
 
 def shown(value: Value) -> str:

@@ -1,6 +1,5 @@
 """``qbroker cancel``, ``purge``, ``why``, and the filters that they share with ``queue move``."""
 
-import json
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -12,7 +11,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import ago, counted, left, printable
 from qbroker.taskcommands import UNITS
 from qbroker.terminal import BROKER, JSON, asking, confirm, echo_json, echo_table
-from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Report, Result, Why
+from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Result, Why
 from qprotocol.states import State
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,6 +95,14 @@ def cancel_command(
     """
     if bool(ids) == bool(queue or rest["task"] or rest["key"]):
         raise Trouble("name IDs, or else a --queue, --task or --key", Exit.USAGE)
+    if ids:
+        check_no_filters("IDs", dry_run=dry_run, state=states, older=rest["older_ms"])
+    if grace_ms and not terminate:
+        raise Trouble(
+            f"--grace {ago(grace_ms)} without --terminate: it is how long what runs may go on "
+            "before it is killed; say --terminate, too, or leave --grace out",
+            Exit.USAGE,
+        )
     how: dict[str, Any] = {"terminate": terminate, "grace_ms": grace_ms}
     with asking(broker) as admin:
         if ids:
@@ -112,6 +119,17 @@ def cancel_command(
         echo_json({"cancelled": count, "dry_run": dry_run})
     else:
         click.echo(told(count, "cancelled", dry_run=dry_run))
+
+
+def check_no_filters(named: str, **filters: object) -> None:
+    """Raise Trouble for filters beside names: an order is about these messages, whatever fits."""
+    said = ", ".join(f"--{name.replace('_', '-')}" for name, value in filters.items() if value)
+    if said:
+        raise Trouble(
+            f"{said} beside {named}: what is named is meant as it is, and filters choose among "
+            "many; leave one of them out",
+            Exit.USAGE,
+        )
 
 
 def state_of(answer: Result) -> str:
@@ -166,7 +184,7 @@ def purge_command(
 def why_command(task_id: str, broker: str, as_json: bool) -> None:
     """Say what a message waits for."""
     with asking(broker) as admin:
-        found = json.loads(admin.ask(Why(id=task_id), Report).raw)
+        found = admin.report(Why(id=task_id))
     if as_json:
         echo_json(found)
         return
@@ -180,7 +198,7 @@ def why_command(task_id: str, broker: str, as_json: bool) -> None:
 
 
 def due(row: dict[str, Any]) -> str:
-    after = f" after {row['failures']} failures" if row["failures"] else ""
+    after = f" after {counted(row['failures'], 'failure')}" if row["failures"] else ""
     return f"it waits for its time{after}" + (f", in {ago(row['in_ms'])}" if row["due_ms"] else "")
 
 
@@ -228,7 +246,15 @@ def started(row: dict[str, Any]) -> str:
 
 
 def full(row: dict[str, Any]) -> str:
-    return f"all {row['consumers']} consumers are full: {row['unsettled']} of {row['credit']} out"
+    count = row["consumers"]
+    who = "its consumer is" if count == 1 else f"all {count:,} consumers are"
+    return f"{who} full: {counted(row['unsettled'])} out, and room for {row['credit']:,} in all"
+
+
+def fair(row: dict[str, Any]) -> str:
+    count = row["tenants_before"]
+    whose = f"its fair key {row['key']!r}" if row["key"] else "messages without a fair key"
+    return f"{count:,} other {'tenant has' if count == 1 else 'tenants have'} had less than {whose}"
 
 
 def behind(row: dict[str, Any]) -> str:
@@ -248,7 +274,12 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "unknown": unknown,
     "no_consumer": lambda _row: "nobody listens to its queue",
     "no_worker_knows": lambda row: f"no worker that listens knows the task {row['task']}",
+    "single_active_consumer": lambda _row: (
+        "its queue has one consumer at a time, and the next one "
+        "waits until others have ended what they hold"
+    ),
     "consumers_full": full,
+    "fair": fair,
     "behind": behind,
 }
 """Reasons in a sentence; others are those of gates without a sentence of their own."""

@@ -8,6 +8,7 @@ from qbroker.bodies import Bodies, Cold, Damaged, Lost
 from qbroker.core import effects as e
 from qbroker.letterrows import leave_out, letters_need, letters_report
 from qprotocol import wire
+from qprotocol.causes import CAUSES, cause_of
 from qprotocol.codec import encode, encode_in_parts
 from qprotocol.failure import Failure
 from qprotocol.frames import Deliver, Peeked, Report, Result
@@ -168,7 +169,9 @@ class Outgoing:
         if entry.record and tell.kept is None:
             raw = self._bodies.head(entry.record)
         if not raw and entry.reason:
-            raw = Failure("Revoked", entry.reason).pack()
+            is_revoked = entry.state is State.REVOKED
+            kind = "Revoked" if is_revoked else CAUSES[cause_of(entry.reason)].kind
+            raw = Failure(kind, entry.reason).pack()
         result = Result(
             id=tell.id,
             state=int(entry.state),

@@ -11,7 +11,7 @@ import click
 from qbroker.ops.admin import Admin
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import ago, counted
-from qbroker.ordercommands import Span, filters, told
+from qbroker.ordercommands import Span, check_no_filters, filters, told
 from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json
 from qprotocol.frames import Move, Ok, PauseQueue, ResumeQueue
 
@@ -176,6 +176,8 @@ def move_command(
     **rest: Any,
 ) -> None:
     """Let messages that wait in FROM wait in TO, in their order, with all that is known of them."""
+    if ids:
+        check_no_filters("--id", older=rest["older_ms"])
     count = 0
     with asking(broker) as admin:
         for each in ids or ("",):

@@ -1,6 +1,5 @@
 """``qbroker tasks`` and ``qbroker task``: what became of settled tasks, from the archive."""
 
-import json
 import re
 import time
 from datetime import datetime
@@ -11,7 +10,7 @@ import click
 from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import ago, printable
 from qbroker.terminal import BROKER, JSON, asking, echo_json, echo_table
-from qprotocol.frames import Report, Search
+from qprotocol.frames import Search
 from qprotocol.states import State
 
 PAGE_ROWS = 1_000
@@ -84,7 +83,7 @@ def tasks_command(
                 limit=min(limit - len(found), PAGE_ROWS),
                 after=after,
             )
-            page = json.loads(admin.ask(frame, Report).raw)
+            page = admin.report(frame)
             found += page["tasks"]
             after, is_cut = page["next"], page["cut"]
             if not after or is_cut:
@@ -124,7 +123,7 @@ def show_tasks(found: list[dict[str, Any]]) -> None:
 def task_command(task_id: str, broker: str, as_json: bool) -> None:
     """Show all that is known of one settled task."""
     with asking(broker) as admin:
-        row = json.loads(admin.ask(Search(id=task_id), Report).raw)["task"]
+        row = admin.report(Search(id=task_id))["task"]
     if row is None:
         raise Trouble(
             f"no settled task has the id {task_id}: it may wait or run still, or its time in the "

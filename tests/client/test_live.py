@@ -93,6 +93,19 @@ def test_later_and_never(live: App) -> None:
         live.AsyncResult("never sent").get(timeout=10)
 
 
+def test_a_grace_that_nothing_ends_is_refused(live: App) -> None:
+    later = live.send_task("t", queue="later", countdown=600)
+    for order in (
+        lambda: later.revoke(grace=5),
+        lambda: live.control.revoke([later.id], grace=5),
+        lambda: live.control.revoke_by(queue="later", grace=5),
+    ):
+        with pytest.raises(ValueError, match="^grace=5 without terminate: it is how long"):
+            order()
+    assert later.state == "SCHEDULED"
+    assert later.revoke(terminate=True, grace=5) == "REVOKED"
+
+
 def test_a_chosen_id_is_taken_while_its_task_lives(live: App) -> None:
     first = live.send_task("t", queue="chosen", task_id="order-1")
     with pytest.raises(DuplicateId):

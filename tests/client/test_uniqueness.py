@@ -134,6 +134,23 @@ def test_a_value_that_makes_no_sense_is_refused_where_it_is_written(shop, option
         shop.signature("t", **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "key"),
+    [
+        ("unique_scope", "queue", "unique_key"),
+        ("unique_until", 5, "unique_key"),
+        ("unique_conflict", "replace", "unique_key"),
+        ("idempotency_window", 60, "idempotency_key"),
+    ],
+)
+def test_what_is_said_of_a_key_that_nobody_says_is_refused(shop, option, value, key) -> None:
+    task = shop.task(name="t")(lambda user: None)
+    with pytest.raises(ValueError, match=f"^{option} of t without {key}: there is no key that"):
+        packed(task.s(7).set(**{option: value}))
+    packed(task.s(7).set(**{option: value, key: None}))
+    packed(task.s(7).set(**{option: value, key: "k"}))
+
+
 def test_a_retry_with_other_arguments_says_no_key(shop) -> None:
     """It has the key of the message whose place it takes."""
     from qclient.context import Context  # noqa: PLC0415

@@ -948,7 +948,7 @@ def test_an_error_without_a_word_is_an_empty_one(place: Place) -> None:
                 raw = b"".join(outcome.pack() for outcome in each)
                 assert (await peer.ask(f.Settle(count=len(each), raw=raw))).lost == 0
             told = [(await peer.ask(f.Watch(id=name))).raw for name in names]
-            assert told == [errors[0], *[Failure("Revoked", "failed").pack()] * 2]
+            assert told == [errors[0], *[Failure("Failed", "failed").pack()] * 2]
             rows = json.loads((await peer.ask(f.DeadLetters(detail=1, limit=10))).raw)["letters"]
             assert [row["message"] for row in rows] == ["of a", "", ""]
 

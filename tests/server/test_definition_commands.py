@@ -139,6 +139,8 @@ def test_a_queue_is_declared_and_differences_are_told_one_by_one(daemon: Daemon)
     assert "message_ttl_ms is 3600000 (declaration), declared 7200000" in said
     taken_back = ("queue", "declare", "orders", "max_length=")
     assert "max_length= says nothing" in fails(daemon, Exit.USAGE, *taken_back)
+    mine = fails(daemon, Exit.USAGE, "queue", "declare", "mine", "exclusive=true")
+    assert "an exclusive queue is deleted when the connection that declared it ends" in mine
     assert "holds ' '" in fails(daemon, Exit.FAILED, "queue", "declare", "a b")
 
 

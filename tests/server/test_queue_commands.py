@@ -149,6 +149,15 @@ def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) ->
     assert json.loads(daemon.ask(*by_key, "--json").stdout)["cancelled"] == 1
     assert daemon.ask(*by_key, "--queue", "there").stdout == "0 messages cancelled\n"
     assert "name IDs, or else" in daemon.ask("cancel").stderr
+    dry = daemon.ask("cancel", "one", "--dry-run", "--state", "ready", "--older", "1h")
+    assert (dry.returncode, dry.stdout) == (Exit.USAGE, "")
+    assert "--dry-run, --state, --older beside IDs" in dry.stderr
+    graceful = daemon.ask("cancel", "one", "--grace", "5s")
+    assert (graceful.returncode, graceful.stdout) == (Exit.USAGE, "")
+    assert "--grace 5.0s without --terminate: " in graceful.stderr
+    aged = daemon.ask(*move, "--id", "one", "--older", "1h")
+    assert (aged.returncode, aged.stdout) == (Exit.USAGE, "")
+    assert "--older beside --id" in aged.stderr
     purge = ("purge", "there", "--task", "shop.bill")
     assert daemon.ask(*purge, "--dry-run").stdout == "1 message would be dropped from there\n"
     assert "give --yes" in daemon.ask(*purge).stderr
@@ -191,3 +200,25 @@ def test_why_says_in_sentences_what_a_message_waits_for(daemon: Daemon) -> None:
     assert ["why", "due", "1"] in rows
     assert ["why", "paused", "2"] in rows
     assert "has ended" in daemon.ask("why", "four").stdout
+
+
+def test_why_says_who_goes_first_in_a_queue_that_is_shared(daemon: Daemon) -> None:
+    peer = daemon.connect().shake_hands("consumer")
+    rows = (("a", "x"), ("b", "x"), ("c", "y"), ("d", ""))
+    packed = [
+        Message("fair", b"", id=f"fair-{name}", keys=LaneKeys(fair=key).pack()).pack()
+        for name, key in rows
+    ]
+    peer.say(Publish(correlation=3, producer=0, sequence=0, count=4, raw=b"".join(packed)))
+    peer.expect(Published)
+    peer.say(Consume(correlation=4, subscription=1, queues=["fair"], credit=1))
+    peer.expect(Ok)
+    peer.expect(Deliver)
+    assert daemon.ask("why", "fair-b").stdout.splitlines() == [
+        "fair-b is queued in fair",
+        "  its consumer is full: 1 message out, and room for 1 in all",
+        "  2 other tenants have had less than its fair key 'x'",
+    ]
+    row = daemon.ask("queue", "show", "fair").stdout
+    assert re.search(r"^x +1 +1 +1 +", row, re.MULTILINE), row
+    assert re.search(r"^\(no key\) +1 +1 +0 +", row, re.MULTILINE), row

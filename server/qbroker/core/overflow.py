@@ -173,6 +173,8 @@ def apply_overflowed(state: BrokerState, position: int, record: r.Overflowed) ->
         queue = run.lane.queue
         queue.counts["overflowed"] += count
         target = None if lane == NOWHERE else state.lanes[lane].run(priority)
+        if target is not None:
+            queue.counts["dead_lettered"] += count
         for each in range(first, first + count):
             state.withdraw(run, each, due_ms)
             entry = ended(state, each, position, record, dead=target is not None)

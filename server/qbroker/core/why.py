@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qbroker.core.alone import holds_all
 from qbroker.core.asking import known, lookup, run_known
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Send
 from qbroker.core.gates import around
 from qbroker.core.keys import unpack_held
-from qbroker.core.leases import UNTOUCHED
+from qbroker.core.leases import UNTOUCHED, Consumer
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Found
@@ -88,7 +89,8 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
     for gate in around(run.lane):
         if gate.room(run.lane, now) <= 0:
             yield gate.why(run.lane, now)
-    yield from nobody(state, queue, run.lane.task)
+    listeners, others_hold = serving(state, queue)
+    yield from nobody(listeners, run.lane.task, others_hold=others_hold)
     shares = queue.shares
     others = shares.before(run.lane.fair) if shares and position in run else 0
     if others:
@@ -107,15 +109,27 @@ def redelayed(state: BrokerState, position: int) -> Iterator[Row]:
         yield {"reason": "unique", "key": text, "name": name, "redelayed": times}
 
 
-def nobody(state: BrokerState, queue: Queue, task: str) -> Iterator[Row]:
-    """Why no consumer would be handed a message of the task, if that is so."""
+def serving(state: BrokerState, queue: Queue) -> tuple[list[Consumer], bool]:
+    """Who may be handed something of the queue, and whether they wait until others hold nothing.
+
+    Costs what alone.holds_all does, of a queue that has one consumer at a time.
+    """
     listeners = state.listening[queue.number]
+    if not listeners or not queue.options.single_active_consumer:
+        return listeners, False
+    return listeners[:1], bool(queue.leased) and not holds_all(state, queue, listeners[0])
+
+
+def nobody(listeners: list[Consumer], task: str, *, others_hold: bool) -> Iterator[Row]:
+    """Why none of those that a queue serves would be handed a message of the task, if so."""
     if not listeners:
         yield {"reason": "no_consumer"}
         return
     knowing = [each for each in listeners if each.known is None or task in each.known]
     if not knowing:
         yield {"reason": "no_worker_knows", "task": task, "consumers": len(listeners)}
+    elif others_hold:
+        yield {"reason": "single_active_consumer"}
     elif all(each.room <= 0 for each in knowing):
         yield {
             "reason": "consumers_full",
@@ -142,15 +156,16 @@ def ahead(run: Run, position: int) -> int:
 def by_reason(state: BrokerState, queue: Queue, shelves: Iterable[Shelf]) -> Counter[str]:
     """How many messages on these shelves of the queue wait for what. Costs a step a shelf."""
     found = Counter[str]()
+    listeners, others_hold = serving(state, queue)
     for shelf in shelves:
         shelf.renew()
         if shelf.open:
             reason = queue.reason(shelf)
             if reason == "paused" and queue.number not in state.pauses.dispatch:
                 reason = "large_order"
-            rows = nobody(state, queue, shelf.task) if not reason else ()
-            if any(row["reason"] == "consumers_full" for row in rows):
-                reason = "consumers_full"
+            if not reason:
+                rows = nobody(listeners, shelf.task, others_hold=others_hold)
+                reason = next((row["reason"] for row in rows), "")
             if reason:
                 found[reason] += shelf.open
     return found

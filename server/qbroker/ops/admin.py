@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from qbroker.ops.exits import Trouble
+from qbroker.ops.unlike import Told, unlike
 from qprotocol.codec import Assembler, Decoder, encode
 from qprotocol.conversation import PROTOCOL_VERSION, Conversation
 from qprotocol.errors import ProtocolError
@@ -70,8 +72,8 @@ class Admin:
     """An open conversation in the role of an admin. Use as a context manager."""
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
-        """Connected and welcomed. Raises ValueError, Unreachable, RefusedByBroker."""
-        self._where = url
+        """Connected and welcomed. Raises ValueError, Unreachable, RefusedByBroker, Trouble."""
+        self._where, self._version = url, ""
         self._conversation = Conversation()
         self._decoder = Decoder(self._conversation.frame_bytes_max)
         self._assembler = Assembler(ANSWER_BYTES_MAX)
@@ -86,7 +88,11 @@ class Admin:
                 '"qbroker serve", or say where it is with --broker'
             ) from error
         try:
-            self._expect(Greeting, 0)
+            greeting = self._expect(Greeting, 0)
+            self._version = greeting.version
+            if not greeting.protocol_min <= PROTOCOL_VERSION <= greeting.protocol_max:
+                spoken = f"{greeting.protocol_min} to {greeting.protocol_max}"
+                raise self._unlike(f"it speaks protocol {spoken}, this command {PROTOCOL_VERSION}")
             self.ask(Auth(mechanism="none"), Ok)
             hello = Hello(protocol=PROTOCOL_VERSION, role="admin", client_id="", name="qbroker")
             welcome = self.ask(hello, Welcome)
@@ -100,7 +106,10 @@ class Admin:
         return time.time_ns() // 1_000_000 + self._ahead_ms
 
     def ask(self, request: Frame, answer: type[F]) -> F:
-        """The broker's answer to ``request``. Raises Unreachable, RefusedByBroker. A round trip."""
+        """The broker's answer to ``request``. A round trip.
+
+        Raises Unreachable, RefusedByBroker, and Trouble if it does not know such a request.
+        """
         self._asked += 1
         request.correlation = self._asked
         self._conversation.advance(request, CLIENT)
@@ -128,7 +137,7 @@ class Admin:
             while len(found) < len(requests):
                 frame = self._receive()
                 if type(frame) is Error:
-                    raise RefusedByBroker(frame)
+                    raise self._refusal(frame)
                 if isinstance(frame, answer):
                     found[frame.correlation] = frame
         except OSError as error:
@@ -139,7 +148,29 @@ class Admin:
 
     def inspect(self, what: str, name: str = "") -> Any:
         """The broker's table of that name. Raises as ``ask`` does."""
-        return json.loads(self.ask(Inspect(what=what, name=name), Report).raw)
+        try:
+            return self.report(Inspect(what=what, name=name))
+        except RefusedByBroker as refused:
+            if refused.code != "BAD_REQUEST":
+                raise
+            raise self._unlike(f'it has no table "{what}"') from refused
+
+    def report(self, request: Frame) -> Any:
+        """What the Report says that answers ``request``. Raises as ``ask`` does.
+
+        What is missing in it raises Trouble when it is asked for (Told).
+        """
+        raw = self.ask(request, Report).raw
+        return json.loads(raw, object_hook=lambda each: Told(each, self._where, self._version))
+
+    def _unlike(self, what: str) -> Trouble:
+        return unlike(self._where, self._version, what)
+
+    def _refusal(self, error: Error) -> Exception:
+        """What to raise. A frame that it finds bad is a good one, which it does not know."""
+        if error.code == "BAD_FRAME":
+            return self._unlike(f"it does not understand what was asked ({error.message})")
+        return RefusedByBroker(error)
 
     def push(self, kind: type[F], wait_s: float | None) -> F | None:
         """The next push of that kind, since the last answer or from now on; None if there is none
@@ -163,7 +194,7 @@ class Admin:
             if type(frame) is Part:
                 self._assembler.add(frame)
             elif type(frame) is Error and frame.correlation in (0, correlation):
-                raise RefusedByBroker(frame)
+                raise self._refusal(frame)
             elif isinstance(frame, answer) and frame.correlation == correlation:
                 return self._assembler.complete(frame)  # type: ignore[return-value]
 

@@ -22,6 +22,8 @@ class Exit(IntEnum):
     """The data folder is in use, or belongs to somebody else."""
     DISK = 74
     """The disk failed."""
+    UNLIKE = 76
+    """The broker is of another version, and does not know what the command needs."""
     INTERRUPTED = 130
 
 

@@ -5,7 +5,6 @@ was first asked. So what is replayed and dies again meanwhile is not met a secon
 """
 
 import base64
-import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 from qbroker.ops.admin import Admin
 from qbroker.ops.exits import Exit, Trouble
 from qprotocol import wire
-from qprotocol.frames import DeadLetters, DropDead, EditDead, Ok, ReplayDead, Report, Result, Watch
+from qprotocol.frames import DeadLetters, DropDead, EditDead, Ok, ReplayDead, Result, Watch
 from qprotocol.limits import LETTERS_MAX, WATCH_MS_MAX
 from qprotocol.message import Message, unpack_message
 from qprotocol.states import State
@@ -45,7 +44,7 @@ def found(
     last, left = 0, limit
     while True:
         frame = DeadLetters(**asdict(which), detail=detail, limit=left or PAGE, after=after)
-        page = json.loads(admin.ask(frame, Report).raw)
+        page = admin.report(frame)
         last = last or page["last"]
         for row in page["letters"]:
             if row["number"] > last:
@@ -62,7 +61,7 @@ def found(
 
 def one(admin: Admin, task_id: str, detail: int = ROWS) -> Row | None:
     """The dead letter with that id."""
-    page = json.loads(admin.ask(DeadLetters(id=task_id, detail=detail), Report).raw)
+    page = admin.report(DeadLetters(id=task_id, detail=detail))
     rows: list[Row] = page["letters"]
     return rows[0] if rows else None
 

@@ -199,7 +199,8 @@ METRICS: tuple[Row, ...] = (
         ("queue", "half"), paused),
     Row("qbroker_queue_waiting_messages", "gauge", "messages",
         "Messages that may not be handed out now, by what they wait for: due, paused, no_consumer, "
-        "no_worker_knows, consumers_full, or a limit.", ("queue", "reason"), waiting),
+        "no_worker_knows, single_active_consumer, consumers_full, or a limit.",
+        ("queue", "reason"), waiting),
     Row("qbroker_queue_consumers", "gauge", "subscriptions",
         "Subscriptions to a queue now.", ("queue",), consumers),
     Row("qbroker_routed_messages_total", "counter", "messages",
