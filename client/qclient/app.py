@@ -149,9 +149,9 @@ class App:
         NotDone or OutcomeUnknown within ``timeout_s``. One round trip.
         """
         timeout_s = self.conf.broker_timeout_s
-        recipe, body = signature.callee.prepare(signature)
+        recipe, body, key = signature.callee.prepare(signature)
         now_ms = self.connection.server_ms(timeout_s)
-        raw, task_id = recipe.finish(body, signature.options, now_ms, mint_one(now_ms))
+        raw, task_id = recipe.finish(body, key, signature.options, now_ms, mint_one(now_ms))
         frame = Publish(producer=0, sequence=0, count=1, raw=raw)
         answer = self.connection.call(frame, Published, timeout_s)
         return self._sent(task_id, answer)
@@ -159,10 +159,10 @@ class App:
     async def send_async(self, signature: Signature[R]) -> AsyncResult[R]:
         """Like ``send``, from asyncio."""
         timeout_s = self.conf.broker_timeout_s
-        recipe, body = signature.callee.prepare(signature)
+        recipe, body, key = signature.callee.prepare(signature)
         connection = self.async_connection()
         now_ms = await connection.server_ms(timeout_s)
-        raw, task_id = recipe.finish(body, signature.options, now_ms, mint_one(now_ms))
+        raw, task_id = recipe.finish(body, key, signature.options, now_ms, mint_one(now_ms))
         frame = Publish(producer=0, sequence=0, count=1, raw=raw)
         answer = await connection.call(frame, Published, timeout_s)
         return self._sent(task_id, answer)

@@ -101,23 +101,27 @@ def chunks(
         if kwargs or not least <= len(args) <= most:
             last.check(args, kwargs)
         if options or shared is None:
-            recipe = last.recipe_for(options, args, kwargs).within(request)
+            recipe, key = last.recipe_for(options, args, kwargs, request)
             shared = recipe if not options and last.recipe is not None else None
         else:
-            recipe = shared
+            recipe, key = shared, b""
         raw_id = next_id()
         task_id: bytes | str = raw_id
         message: tuple[bytes, ...]
-        if recipe.plain and not options:
+        if recipe.plain and "task_id" not in options:
             try:
                 body = pack_plain([[*args], kwargs])
             except (TypeError, ValueError, OverflowError):
                 body = last.encode(recipe, args, kwargs)
             more = recipe.rest + len(body)
-            message = (pack_size(more), recipe.head, raw_id, recipe.tail, body)
+            if key:
+                tail = recipe.tail, key, recipe.behind
+                message = (pack_size(more), recipe.head, raw_id, *tail, body)
+            else:
+                message = (pack_size(more), recipe.head, raw_id, recipe.tail, body)
         else:
             body = last.encode(recipe, args, kwargs)
-            whole, task_id = recipe.finish(body, options, now_ms(), raw_id)
+            whole, task_id = recipe.finish(body, key, options, now_ms(), raw_id)
             more = len(whole)
             message = (whole,)
         if size + more + 4 > bytes_max or len(results) == count_max:

@@ -202,7 +202,7 @@ KEYS: dict[str, Option] = {
 UNIQUE_KEY = Option(
     f"True for the task with its arguments, a text of up to {UNIQUE_KEY_BYTES_MAX} bytes, a "
     "function of the call's arguments, or None",
-    lambda v: v is None or isinstance(v, (bool, str)) or callable(v),
+    lambda v: isinstance(v, (str, bool)) or v is None or callable(v),
 )
 UNIQUE: dict[str, Option] = {
     "unique_key": UNIQUE_KEY,

@@ -4,9 +4,11 @@
      per     `------------- head -----------'   per  `---- tail ----'   per
      message  of the recipe                   message  of the recipe   message
 
+    with a unique key    | id | tail: meta .. length of the key | key | behind: headers | body |
+
 Rule 1. A Recipe is made from merged options and never changes; settings that change make
         new ones. Tests hold its bytes against Message.pack.
-        Calls whose options differ in nothing but their keys share one, with other fields each.
+        Calls that differ in nothing but their unique keys share one, for each length of these.
 Rule 2. The fast path is for a minted id without due or expiry; ``pack`` is for all.
 """
 
@@ -20,13 +22,14 @@ from qclient.preview import preview_of_call
 from qclient.routes import destination, is_static, route
 from qclient.serialization import CONTENTS, MSGPACK, encode_call
 from qclient.topology import Broadcast
-from qclient.uniqueness import check_keyed, has_keys, key_fields
+from qclient.uniqueness import are_keyed, fields_of, has_keys, own_keys
 from qprotocol import wire
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import BODY_BYTES_HARD_MAX
 from qprotocol.message import NO_NAMES, Message, pack_route
 from qprotocol.options import RetryPolicy
+from qprotocol.uniquekeys import packed_key
 
 if TYPE_CHECKING:
     from qclient.app import App
@@ -46,12 +49,13 @@ OWN = frozenset(("unique_key", "idempotency_key", "task_id"))
 
 
 class Recipe:
-    """All of a message but its id, body and moments."""
+    """All of a message but its id, body and moments, and its unique key if it has one."""
 
     __slots__ = (
         "_fields",
         "_lineage",
-        "_template",
+        "behind",
+        "by_length",
         "content",
         "due",
         "expires",
@@ -59,13 +63,17 @@ class Recipe:
         "plain",
         "rest",
         "tail",
+        "template",
     )
 
     head: bytes
     """wire.MESSAGE without its size, then the route."""
     tail: bytes
+    """What stands behind the id; with a unique key what is before that."""
+    behind: bytes
+    """What stands behind the unique key; empty without."""
     rest: int
-    """What ``size`` counts beside the body: head, id and tail."""
+    """What ``size`` counts beside the body: head, id, tail, unique key and what is behind."""
     plain: bool
     """Whether the fast path may be taken: no due, no expiry, msgpack."""
 
@@ -74,37 +82,37 @@ class Recipe:
         n_route = len(pack_route(template.exchange, template.queue, template.task, template.keys))
         self.begin(template, template.fields, due, expires)
         self.head = sample[SIZE_BYTES : wire.MESSAGE.size + n_route]
-        self.tail = sample[wire.MESSAGE.size + n_route + ID_BYTES :]
+        self.tail, self.behind = sample[wire.MESSAGE.size + n_route + ID_BYTES :], b""
         self.rest = len(self.head) + ID_BYTES + len(self.tail)
 
     def begin(self, template: Message, fields: bytes, due: Any, expires: Any) -> None:
         """All but the bytes."""
-        self._template = template
+        self.template = template
+        """The message, but for its keys, id, body and moments."""
         self._fields = fields
         self.content = template.content
         self.due = due
         self.expires = expires
         self.plain = due is None and expires is None and template.content == MSGPACK
         self._lineage: tuple[Context, Recipe] | None = None
+        self.by_length: dict[int, Recipe] = {}
+        """Those for the same calls with unique keys, by their length."""
 
-    @property
-    def route(self) -> Message:
-        """The message, but for its id, body and moments."""
-        if self._fields == self._template.fields:
-            return self._template
-        return replace(self._template, fields=self._fields)
+    def with_fields(self, fields: bytes, key_bytes: int = 0) -> "Recipe":
+        """The recipe for calls that are like this one's, which have none, but for these fields.
 
-    def with_fields(self, fields: bytes) -> "Recipe":
-        """The recipe for calls that are like this one's, which have none, but for these fields."""
+        So many bytes at their end are a unique key: each call says its own.
+        """
         made = Recipe.__new__(Recipe)
-        made.begin(self._template, fields, self.due, self.expires)
+        made.begin(self.template, fields[: len(fields) - key_bytes], self.due, self.expires)
         *fixed, n_meta, n_headers = wire.MESSAGE.unpack_from(_NO_SIZE + self.head)
         fixed[_FLAGS] |= wire.MARKED
-        meta = (self.tail[:n_meta] or NO_NAMES) + fields
+        names = self.tail[:n_meta] or NO_NAMES
+        fixed += len(names) + len(fields), n_headers
         route = self.head[wire.MESSAGE.size - SIZE_BYTES :]
-        made.head = wire.MESSAGE.pack(*fixed, len(meta), n_headers)[SIZE_BYTES:] + route
-        made.tail = meta + self.tail[n_meta:]
-        made.rest = len(made.head) + ID_BYTES + len(made.tail)
+        made.head = wire.MESSAGE.pack(*fixed)[SIZE_BYTES:] + route
+        made.tail, made.behind = names + made._fields, self.tail[n_meta:]
+        made.rest = len(made.head) + ID_BYTES + len(made.tail) + key_bytes + len(made.behind)
         return made
 
     def within(self, request: Context | None) -> "Recipe":
@@ -113,26 +121,29 @@ class Recipe:
             return self
         known = self._lineage
         if known is None or known[0] is not request:
-            child = replace(self.route, root=request.root_id or request.id, parent=request.id)
+            child = replace(self.template, root=request.root_id or request.id, parent=request.id)
             known = self._lineage = (request, Recipe(child, self.due, self.expires))
         return known[1]
 
-    def pack(self, task_id: str, body: bytes, now_ms: int) -> bytes:
+    def pack(self, task_id: str, body: bytes, now_ms: int, key: bytes = b"") -> bytes:
         """A whole message. ``now_ms`` is the broker's clock: delays count from it."""
         due = 0 if self.due is None else moment_ms(self.due, now_ms)
         expires = 0 if self.expires is None else moment_ms(self.expires, now_ms)
-        return replace(self.route, id=task_id, body=body, due_ms=due, expires_ms=expires).pack()
+        fields = self._fields + key
+        message = replace(self.template, id=task_id, body=body, due_ms=due, expires_ms=expires)
+        return (replace(message, fields=fields) if fields else message).pack()
 
     def finish(
-        self, body: bytes, options: Mapping[str, Any], now_ms: int, raw_id: bytes
+        self, body: bytes, key: bytes, options: Mapping[str, Any], now_ms: int, raw_id: bytes
     ) -> tuple[bytes, bytes | str]:
         """A whole message and its id: the chosen one, or ``raw_id``, freshly minted."""
         chosen = options.get("task_id")
         if self.plain and chosen is None:
             size = pack_size(self.rest + len(body))
-            return b"".join((size, self.head, raw_id, self.tail, body)), raw_id
+            pieces = size, self.head, raw_id, self.tail, key, self.behind, body
+            return b"".join(pieces), raw_id
         task_id = unpack_id(raw_id, minted=True) if chosen is None else chosen
-        return self.pack(task_id, body, now_ms), task_id
+        return self.pack(task_id, body, now_ms, key), task_id
 
 
 class Callee:
@@ -141,7 +152,17 @@ class Callee:
     A task known by name alone (``send_task``) has no parameters to check.
     """
 
-    __slots__ = ("app", "arity", "name", "options", "parameters", "recipe", "shared", "signature")
+    __slots__ = (
+        "app",
+        "arity",
+        "is_keyed",
+        "name",
+        "options",
+        "parameters",
+        "recipe",
+        "shared",
+        "signature",
+    )
 
     def __init__(
         self,
@@ -153,6 +174,8 @@ class Callee:
         self.app = app
         self.name = name
         self.options = options
+        self.is_keyed = has_keys(options)
+        """Whether its calls have unique or idempotency keys unless they say that they have not."""
         self.signature = signature
         self.parameters: tuple[str, ...] = ()
         self.arity: tuple[int, int] | None = None
@@ -187,31 +210,68 @@ class Callee:
                 raise TypeError(f"{self.name}{self.signature}: {error}") from None
 
     def recipe_for(
-        self, options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        options: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        request: Context | None,
+    ) -> tuple[Recipe, bytes]:
+        """The recipe for a call with these options (checked before), and the call's unique key.
+
+        The key is empty for calls without, and for those that have an idempotency key, too.
+        """
+        is_keyed = are_keyed(self, options)
+        if self.recipe is not None and not options:
+            recipe = self.recipe
+        else:
+            alike = tuple([item for item in options.items() if item[0] not in OWN])
+            try:
+                found = self.shared.get(alike)
+            except TypeError:  # a value that cannot be looked up by, as headers
+                found, alike = None, ()
+            recipe = found or self._remembered(options, alike, args, kwargs, is_keyed=is_keyed)
+        if request is not None:
+            recipe = recipe.within(request)
+        return self._keyed(recipe, options, args, kwargs) if is_keyed else (recipe, b"")
+
+    def _remembered(
+        self,
+        options: Mapping[str, Any],
+        alike: tuple[tuple[str, Any], ...],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        is_keyed: bool,
     ) -> Recipe:
-        """The recipe for a call with these options (checked before)."""
-        if not options and self.recipe is not None:
-            return self.recipe
-        alike = tuple([item for item in options.items() if item[0] not in OWN])
-        try:
-            recipe = self.shared.get(alike)
-        except TypeError:  # a value that cannot be looked up by, as headers
-            recipe, alike = None, ()
-        is_keyed = has_keys(self.options) or has_keys(options)
-        if recipe is None:
-            recipe, is_same = self._made(options, args, kwargs)
-            if is_same and not options and not is_keyed:
-                self.recipe = recipe
-            elif is_same and (alike or options.keys() <= OWN):
-                if len(self.shared) >= SHARED_MAX:
-                    self.shared.clear()
-                self.shared[alike] = recipe
-        if not is_keyed:
-            if options:
-                check_keyed(self, options)
-            return recipe
-        fields = key_fields(self, options, args, kwargs)
-        return recipe.with_fields(fields) if fields else recipe
+        """A recipe without keys, made now; it is found again where it is that of other calls."""
+        recipe, is_same = self._made(options, args, kwargs)
+        if is_same and not options and not is_keyed:
+            self.recipe = recipe
+        elif is_same and (alike or options.keys() <= OWN):
+            if len(self.shared) >= SHARED_MAX:
+                self.shared.clear()
+            self.shared[alike] = recipe
+        return recipe
+
+    def _keyed(
+        self,
+        recipe: Recipe,
+        options: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Recipe, bytes]:
+        """The recipe for calls with such keys as this one, and its unique key if that is all."""
+        unique, window = own_keys(self, options, args, kwargs)
+        if unique is None and window is None:
+            return recipe, b""
+        key = b"" if unique is None or window is not None else packed_key("unique_key", unique)
+        found = recipe.by_length.get(len(key))
+        if found is None:
+            said = {**self.options, **options}
+            found = recipe.with_fields(fields_of(unique, window, said), len(key))
+            if key:
+                recipe.by_length[len(key)] = found
+        return found, key
 
     def _made(
         self, options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -244,12 +304,12 @@ class Callee:
             )
         return body
 
-    def prepare(self, signature: "Signature[Any]") -> tuple[Recipe, bytes]:
-        """A call's recipe and body: all that can be wrong with it is found here."""
-        args, kwargs = signature.args, signature.kwargs
+    def prepare(self, signature: "Signature[Any]") -> tuple[Recipe, bytes, bytes]:
+        """A call's recipe, body and unique key: all that can be wrong with it is found here."""
+        args, kwargs, request = signature.args, signature.kwargs, current_request.get()
         self.check(args, kwargs)
-        recipe = self.recipe_for(signature.options, args, kwargs).within(current_request.get())
-        return recipe, self.encode(recipe, args, kwargs)
+        recipe, key = self.recipe_for(signature.options, args, kwargs, request)
+        return recipe, self.encode(recipe, args, kwargs), key
 
     def replacement(
         self,
@@ -278,7 +338,7 @@ class Callee:
             **options,
         }
         recipe = make_recipe(self, kept, {}, request.retry_policy, preview=request.preview)
-        recipe.route.root, recipe.route.parent = request.root_id, request.parent_id
+        recipe.template.root, recipe.template.parent = request.root_id, request.parent_id
         return recipe.pack(request.id, self.encode(recipe, args, kwargs), 0)
 
 

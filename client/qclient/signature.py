@@ -55,7 +55,7 @@ class Signature(Generic[R_co]):
     def set(self, **options: Unpack[CallOptions]) -> "Signature[R_co]":
         """The same call with these options over its own."""
         check(options, CALL, self.task)
-        merged = {**self.options, **options}
+        merged = {**self.options, **options} if self.options else options
         return Signature(self.callee, self.args, self.kwargs, merged, self.immutable)
 
     def completed(

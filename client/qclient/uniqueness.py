@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Key = bool | str | Callable[..., str | None] | None
 """What ``unique_key`` and ``idempotency_key`` take."""
-NO_KEY = (None, False)
 KEY_OF = {
     "unique_scope": "unique_key",
     "unique_until": "unique_key",
@@ -38,32 +37,44 @@ KEY_OF = {
 
 def has_keys(options: Mapping[str, Any]) -> bool:
     """Whether these options say a key of calls."""
-    return options.get("unique_key") not in NO_KEY or options.get("idempotency_key") not in NO_KEY
+    unique, window = options.get("unique_key"), options.get("idempotency_key")
+    return not ((unique is None or unique is False) and (window is None or window is False))
 
 
-def check_keyed(callee: "Callee", options: Mapping[str, Any]) -> None:
-    """Raise ValueError if a call without keys says something of one; None is said on purpose."""
-    for name in KEY_OF.keys() & options.keys():
-        if KEY_OF[name] not in options:
+def are_keyed(callee: "Callee", options: Mapping[str, Any]) -> bool:
+    """Whether calls with these options have keys. Raises ValueError if they have none, and say
+    something of one; None is said on purpose.
+    """
+    if callee.is_keyed or has_keys(options):
+        return True
+    for name in options:
+        if name in KEY_OF and KEY_OF[name] not in options:
             raise ValueError(
                 f"{name} of {callee.name} without {KEY_OF[name]}: there is no key that it could be "
                 f"about; say {KEY_OF[name]}, on the task or on the call, or leave {name} out"
             )
+    return False
 
 
-def key_fields(
+def own_keys(
     callee: "Callee",
     options: Mapping[str, Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> bytes:
-    """The meta fields with the call's keys, packed; none without keys.
-
-    Raises ValueError for a key that is none, and what a function that makes one raises.
-    """
-    said = {**callee.options, **options}
-    fields = {}
+) -> tuple[str | None, str | None]:
+    """The call's unique and idempotency keys. Raises what a function that makes one raises."""
     unique = key_of(callee, "unique_key", options, args, kwargs)
+    if "idempotency_key" not in options and not callee.is_keyed:
+        return unique, None
+    return unique, key_of(callee, "idempotency_key", options, args, kwargs)
+
+
+def fields_of(unique: str | None, window: str | None, said: Mapping[str, Any]) -> bytes:
+    """The meta fields with these keys, packed; a unique key is the end if it is the only one.
+
+    ``said`` are the options of the task and of the call. Raises ValueError for a key that is none.
+    """
+    fields = {}
     if unique is not None:
         until = said.get("unique_until", "finished")
         for_ms = 0 if isinstance(until, str) else max(1, milliseconds(until))
@@ -74,12 +85,11 @@ def key_fields(
             said.get("unique_conflict", "return"),
             for_ms,
         ).pack()
-    window = key_of(callee, "idempotency_key", options, args, kwargs)
     if window is not None:
         lasts: float | timedelta | None = said.get("idempotency_window")
         window_ms = 0 if lasts is None else max(1, milliseconds(lasts))
         fields[wire.IDEMPOTENCY] = IdempotencyKey(window, window_ms).pack()
-    return pack_fields(fields) if fields else b""
+    return pack_fields(fields)
 
 
 def key_of(
@@ -92,12 +102,12 @@ def key_of(
     """The key that the call's option says, else the task's; None for none."""
     is_template = name not in options
     value: Key = callee.options.get(name) if is_template else options[name]
-    if value in NO_KEY:
+    if isinstance(value, str):
+        return filled_in(callee, name, value, args, kwargs) if is_template else value
+    if value is None or value is False:
         return None
     if value is True:
         return digest(callee, args, kwargs)
-    if isinstance(value, str):
-        return filled_in(callee, name, value, args, kwargs) if is_template else value
     assert callable(value)
     made = value(*args, **kwargs)
     if made is not None and not isinstance(made, str):

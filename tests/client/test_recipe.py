@@ -17,13 +17,15 @@ from qclient.mint import mint_many, mint_one, minted
 from qprotocol import wire
 from qprotocol.ids import minted_ms, unpack_id
 from qprotocol.lanekeys import LaneKeys
-from qprotocol.message import Delivery, Message, unpack_message, walk
+from qprotocol.message import Delivery, Message, meta_fields, unpack_message, walk
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
+from qprotocol.uniquekeys import IdempotencyKey, UniqueKey
 
 NOW_MS = 1_800_000_000_000
 RAW_ID = mint_one(NOW_MS)
 KEY_DEFAULTS = {"limit_key": "", "ordering_key": "", "fair_key": "", "weight": 1}
 KEYS = st.text(max_size=20) | st.just("é" * 127)
+UNIQUE_KEYS = KEYS.filter(bool)
 
 
 @pytest.fixture
@@ -34,8 +36,8 @@ def shop() -> App:
 
 def packed(app: App, signature) -> Message:
     """The message a signature becomes, by the path of a single call."""
-    recipe, body = signature.callee.prepare(signature)
-    raw, _ = recipe.finish(body, signature.options, NOW_MS, RAW_ID)
+    recipe, body, key = signature.callee.prepare(signature)
+    raw, _ = recipe.finish(body, key, signature.options, NOW_MS, RAW_ID)
     return unpack_message(raw)
 
 
@@ -60,6 +62,9 @@ def request_of(message: Message, failures: int = 0) -> Context:
             "ordering_key": KEYS,
             "fair_key": KEYS,
             "weight": st.integers(1, 0xFFFF),
+            "unique_key": UNIQUE_KEYS,
+            "unique_conflict": st.sampled_from(["return", "replace"]),
+            "idempotency_key": UNIQUE_KEYS,
         },
     ),
     args=st.lists(st.integers() | st.text(), max_size=3),
@@ -68,6 +73,8 @@ def request_of(message: Message, failures: int = 0) -> Context:
 def test_both_paths_pack_what_the_protocol_packs(options, args, inside) -> None:
     """The prepared bytes of a recipe are those of Message.pack, alone and in a batch."""
     app = App("shop", set_as_current=False)
+    if "unique_key" not in options:
+        options.pop("unique_conflict", None)
     signature = app.signature("shop.t", args, **options)
     with running(Context(id="root-1", root_id="root-0" if inside else "")):
         message = packed(app, signature)
@@ -91,8 +98,32 @@ def test_both_paths_pack_what_the_protocol_packs(options, args, inside) -> None:
     assert request.keys == LaneKeys(*(options.get(n, d) for n, d in KEY_DEFAULTS.items()))
     assert request.args == tuple(args)
     assert request.headers == options.get("headers", {})
+    fields = meta_fields(message.fields)
+    key, conflict = options.get("unique_key"), options.get("unique_conflict", "return")
+    unique = UniqueKey(key, conflict=conflict).pack() if key else None
+    assert fields.get(wire.UNIQUE) == unique
+    window = options.get("idempotency_key")
+    assert fields.get(wire.IDEMPOTENCY) == (IdempotencyKey(window).pack() if window else None)
     if "task_id" in options:
         assert message.id == options["task_id"]
+
+
+def test_calls_that_share_a_recipe_have_their_own_keys(shop: App) -> None:
+    """Keys of one length and of others, in one batch, outside of a task and within one."""
+    keys = ["a", "b", "été", None, "four", "a" * 255, "5678"]
+    calls = [shop.signature("t", (each,), unique_key=each, fair_key="f") for each in keys]
+    whole = b""
+    for request in (Context(), Context(id="root-1")):
+        with running(request):
+            (chunk,) = chunks(shop, calls, lambda: NOW_MS)
+            whole += chunk.raw
+    found = [unpack_message(whole, at) for at, _ in walk(whole)]
+    assert [each.root for each in found] == [""] * len(keys) + ["root-1"] * len(keys)
+    for key, message in zip(keys * 2, found, strict=True):
+        unique = UniqueKey(key).pack() if key else None
+        assert meta_fields(message.fields).get(wire.UNIQUE) == unique
+        assert request_of(message).args == (key,)
+        assert request_of(message).keys.fair == "f"
 
 
 def test_a_whole_chunk_walks_as_its_messages(shop: App) -> None:

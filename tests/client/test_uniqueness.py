@@ -23,8 +23,8 @@ def shop() -> App:
 
 
 def packed(signature: Any) -> Message:
-    recipe, body = signature.callee.prepare(signature)
-    return unpack_message(recipe.finish(body, signature.options, 1, mint_one(1))[0])
+    recipe, body, key = signature.callee.prepare(signature)
+    return unpack_message(recipe.finish(body, key, signature.options, 1, mint_one(1))[0])
 
 
 def unique(signature: Any) -> UniqueKey | None:
