@@ -100,11 +100,10 @@ def chunks(
         args, kwargs, options = signature.args, signature.kwargs, signature.options
         if kwargs or not least <= len(args) <= most:
             last.check(args, kwargs)
-        if options or shared is None:
+        recipe, key = shared, b""
+        if options or recipe is None:
             recipe, key = last.recipe_for(options, args, kwargs, request)
             shared = recipe if not options and last.recipe is not None else None
-        else:
-            recipe, key = shared, b""
         raw_id = next_id()
         task_id: bytes | str = raw_id
         message: tuple[bytes, ...]
@@ -114,11 +113,8 @@ def chunks(
             except (TypeError, ValueError, OverflowError):
                 body = last.encode(recipe, args, kwargs)
             more = recipe.rest + len(body)
-            if key:
-                tail = recipe.tail, key, recipe.behind
-                message = (pack_size(more), recipe.head, raw_id, *tail, body)
-            else:
-                message = (pack_size(more), recipe.head, raw_id, recipe.tail, body)
+            tail = recipe.tail, key, recipe.behind
+            message = (pack_size(more), recipe.head, raw_id, *tail, body)
         else:
             body = last.encode(recipe, args, kwargs)
             whole, task_id = recipe.finish(body, key, options, now_ms(), raw_id)

@@ -14,6 +14,7 @@ from qbroker.core import tenants
 from qbroker.core.gates import Gatekeeper
 from qbroker.core.lanes import Lane
 from qbroker.core.moment import Now
+from qbroker.core.publishing import by_lane
 from qbroker.core.queues import Queue
 from qbroker.core.tenants import Shares
 from qprotocol.lanekeys import LaneKeys
@@ -367,3 +368,106 @@ def test_a_broker_shares_by_what_its_workers_measured() -> None:
     check_places(harness.machine.core.state)
     harness.run("publish fair_key=a a9")
     check_places(harness.machine.core.state)
+
+
+# Rounds: turns of tenants whose messages are known to be short.
+
+
+def known_short(*keys: str) -> Floor:
+    """A floor on which a message of each of these has ended, and none of them waits."""
+    floor = Floor(len(keys), {})
+    for key in keys:
+        floor.publish(key, 1)
+    floor.fill()
+    while floor.running:
+        floor.end()
+    floor.queue.settle_shares()
+    return floor
+
+
+def taken(floor: Floor, count: int) -> list[tuple[str, int, int]]:
+    """(tenant, first position, count) of what is handed out."""
+    entries = floor.queue.selections[None].take(count, Gatekeeper(), NOW)
+    return [(run.lane.fair, first, size) for run, first, size in entries]
+
+
+def test_short_messages_of_equals_go_as_they_came() -> None:
+    """Each has its share, and neighbours are still neighbours."""
+    floor = known_short("a", "b", "c")
+    first = floor.next
+    for number in range(12):
+        floor.publish("abc"[number % 3], 1)
+    floor.publish("a", 8)
+    entries = taken(floor, 12)
+    assert [position for _, position, _ in entries] == list(range(first, first + 12))
+    assert Counter(key for key, _, _ in entries) == {"a": 4, "b": 4, "c": 4}
+
+
+def test_who_has_spent_less_goes_before_what_is_older() -> None:
+    floor = known_short("busy", "late")
+    floor.publish("busy", 100)
+    taken(floor, 50)
+    floor.publish("late", 3)
+    assert [key for key, _, _ in taken(floor, 6)] == ["late", "busy"]
+
+
+def test_a_turn_is_a_share_of_what_is_known_to_be_short() -> None:
+    shares = Shares({})
+    tenant = shares.offered("a", 99)
+    shares.offered("b", 99)
+    assert shares.turn(tenant, 40, 0) == 10
+    for cost_us, turn in ((1_000, 8), (tenants.TURN_US // 2, 2), (2 * tenants.TURN_US, 1)):
+        tenant.cost_us = cost_us
+        assert shares.turn(tenant, 4, 0) == min(turn, 2)
+        assert shares.turn(tenant, 2_000, 0) == 500
+        assert shares.turn(tenant, 4, 3 * cost_us) == min(turn, 2) + 3
+
+
+def test_a_round_has_one_priority() -> None:
+    floor = known_short("a", "b")
+    floor.publish("a", 2, priority=0)
+    floor.publish("b", 2, priority=5)
+    floor.publish("a", 2, priority=5)
+    assert [position % 2 for _, position, _ in taken(floor, 6)] == [0, 0, 0]
+    floor = known_short("a", "b")
+    low = floor.next
+    floor.publish("a", 2, priority=0)
+    floor.publish("b", 2, priority=5)
+    floor.publish("a", 2, priority=5)
+    assert [position for _, position, _ in taken(floor, 6)] == [low + 2, low + 4, low]
+
+
+def test_a_run_that_goes_back_in_its_positions_keeps_its_order() -> None:
+    """Messages that were moved here wait behind those that are younger."""
+    floor = known_short("a", "b")
+    floor.publish("a", 2)
+    floor.publish("b", 1)
+    first = floor.next - 3
+    run = floor.lanes["a", "t"].run(0)
+    run.put([7, 9])
+    floor.queue.ready += 2
+    floor.queue.offer(run, 2)
+    mine = [position for key, position, _ in taken(floor, 5) if key == "a"]
+    assert mine == [first, 7, 9]
+
+
+def test_lanes_of_one_batch_keep_their_order() -> None:
+    """What is done once for a lane leaves each message at its place: also what is delayed."""
+    harness = Harness()
+    harness.run("publish fair_key=a task=t x1")
+    for number in range(6):
+        harness.run(f"publish fair_key={'ab'[number % 2]} task=t m{number}")
+    state = harness.machine.core.state
+    lanes = [lane.number for lane in state.lanes if lane.fair]
+    runs = [[lanes[n % 2], n % 3 and 5, 1 + n % 2, 9_000 if n == 4 else 0] for n in range(9)]
+    grouped = {
+        (row[0], row[1], row[3], places[0]): list(places) for row, places in by_lane(100, runs)
+    }
+    apart: dict[tuple[int, int], list[int]] = {}
+    delayed, at = [], 100
+    for number, priority, count, due_ms in runs:
+        here = delayed if due_ms else apart.setdefault((number, priority), [])
+        here += range(at, at + count)
+        at += count
+    assert [places for (_, _, due, _), places in grouped.items() if due] == [delayed]
+    assert {key[:2]: places for key, places in grouped.items() if not key[2]} == apart

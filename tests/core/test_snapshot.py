@@ -179,7 +179,7 @@ def queue_of(count: int) -> tuple[BrokerState, Run]:
     state = BrokerState(Settings())
     run = closing.open_lane(state, 0, state.open_queue(0, "q", QueueOptions()), "t", b"").run(0)
     for batch in range(1, count // 1_000 + 1):
-        state.ready(run, batch << 20, 1_000)
+        state.ready(run, range(batch << 20, (batch << 20) + 1_000))
     return state, run
 
 

@@ -15,7 +15,7 @@ def buried(state: BrokerState, run: Run, position: int, wall_ms: int, worker: by
     assert target is not None, position
     state.keys.end(position)
     queue, options = target.lane.queue, target.lane.queue.options
-    state.ready(target, position, 1)
+    state.ready(target, (position,))
     size = state.catalogue.gone(run.lane.queue, position)
     expires_ms = wall_ms + options.message_ttl_ms if options.message_ttl_ms else 0
     if expires_ms:

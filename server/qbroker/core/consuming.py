@@ -11,15 +11,15 @@ from qbroker.core.alone import active
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Effect, Hand
 from qbroker.core.gates import around, charge
-from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count
+from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count, lend
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
 from qbroker.core.queueorder import contest_of
 from qbroker.core.queues import Queue
 from qbroker.core.refusals import RefusedError, checked
+from qbroker.core.rounds import Entry
 from qbroker.core.sessions import drop_consumer
 from qbroker.core.settings import DELIVER_MESSAGES_MAX, DISPATCH_MESSAGES_MAX, SELECTIONS_MAX
-from qbroker.core.shelves import Entry
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey, limit
 from qprotocol import wire
@@ -323,6 +323,7 @@ def lease(
         grant = member.grants[number] = Grant(number, member, consumer)
     leases, attempts, touched, index = state.leases, state.attempts, [], 0
     before, after = UNTOUCHED, UNTOUCHED
+    lend(entries)
     for run, first, count in entries:
         grant.add(run, first, count)
         if run.lane.ordering:
@@ -331,12 +332,6 @@ def lease(
         leases.update(dict.fromkeys(positions, grant))
         if state.keys.starting:
             state.keys.go_out(positions)
-        lane = run.lane
-        lane.leased += count
-        lane.shelf.leased += count
-        queue = lane.queue
-        queue.leased += count
-        queue.counts["delivered"] += count
         for position in positions if attempts else ():
             known = attempts.get(position)
             if known:

@@ -187,7 +187,7 @@ def apply_replayed(state: BrokerState, _position: int, record: r.Replayed) -> No
         if record.due_ms:
             state.later(target, position, record.due_ms)
         else:
-            state.ready(target, position, 1)
+            state.ready(target, (position,))
         size_bytes = state.catalogue.gone(source.lane.queue, position)
         if target.lane.queue.options.is_bounded:
             state.catalogue.arrive(target, position, size_bytes, record.due_ms)

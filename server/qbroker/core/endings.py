@@ -5,7 +5,7 @@ from collections.abc import Callable
 from qbroker.core import records as r
 from qbroker.core.burying import buried, revive
 from qbroker.core.effects import Send
-from qbroker.core.leases import Attempts, Grant
+from qbroker.core.leases import Attempts, Grant, by_run
 from qbroker.core.publishing import apply_messages
 from qbroker.core.results import Finished
 from qbroker.core.runs import Run
@@ -23,12 +23,13 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     asked = bool(state.results.waiters or state.origin)
     weights = state.catalogue.weights
     for _number, first, count in record.runs:
-        for run, start, length in state.unlease_neighbours(leases[first], first, count):
+        pieces = state.unlease_neighbours(leases[first], first, count)
+        for run, length in by_run(pieces):
             run.lane.queue.counts["acked"] += length
             if run.lane.queue.shares:
                 run.lane.queue.shares.measured(run.lane.fair, 0, ran=True, count=length)
-            if weights:
-                state.catalogue.gone(run.lane.queue, start, length)
+        for run, start, length in pieces if weights else ():
+            state.catalogue.gone(run.lane.queue, start, length)
         if kept:
             for position in range(first, first + count):
                 state.forget(position)

@@ -54,7 +54,7 @@ def apply_redelayed(state: BrokerState, _position: int, record: r.Redelayed) -> 
             state.later(run, position, due_ms)
         else:
             queue.delayed.discard(position)
-            state.ready(run, position, 1)
+            state.ready(run, (position,))
         state.keys.redelay(key, due_ms)
 
 

@@ -9,13 +9,47 @@ A token is (position, grant number). It is good while ``leases[position]`` is th
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qbroker.core.gates import credit
 from qbroker.core.queueorder import Contest
 from qbroker.core.runs import Run
 from qprotocol import wire
+
+
+def by_run(pieces: Sequence[tuple[Run, int, int]]) -> Iterable[tuple[Run, int]]:
+    """How many messages of each run are in the pieces, which are (run, first, count)."""
+    if len(pieces) == 1:
+        return ((pieces[0][0], pieces[0][2]),)
+    counts: dict[Run, int] = {}
+    for run, _, count in pieces:
+        counts[run] = counts.get(run, 0) + count
+    return counts.items()
+
+
+def lend(pieces: Sequence[tuple[Run, int, int]]) -> None:
+    """These are leased, as far as lanes and queues count that."""
+    for run, count in by_run(pieces):
+        lane, queue = run.lane, run.lane.queue
+        lane.leased += count
+        lane.shelf.leased += count
+        queue.leased += count
+        queue.counts["delivered"] += count
+
+
+def get_back(pieces: Sequence[tuple[Run, int, int]]) -> None:
+    """These are not leased any more, as far as lanes, queues, gates and tenants count that."""
+    for run, count in by_run(pieces):
+        lane, queue = run.lane, run.lane.queue
+        lane.leased -= count
+        lane.shelf.leased -= count
+        queue.leased -= count
+        if queue.gated:
+            credit(lane, count)
+        if queue.shares:
+            queue.shares.ended(lane.fair, count)
 
 
 def epoch_and_count(grant: int) -> tuple[int, int]:

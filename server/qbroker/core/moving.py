@@ -38,7 +38,7 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         source.lane.queue.less(source.lane, count)
         leave_key(source, range(first, first + count))
         note(state, source, target, range(first, first + count), 0)
-        state.ready(target, first, count)
+        state.ready(target, range(first, first + count))
     gone: dict[int, list[tuple[int, int, int]]] = {}
     for number, priority, to, position, due_ms in record.scheduled:
         source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)

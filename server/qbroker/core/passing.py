@@ -90,7 +90,7 @@ def apply_came_due(state: BrokerState, _position: int, record: r.CameDue) -> Non
         if attempts and attempts.deliveries:
             state.due_again(run, position)
         else:
-            state.ready(run, position, 1)
+            state.ready(run, (position,))
 
 
 def lose_sessions(state: BrokerState, now: Now) -> None:

@@ -4,7 +4,7 @@ A publish is all or nothing. One in parts is staged as it arrives, in the log an
 Upload, and becomes true with the Publish that ends it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from qbroker.core import records as r
@@ -275,18 +275,16 @@ def apply_messages(
     state: BrokerState, first: int, batch: r.MessageBatch, *, count_as: str = "published"
 ) -> None:
     """Messages wait, from position ``first`` on."""
-    lanes, at = state.lanes, first
     timed: dict[int, list[Entry]] = {}
-    for number, priority, count, due_ms in batch.runs:
-        lane = lanes[number]
+    for (number, priority, count, due_ms), there in by_lane(first, batch.runs):
+        lane = state.lanes[number]
         run = lane.run(priority)
         if due_ms:
-            timed.setdefault(lane.queue.number, []).append((due_ms, at, run.number))
+            timed.setdefault(lane.queue.number, []).append((due_ms, there[0], run.number))
             lane.scheduled += count
         else:
-            state.ready(run, at, count)
-        lane.queue.counts[count_as] += count
-        at += count
+            state.ready(run, there)
+        lane.queue.counts[count_as] += len(there)
     for group, entries in timed.items():
         state.timers.add(group, entries)
         state.numbered[group].scheduled += len(entries)
@@ -306,6 +304,33 @@ def apply_messages(
         if batch.keyed:
             hold(state, batch.keyed, places)
         revoke(state, met_by(batch, places))
+
+
+def by_lane(first: int, runs: list[list[int]]) -> Iterable[tuple[list[int], Sequence[int]]]:
+    """The runs of a batch at that position, each with its positions.
+
+    Of those in one lane, at one priority and ready, the first with the positions of all: what
+    is done for a lane is done once.
+    """
+    found: dict[int, tuple[list[int], Sequence[int]]] = {}
+    at, delayed = first, 0
+    for run in runs:
+        count = run[2]
+        positions = range(at, at + count)
+        at += count
+        if run[3]:
+            delayed -= 1
+            found[delayed] = run, positions
+            continue
+        place = run[0] << 8 | run[1] + 128
+        known = found.get(place)
+        if known is None:
+            found[place] = run, positions
+        elif type(known[1]) is list:
+            known[1].extend(positions)
+        else:
+            found[place] = known[0], [*known[1], *positions]
+    return found.values()
 
 
 def places_in(

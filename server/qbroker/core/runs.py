@@ -7,7 +7,7 @@ for there may be a run for each of a million keys.
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qbroker.core.spans import Spans
@@ -88,15 +88,19 @@ class Run:
 
     def extend(self, first: int, count: int) -> None:
         """Put ``count`` consecutive positions at the end."""
+        self.put(range(first, first + count))
+
+    def put(self, positions: Sequence[int]) -> None:
+        """Put some ascending positions at the end."""
         if self.skipped:
-            for position in self.skipped.intersection(range(first, first + count)):
+            for position in self.skipped.intersection(positions):
                 self._strike(position)
         last = self.more[-1] if self.more else self.chunk
-        if last and len(last) < CHUNK_POSITIONS and last[-1] < first:
-            last.extend(range(first, first + count))
+        if last and len(last) < CHUNK_POSITIONS and last[-1] < positions[0]:
+            last.extend(positions)
         else:
-            self._append(array("Q", range(first, first + count) if count > 1 else (first,)))
-        self.size += count
+            self._append(array("Q", positions if len(positions) > 1 else (positions[0],)))
+        self.size += len(positions)
 
     def adopt(self, positions: "array[int]") -> None:
         """Put an ascending array of positions at the end, without a copy."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from qbroker.core.gates import Gatekeeper, charge
 from qbroker.core.levels import Level, number_of
 from qbroker.core.moment import Now
+from qbroker.core.rounds import Entry, Rounds
 from qbroker.core.runs import END, Run
 from qbroker.core.tenants import Tenant
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 _NEVER = 1 << 256
 """Behind every place in a heap."""
-Entry = tuple[Run, int, int]
-"""(run, first position, count)"""
 _NO_LANES: "dict[bytes, Lane]" = {}
 """Of a shelf without keys; never changed."""
 _NO_LEVELS: "dict[int, Level]" = {}
@@ -254,8 +253,7 @@ class Selection:
         The last are those that go because they are the oldest, if several priorities wait. None,
         though some are open, if their gates had no room: they are parked now.
         """
-        out: list[Entry] = []
-        queue = self.queue
+        rounds, queue, asked = Rounds(), self.queue, limit
         every = queue.options.oldest_every if self._are_several() else 0
         owed = min(limit, (self.passed + limit) // every) if every else 0
         self.passed += limit if every else 0
@@ -281,14 +279,13 @@ class Selection:
             before = second(level.heap, last)
             if level.tenant is None:
                 before = second(heap, before)
-            elif not ordering:
-                room, before = self._turn(heap, room, before, limit)
+            else:
+                rounds.turn(run, level.tenant)
+                if not ordering:
+                    room, before = self._turn(heap, room, before, asked)
             taken = 0
             for first, count in ordering.take(run) if ordering else run.take(room, before):
-                if out and out[-1][0] is run and out[-1][1] + out[-1][2] == first:
-                    out[-1] = run, out[-1][1], out[-1][2] + count
-                else:
-                    out.append((run, first, count))
+                rounds.add(run, first, count)
                 taken += count
             limit -= taken
             if queue.shares and level.tenant:
@@ -300,7 +297,8 @@ class Selection:
             self.passed = (self.passed - limit) % every
         if queue.shares and not self.open:
             self._forget_empty()
-        return out
+        rounds.end()
+        return rounds.out
 
     def _turn(
         self, heap: list[tuple[int, Level]], room: int, before: int, limit: int
@@ -311,8 +309,8 @@ class Selection:
         if following == _NEVER or tenant is None or shares is None:
             return room, before
         spent, head = divmod(following, END)
-        if spent == tenant.spent:
-            before = min(before, head)
+        if spent == tenant.spent and not tenant.cost_us:
+            before = min(before, head)  # of equals the older go first, while they have no turns
         return min(room, shares.turn(tenant, limit, spent - tenant.spent)), before
 
     def _forget_empty(self) -> None:

@@ -5,7 +5,7 @@ Volatile state is about connections and is gone after a crash.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,19 @@ from qbroker.core.chunks import Producer
 from qbroker.core.closing import Idle
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
-from qbroker.core.gates import Gatekeeper, credit
+from qbroker.core.gates import Gatekeeper
 from qbroker.core.keys import Keys
 from qbroker.core.lanes import Lane
-from qbroker.core.leases import UNTOUCHED, Attempts, Consumer, Grant, Leaving, Member, Session
+from qbroker.core.leases import (
+    UNTOUCHED,
+    Attempts,
+    Consumer,
+    Grant,
+    Leaving,
+    Member,
+    Session,
+    get_back,
+)
 from qbroker.core.letters import Letters
 from qbroker.core.limits import Limits
 from qbroker.core.notices import Notices
@@ -176,10 +185,10 @@ class BrokerState:
 
     # Messages in their places.
 
-    def ready(self, run: Run, first: int, count: int) -> None:
-        """``count`` new messages wait at the end of ``run``."""
-        run.extend(first, count)
-        self.offered(run, count)
+    def ready(self, run: Run, positions: Sequence[int]) -> None:
+        """New messages wait at the end of ``run``, by ascending positions."""
+        run.put(positions)
+        self.offered(run, len(positions))
 
     def ready_again(self, run: Run, first: int, count: int) -> None:
         """Neighbours that were handed out wait in front, and keep their ordering key."""
@@ -240,19 +249,11 @@ class BrokerState:
         for position in range(first, first + count):
             del leases[position]
         pieces = [(run.current, start, size) for run, start, size in grant.split(first, count)]
-        for run, start, length in pieces:
-            lane = run.lane
-            lane.leased -= length
-            lane.shelf.leased -= length
-            lane.queue.leased -= length
-            if lane.queue.gated:
-                credit(lane, length)
-            if lane.queue.shares:
-                lane.queue.shares.ended(lane.fair, length)
-            if late:
-                for position in late.intersection(range(start, start + length)):
-                    late.discard(position)
-                    self.expiries.push(lane.queue.number, 1, position, run.number)
+        get_back(pieces)
+        for run, start, length in pieces if late else ():
+            for position in late.intersection(range(start, start + length)):
+                late.discard(position)
+                self.expiries.push(run.lane.queue.number, 1, position, run.number)
         self.let_go(grant, count)
         return pieces
 

@@ -22,6 +22,9 @@ AHEAD_MESSAGES = 16
 """What a tenant may have saved up, in messages of the queue's mean: short visits pass at once."""
 LEAST_US = 1_000
 """What a message costs at least, and as long as nothing is known."""
+TURN_US = 8_000
+"""What a tenant is handed in a row, in run time, where its messages are known to be so short: half
+of what it may have saved up."""
 KEPT_MIN = 64
 """Tenants that are kept though nothing of theirs waits, before it is worth to look for them."""
 _SMOOTH = 8
@@ -156,10 +159,13 @@ class Shares:
     def turn(self, tenant: Tenant, limit: int, lead: int) -> int:
         """Messages of the tenant until the next one's turn, who has spent ``lead`` more.
 
-        Of ``limit`` that one consumer is handed, half a share at a time: turns are few, then.
+        Of ``limit`` that one consumer is handed, half a share at a time, or a whole one of what is
+        known to take no more than TURN_US: turns are few, then.
         """
-        fair = limit * tenant.weight // (2 * self.waiting or 1)
-        return max(1, fair) + lead * tenant.weight // self._cost(tenant)
+        share = limit * tenant.weight // (self.waiting or 1)
+        short_us = TURN_US * tenant.weight
+        short = min(share, short_us // tenant.cost_us) if tenant.cost_us else 0
+        return max(1, share // 2, short) + lead * tenant.weight // self._cost(tenant)
 
     def hand_out(self, tenant: Tenant, count: int) -> None:
         """So many of its messages are handed out. It is told before ``less``."""
