@@ -250,6 +250,10 @@ def meta_fields(packed: bytes) -> dict[int, bytes]:
     """The meta fields by tag, those of unknown tags too. Raises ValueError if malformed."""
     found: dict[int, bytes] = {}
     at, size = 0, wire.META_FIELD.size
+    if len(packed) > size:
+        tag, length = wire.META_FIELD.unpack_from(packed)
+        if size + length == len(packed):  # as most have one
+            return {tag: packed[size:]}
     while at < len(packed):
         start = at + size
         whole = start <= len(packed)

@@ -32,6 +32,8 @@ CONFLICTS = {"return": 1, "reject": 2, "replace": 3, "redelay": 4}
 """What becomes of a message whose key is held."""
 
 _UNIQUE = Struct("<BBBQ")
+KEY_AT = _UNIQUE.size
+"""Where the key begins in a UNIQUE."""
 _NUMBERS = {
     (scope, until, conflict): bytes((SCOPES[scope], UNTILS[until], CONFLICTS[conflict]))
     for scope, until, conflict in product(SCOPES, UNTILS, CONFLICTS)

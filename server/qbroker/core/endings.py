@@ -31,12 +31,19 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
         for run, start, length in pieces if weights else ():
             state.catalogue.gone(run.lane.queue, start, length)
         if kept:
-            for position in range(first, first + count):
-                state.forget(position)
+            forget_all(state, range(first, first + count))
         if asked:
             nothing = Finished(State.SUCCESS, 0, 0, 0, 0, 0)
             for position in range(first, first + count):
                 state.finish(position, nothing, keep=False, synced=True)
+
+
+def forget_all(state: BrokerState, positions: range) -> None:
+    """The messages are over: as state.forget, and less work where they had nothing but keys."""
+    only_keys = not (state.attempts or state.continued or state.late or state.names)
+    forget = state.keys.end if only_keys else state.forget
+    for position in positions:
+        forget(position)
 
 
 def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:

@@ -15,13 +15,22 @@ Rule 3. What follows on an outcome is never refused: there reject is return.
 """
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from qbroker.core import records as r
-from qbroker.core.keys import IDEMPOTENCY, TIME, Holder, Mark
+from qbroker.core.keys import (
+    IDEMPOTENCY,
+    TIME,
+    Holder,
+    Mark,
+    Rule,
+    begin_held,
+    pack_held,
+    unpack_held,
+)
 from qbroker.core.moment import Now
 from qbroker.core.refusals import RefusedError, bad
 from qbroker.core.runs import Run
@@ -31,10 +40,20 @@ from qprotocol import wire
 from qprotocol.frames import Published
 from qprotocol.ids import unpack_id
 from qprotocol.message import unpack_route
-from qprotocol.uniquekeys import UNTILS, IdempotencyKey, UniqueKey, pack_existing
+from qprotocol.uniquekeys import (
+    KEY_AT,
+    SCOPES,
+    UNIQUE_KEY_BYTES_MAX,
+    UNTILS,
+    IdempotencyKey,
+    UniqueKey,
+    pack_existing,
+)
 
 ROUTES_KNOWN_MAX = 1_000
 """Routes of messages with keys that are remembered, as what the keys are keys of."""
+_CHOSEN, _MINTED = bytes((0,)), bytes((wire.ID_MINTED,))
+"""How the id of a Holder begins."""
 NOWHERE = -1
 """In the place of an index: the holder is no message of the batch."""
 
@@ -76,9 +95,13 @@ class Keying:
         for key, claim in self.taken.items():
             self.before[key] = Holder(0, last(claim.who).id, claim.until, claim.until_ms)
         self.taken, self.replaced = {}, {}
+        if self.are_free(marks):
+            self.check_room(len(marks), 0)
+            return r.Keyed([self.fresh(mark) for mark in marks])
         for mark in marks:
             self.look(mark)
-        self.check_room()
+        fresh = [key[0] == IDEMPOTENCY for key in self.taken if key not in self.state.keys.held]
+        self.check_room(len(fresh) - sum(fresh), sum(fresh))
         taken = [self.row(key, claim) for key, claim in self.taken.items()]
         left_out = [mark for mark in marks if mark.stands]
         return r.Keyed(
@@ -88,27 +111,40 @@ class Keying:
             sorted(index for mark in left_out for index in (mark.index, *mark.others)),
         )
 
+    def are_free(self, marks: list[Mark]) -> bool:
+        """Whether each takes one key that nobody has, for as long as it is there: most do.
+
+        Not where more batches follow in the frame: they would have to know of these.
+        """
+        wanted = {mark.key for mark in marks if mark.rule and not mark.done_as}
+        alone = len(wanted) == len(marks) and not self.following
+        return alone and self.state.keys.held.keys().isdisjoint(wanted)
+
+    def fresh(self, mark: Mark) -> list[Any]:
+        """An entry of Keyed.taken for a key that is free."""
+        assert mark.rule is not None
+        return [mark.index, mark.key, mark.rule.until, self.until_ms(mark.rule), mark.id, 0]
+
+    def until_ms(self, rule: Rule) -> int:
+        """When a key that is taken now is free by its time."""
+        return self.now.wall_ms + rule.for_ms if rule.until == TIME else 0
+
     def look(self, mark: Mark) -> None:
         """The message takes its keys, or another one stands for it."""
-        found, rule, done_as = None, "idempotency", b""
-        if mark.idempotency:
-            done_as = mark.done_as()
-            found = self.find(done_as)
-        if found is None and mark.unique:
-            key, rule = mark.held_as(), mark.unique.conflict
-            found = self.find(key)
-            if found is not None and self.gives_way(mark, found, key, rule):
+        key, rule, done_as, met = mark.key, mark.rule, mark.done_as, "idempotency"
+        found = self.find(done_as) if done_as else None
+        if found is None and rule:
+            found, met = self.find(key), rule.conflict
+            if found is not None and self.gives_way(mark, found, key, met):
                 found = None
             if found is None:
-                until = UNTILS[mark.unique.until]
-                until_ms = self.now.wall_ms + mark.unique.for_ms if until == TIME else 0
-                self.taken[key] = Claim(mark, until, until_ms)
-        if mark.idempotency and self.find(done_as) is None:
-            window_ms = mark.idempotency.window_ms or self.state.settings.idempotency_window_ms
+                self.taken[key] = Claim(mark, rule.until, self.until_ms(rule))
+        if done_as and self.find(done_as) is None:
+            window_ms = mark.window_ms or self.state.settings.idempotency_window_ms
             self.taken[done_as] = Claim(found or mark, TIME, self.now.wall_ms + window_ms)
         if found is not None:
             mark.stands = found
-            self.state.keys.met[rule] += 1
+            self.state.keys.met[met] += 1
             if isinstance(found, Holder):
                 self.synced = self.synced or self.is_synced(found)
 
@@ -178,11 +214,9 @@ class Keying:
         entries = [entry for entry in self.redelayed.values() if entry[3] != entry[4]]
         return [r.Redelayed(entries)] if entries else []
 
-    def check_room(self) -> None:
-        """Raise RefusedError if there is no room for so many keys."""
+    def check_room(self, uniques: int, windows: int) -> None:
+        """Raise RefusedError if there is no room for so many more keys."""
         keys, settings = self.state.keys, self.state.settings
-        fresh = [key[0] == IDEMPOTENCY for key in self.taken if key not in keys.held]
-        windows, uniques = sum(fresh), len(fresh) - sum(fresh)
         most, most_windows = settings.unique_keys_max, settings.idempotency_keys_max
         if uniques and len(keys.held) - keys.windows + uniques > most:
             raise full("unique_keys_max", most)
@@ -233,16 +267,15 @@ def check_orders(state: BrokerState, run: Run) -> None:
 
 def not_unique(mark: Mark, found: Holder | Mark) -> RefusedError:
     """Another message holds the key, and the new one says that this is an error."""
-    assert mark.unique is not None
-    who = last(found)
+    key, who = unpack_held(mark.key)[2], last(found)
     name = unpack_id(who.id[1:], minted=bool(who.id[0]))
     whose = f"task {name!r}" if name else "a message without an id"
     return RefusedError(
         "NOT_UNIQUE",
-        f"message {mark.number}: the unique key {mark.unique.key!r} is held by {whose}: nothing of "
+        f"message {mark.number}: the unique key {key!r} is held by {whose}: nothing of "
         "the frame was stored",
         index=mark.number,
-        key=mark.unique.key,
+        key=key,
         id=name,
         position=0 if isinstance(who, Mark) else who.position,
     )
@@ -274,16 +307,41 @@ def mark_of(
     unique, window = fields.get(wire.UNIQUE), fields.get(wire.IDEMPOTENCY)
     if unique is None and window is None:
         return None
-    place, task = named_by(route)
+    key, rule, done_as, window_ms = b"", None, b"", 0
     try:
-        keys = (
-            None if unique is None else UniqueKey.unpack(unique),
-            None if window is None else IdempotencyKey.unpack(window),
-        )
+        if unique is not None:
+            key, rule = key_in(unique, route)
+        if window is not None:
+            done = IdempotencyKey.unpack(window)
+            done_as, window_ms = (
+                pack_held(IDEMPOTENCY, named_by(route)[1], done.key),
+                done.window_ms,
+            )
     except ValueError as error:
         raise bad(index, str(error)) from error
-    name = bytes((flags & wire.ID_MINTED,)) + raw_id
-    return Mark(index, index, name, *keys, place, task)
+    name = (_MINTED if flags & wire.ID_MINTED else _CHOSEN) + raw_id
+    return Mark(index, index, name, key, rule, done_as, window_ms)
+
+
+def key_in(unique: bytes, route: bytes) -> tuple[bytes, Rule]:
+    """The key in a field UNIQUE, as the table has it, and its rule. Raises ValueError.
+
+    It stays bytes all the way: what is looked at is what ``UniqueKey.unpack`` would.
+    """
+    key = unique[KEY_AT:]
+    if not (key.isascii() and 0 < len(key) <= UNIQUE_KEY_BYTES_MAX):
+        UniqueKey.unpack(unique)
+    rule = rule_of(unique[:KEY_AT], route)
+    return rule.begins + key, rule
+
+
+@lru_cache(ROUTES_KNOWN_MAX)
+def rule_of(said: bytes, route: bytes) -> Rule:
+    """What a field UNIQUE of a message with that route says before its key. Raises ValueError."""
+    unique = UniqueKey.unpack(said + b"k")
+    place, task = named_by(route)
+    begins = begin_held(SCOPES[unique.scope], place, task)
+    return Rule(begins, unique.conflict, UNTILS[unique.until], unique.for_ms)
 
 
 @lru_cache(ROUTES_KNOWN_MAX)
@@ -332,7 +390,7 @@ def without(batch: r.MessageBatch, keyed: r.Keyed) -> r.MessageBatch:
 # What the records do.
 
 
-def hold(state: BrokerState, keyed: r.Keyed, places: Mapping[int, tuple[int, int, int]]) -> None:
+def hold(state: BrokerState, keyed: r.Keyed, places: Sequence[tuple[int, int, int]]) -> None:
     """The keys are held, and what was replaced is to go. By index: (position, run, due_ms)."""
     keys = state.keys
     keys.doomed.update((position, (run, "replaced")) for position, run in keyed.replaced)

@@ -14,10 +14,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from qbroker.core.moment import Now
-from qprotocol.uniquekeys import SCOPES, UNTILS, IdempotencyKey, UniqueKey
+from qprotocol.uniquekeys import SCOPES, UNTILS
 
 QUEUE, TASK, _ = SCOPES.values()
 IDEMPOTENCY = 4
@@ -46,6 +46,16 @@ class Holder:
     """How often its time was moved by another one with its key."""
 
 
+class Rule(NamedTuple):
+    """What a unique key says beside the key itself: the same for all calls of most tasks."""
+
+    begins: bytes
+    """How its keys begin in the table."""
+    conflict: str
+    until: int
+    for_ms: int
+
+
 @dataclass(slots=True, eq=False)
 class Mark:
     """What a message says of its keys, and what came of it. Volatile."""
@@ -56,36 +66,30 @@ class Mark:
     """In its frame."""
     id: bytes
     """As a Holder's."""
-    unique: UniqueKey | None
-    idempotency: IdempotencyKey | None
-    place: str
-    """Where it goes: its queue, or exchange and routing key."""
-    task: str
+    key: bytes
+    """Its unique key as the table has it; empty without."""
+    rule: Rule | None
+    """Of that key."""
+    done_as: bytes
+    """Its idempotency key as the table has it; empty without."""
+    window_ms: int
+    """Of that key; 0 is as long as the broker has it by default."""
     due_ms: int = 0
     others: tuple[int, ...] = ()
     """In a publish in parts: the other copies of the same message."""
     stands: "Holder | Mark | None" = None
     """The message is not stored, for this one stands for it."""
 
-    def held_as(self) -> bytes:
-        """The unique key as the table has it."""
-        assert self.unique is not None
-        unique = self.unique
-        scope = SCOPES[unique.scope]
-        if scope == TASK:
-            return pack_held(TASK, self.task, unique.key)
-        return pack_held(scope, self.place if scope == QUEUE else "", unique.key)
-
-    def done_as(self) -> bytes:
-        """The idempotency key as the table has it."""
-        assert self.idempotency is not None
-        return pack_held(IDEMPOTENCY, self.task, self.idempotency.key)
-
 
 def pack_held(kind: int, name: str, key: str) -> bytes:
     """A key with its kind, and the name of the queue or task that it is a key of."""
     raw = name.encode()
     return _HEAD.pack(kind, len(raw)) + raw + key.encode()
+
+
+def begin_held(scope: int, place: str, task: str) -> bytes:
+    """How unique keys of that scope begin: by their task, by their place, or by neither."""
+    return pack_held(scope, {TASK: task, QUEUE: place}.get(scope, ""), "")
 
 
 def unpack_held(held: bytes) -> tuple[int, str, str]:
@@ -118,9 +122,11 @@ class Keys:
 
     def take(self, key: bytes, holder: Holder) -> None:
         """The key is the holder's, whosever it was."""
-        self.drop(key)
+        if key in self.held:
+            self.drop(key)
         self.held[key] = holder
-        self.windows += key[0] == IDEMPOTENCY
+        if key[0] == IDEMPOTENCY:
+            self.windows += 1
         if holder.redelayed:
             self.redelayed[holder.position] = key
         if holder.until == TIME:
@@ -150,10 +156,14 @@ class Keys:
 
     def end(self, position: int) -> None:
         """The message is over, or a dead letter: its key is free."""
-        key = self.of.get(position)
-        if key is not None:
-            self.drop(key)
-        self.doomed.pop(position, None)
+        key = self.of.pop(position, None)
+        if key is not None:  # which is no idempotency key: those are held for a time
+            if self.held.pop(key).redelayed:
+                del self.redelayed[position]
+            if self.starting:
+                self.starting.discard(position)
+        if self.doomed:
+            self.doomed.pop(position, None)
 
     def redelay(self, key: bytes, due_ms: int) -> None:
         """Another with the key has moved the time of its holder."""

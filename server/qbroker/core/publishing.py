@@ -4,7 +4,7 @@ A publish is all or nothing. One in parts is staged as it arrives, in the log an
 Upload, and becomes true with the Publish that ends it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qbroker.core import records as r
@@ -333,20 +333,18 @@ def by_lane(first: int, runs: list[list[int]]) -> Iterable[tuple[list[int], Sequ
     return found.values()
 
 
-def places_in(
-    state: BrokerState, first: int, batch: r.MessageBatch
-) -> dict[int, tuple[int, int, int]]:
+def places_in(state: BrokerState, first: int, batch: r.MessageBatch) -> list[tuple[int, int, int]]:
     """By index, each message's position, run number and due_ms. Costs a step a message."""
-    places = (
-        (state.lanes[number].run(priority).number, due_ms)
-        for number, priority, count, due_ms in batch.runs
-        for _ in range(count)
-    )
-    return {index: (first + index, *place) for index, place in enumerate(places)}
+    places: list[tuple[int, int, int]] = []
+    for number, priority, count, due_ms in batch.runs:
+        run = state.lanes[number].run(priority).number
+        places += [(position, run, due_ms) for position in range(first, first + count)]
+        first += count
+    return places
 
 
 def met_by(
-    batch: r.MessageBatch, places: Mapping[int, tuple[int, int, int]]
+    batch: r.MessageBatch, places: Sequence[tuple[int, int, int]]
 ) -> Iterator[tuple[int, int, bytes]]:
     """Those of the batch that were cancelled before they came, as ``revoke`` takes them."""
     return ((*places[index][:2], name) for index, name in batch.revoked)

@@ -57,13 +57,13 @@ class Upload:
     scheduled: dict[int, int] = field(default_factory=dict)
     """Lane number to how many of its messages are in the timers."""
 
-    def places(self) -> dict[int, tuple[int, int, int]]:
+    def places(self) -> list[tuple[int, int, int]]:
         """By number, each message's position, run number and due_ms. Costs a step a message."""
         found = [(position, run, due_ms) for due_ms, position, run in self.timers.entries()]
         for (lane, priority), positions in self.staged.items():
             number = lane << 8 | priority + 128
             found += [(position, number, 0) for position in positions]
-        return dict(enumerate(sorted(found)))
+        return sorted(found)
 
     def drop(self, places: list[tuple[int, int, int]]) -> None:
         """These are not stored: they are in none of its tables but ``weighed``."""
