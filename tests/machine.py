@@ -234,9 +234,7 @@ class Machine:
 
     def commit(self, commit: Commit, *, sync: bool) -> None:
         epoch = self.core.state.epoch
-        self.log.commit(
-            commit.batch, sync=sync, wall_ms=self.wall_ms, epoch=epoch, keys=commit.keys
-        )
+        self.log.commit(commit.batch, sync=sync, wall_ms=self.wall_ms, epoch=epoch)
         self.ages.note(commit.batch.number, self.wall_ms)
 
     def release(self) -> None:

@@ -58,7 +58,8 @@ class Witness:
     def write(self, bodies: list[bytes], *, sync: bool) -> None:
         assert self.log is not None
         batch = self.log.begin()
-        self.wrote[batch.number] = [(batch.add(1, body), body) for body in bodies]
+        keys = batch.number, batch.number
+        self.wrote[batch.number] = [(batch.add(1, body, keys=keys), body) for body in bodies]
         try:
             self.log.commit(batch, sync=sync, wall_ms=0, epoch=1)
         except NoRoom:  # somebody frees some, and the same batch is committed again

@@ -17,7 +17,7 @@ from operator import attrgetter
 from qbroker.core import records as r
 from qbroker.evidence import no_evidence, sentence, whole_batch
 from qbroker.log.errors import CorruptError, UnreadableError
-from qbroker.log.format import StoredRecord
+from qbroker.log.format import Held, StoredRecord
 from qbroker.log.log import Log
 from qbroker.log.salvage import Damage
 from qprotocol import wire
@@ -279,7 +279,7 @@ def kept_body(position: int, record: r.Kept) -> Body:
     return Body(position, first, record.count, raw, len(record.head), offsets)
 
 
-def stored_body(stored: StoredRecord) -> Body | None:
+def stored_body(stored: StoredRecord | Held) -> Body | None:
     """The same for a record read from the log."""
     if not r.HAS_RAW.get(stored.type):
         return None

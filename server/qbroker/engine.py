@@ -299,7 +299,7 @@ class Engine:
         now, epoch = self._clock.wall_ms(), self._core.state.epoch
         self.appended_bytes += rounded(commit.batch.bytes)
         began = self._clock.seconds()
-        self._log.commit(commit.batch, sync=sync, wall_ms=now, epoch=epoch, keys=commit.keys)
+        self._log.commit(commit.batch, sync=sync, wall_ms=now, epoch=epoch)
         self._ages.note(commit.batch.number, now)
         return self._clock.seconds() - began
 

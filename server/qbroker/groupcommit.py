@@ -41,7 +41,6 @@ class Commit:
     """A batch to be written, and how."""
 
     batch: BatchBuilder
-    keys: tuple[int, int]
     sync: bool
 
 
@@ -56,10 +55,9 @@ class GroupCommit:
         self._fsync = fsync
         self._interval_ms = interval_ms
         self._full_at = max(batch_bytes_max - BATCH_ROOM_BYTES, batch_bytes_max // 2)
-        self._closed: deque[tuple[BatchBuilder, tuple[int, int]]] = deque()
+        self._closed: deque[BatchBuilder] = deque()
         """Batches that had no room for a record; to be written before the one below."""
         self._batch = log.begin()
-        self._keys = (0, 0)
         self._head = log.written
         """The latest batch that somebody may wait for."""
         self._held: deque[Held] = deque()
@@ -73,25 +71,16 @@ class GroupCommit:
         parts, slots = record.parts(), record.slots
         if not self._batch.fits(sum(map(len, parts)), slots):
             self._close_batch()
-        position = self._batch.add(record.TYPE, parts, slots)
+        position = self._batch.add(record.TYPE, parts, slots, keys=keys_of(record))
         self._bodies.note(position, record)
         if not record.lazy:
             self._head = self._batch.number
-            if isinstance(record, r.Published | r.PartStored | r.LetterEdited):
-                self._note_keys(record.batch.keys)
-            elif isinstance(record, r.Settled):
-                self._note_keys(record.follow_on.keys)
         return position
-
-    def _note_keys(self, keys: tuple[int, int]) -> None:
-        if keys[1]:
-            low, high = self._keys
-            self._keys = min(low or keys[0], keys[0]), max(high, keys[1])
 
     def _close_batch(self) -> None:
         """The batch is to be written as it is; a new one is begun."""
-        self._closed.append((self._batch, self._keys))
-        self._batch, self._keys = self._log.begin(), (0, 0)
+        self._closed.append(self._batch)
+        self._batch = self._log.begin()
 
     def hold(self, effects: list[e.Effect]) -> None:
         """These wait for the log head as it stands now."""
@@ -150,9 +139,9 @@ class GroupCommit:
         """The batch as it is, to be written; a new one is begun."""
         if not self._closed:
             self._close_batch()
-        batch, keys = self._closed.popleft()
+        batch = self._closed.popleft()
         self._told_durable = batch.empty
-        return Commit(batch, keys, sync)
+        return Commit(batch, sync)
 
     def committed(self, mono_ms: int) -> None:
         """The batch that ``due`` gave is written."""
@@ -184,6 +173,13 @@ class GroupCommit:
         if any(waiting) or self._sync_owed(mono_ms):
             return True
         return self._fsync == "always" and not waiting
+
+
+def keys_of(record: r.Record) -> tuple[int, int]:
+    """The range of mint times of the messages in it, (0, 0) for none."""
+    if isinstance(record, r.Published | r.PartStored | r.LetterEdited):
+        return record.batch.keys
+    return record.follow_on.keys if isinstance(record, r.Settled) else (0, 0)
 
 
 def collector(config: Config, log: Log, bodies: Bodies) -> GroupCommit:

@@ -48,7 +48,7 @@ def look(found: Minted, bodies: Bodies, name: bytes, batches: range) -> None:
     number = batches.start
     while number < batches.stop:
         try:
-            for stored in bodies.log.holding(range(number, batches.stop), name):
+            for stored in bodies.log.holding(range(number, batches.stop), name, minted_ms(name)):
                 body = stored_body(stored)
                 found.messages |= search(body, name) if body else {}
         except TrimmedError:

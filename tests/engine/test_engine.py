@@ -274,6 +274,39 @@ def test_a_task_is_found_by_its_id_alone(place: Place) -> None:
     run(story())
 
 
+def test_a_task_in_a_large_batch_is_found(place: Place) -> None:
+    """Of each frame the log knows which times its ids are from: nothing else is looked at."""
+
+    async def story() -> None:
+        async with place.engine(window_bytes_max=0) as engine:
+            peer = place.peer(engine)
+            await peer.hello()
+            now_ms = time.time_ns() // 1_000_000
+            ids = [unpack_id(mint(now_ms - n // 2, n), minted=True) for n in range(20)]
+            place.disk.gate.clear()
+            waiting = [asyncio.create_task(peer.publish(Message("q", b"first"), sequence=1))]
+            await turns()
+            for sequence, each in enumerate(ids, 2):  # they wait for the disk together
+                message = Message("q", b"x" * 20_000, id=each, task="t")
+                waiting.append(asyncio.create_task(peer.publish(message, sequence=sequence)))
+            await turns()
+            place.disk.gate.set()
+            for each in waiting:
+                await each
+            await peer.publish(Message("q", b"pushes the window"), sequence=99)
+            await written(engine)
+            index = place.log._manifest.segments[-1].index
+            assert index is not None
+            assert len(index.marks.offsets) == len(ids) + 1
+            for each in ids:
+                assert (await peer.ask(f.Watch(id=each))).state == State.QUEUED
+            assert (await peer.ask(f.Cancel(id=ids[7]))).state == State.REVOKED
+            never = unpack_id(mint(now_ms - 3, 99), minted=True)
+            assert (await peer.ask(f.Watch(id=never))).state == State.UNKNOWN
+
+    run(story())
+
+
 def test_what_cannot_be_read_is_not_called_unknown(place: Place, monkeypatch) -> None:
     """The client is told to ask again, until the disk has refused for a minute: then not again."""
     now_ms = 0

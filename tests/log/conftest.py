@@ -22,9 +22,9 @@ class Story:
     def put(self, *bodies: bytes, sync: bool = True, keys: tuple[int, int] = (0, 0)) -> list[int]:
         """One batch of these bodies; their positions."""
         batch = self.log.begin()
-        positions = [batch.add(1, body) for body in bodies]
+        positions = [batch.add(1, body, keys=keys) for body in bodies]
         self.given[batch.number] = list(bodies)
-        self.log.commit(batch, sync=sync, wall_ms=1_700_000_000_000, epoch=3, keys=keys)
+        self.log.commit(batch, sync=sync, wall_ms=1_700_000_000_000, epoch=3)
         return positions
 
     def fill(self, batches: int, size: int = 100, *, sync: bool = True) -> None:

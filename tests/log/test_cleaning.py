@@ -144,7 +144,7 @@ def test_a_needle_is_found_in_what_cleaning_kept(filled) -> None:
     """Batches that are gone hold nothing: between, before, and behind those that were kept."""
     filled.log.adopt(cleaned(filled))
     for batches, kept in ((range(1, 3), []), (range(1, 10), [3, 6, 9]), (range(22, 23), [])):
-        found = filled.log.holding(batches, b"kept ")
+        found = filled.log.holding(batches, b"kept ", 0)
         assert sorted({record.position >> 20 for record in found}) == kept
 
 

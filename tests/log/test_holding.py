@@ -19,9 +19,9 @@ NEEDLE = b"seventeen letters"
 BODY = b"b" * 100
 
 
-def held(story, batches: range, needle: bytes = NEEDLE) -> list[tuple[int, int]]:
+def held(story, batches: range, needle: bytes = NEEDLE, key: int = 0) -> list[tuple[int, int]]:
     """Batch and slot of each record found."""
-    found = [record.position for record in story.log.holding(batches, needle)]
+    found = [record.position for record in story.log.holding(batches, needle, key)]
     return [(position >> SLOT_BITS, position & 0xFFFFF) for position in found]
 
 
@@ -45,6 +45,15 @@ def test_all_records_with_the_needle_and_no_others_are_found(many) -> None:
     assert held(many, range(5, 7)) == []
     assert held(many, range(10, 999)) == []
     assert held(many, range(1, 11), bytes([3])) != []
+
+
+def test_no_other_batches_are_looked_at(new_story) -> None:
+    """Those asked for begin and end somewhere between two entries of the index."""
+    story = new_story(settings=LogSettings(segment_bytes=1 << 20))
+    for _ in range(100):
+        story.put(BODY * 10 + NEEDLE)
+    for first, stop in ((1, 2), (3, 5), (3, 40), (16, 33), (70, 101)):
+        assert held(story, range(first, stop)) == [(each, 0) for each in range(first, stop)]
 
 
 def test_what_stands_in_no_record_is_not_found(new_story) -> None:
@@ -92,7 +101,7 @@ def test_a_batch_that_cannot_be_read_is_named_after_those_before_it(many) -> Non
     many.disk.files[FIRST].dead = {at // 512}
     found = []
     with pytest.raises(UnreadableError) as unread:
-        found += [(r.position >> SLOT_BITS) for r in many.log.holding(range(1, 11), NEEDLE)]
+        found += [(r.position >> SLOT_BITS) for r in many.log.holding(range(1, 11), NEEDLE, 0)]
     assert unread.value.first == 4
     many.disk.files[FIRST].dead = set()
     content[at + 9] ^= 1

@@ -20,8 +20,8 @@ from qbroker.log.errors import (
     UnreadableError,
 )
 from qbroker.log.format import SECTOR_BYTES, SEGMENT_HEADER_BYTES
-from qbroker.log.index import SPACING_BYTES
 from qbroker.log.log import Log, LogSettings
+from qbroker.log.marks import SPACING_BYTES
 from qbroker.log.reader import LogReader
 from qbroker.log.window import Handles
 from simdisk import SimDisk

@@ -19,6 +19,7 @@ package is the specification; `format` has the same diagrams in code.
     window.py    files as readers see them: buffered, kept open for a while
     batch.py     what is being collected, and how it becomes bytes
     index.py     which batch is where, 24 bytes for every 16 KiB
+    marks.py     which keys are where in a large batch, 8 bytes for every 16 KiB
     settings.py, statistics.py    what may be chosen, what may be looked at
     format.py    the bytes
     disk.py      the only file that opens files

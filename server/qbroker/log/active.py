@@ -75,7 +75,7 @@ class SegmentWriter:
             stamp.key_min,
             stamp.key_max,
         )
-        segment.extend(info, chain)
+        segment.extend(info, chain, batch.pieces, batch.end)
 
     def seal(self, disk: Disk, *, clean: bool = False) -> None:
         """The segment is complete, durable and read-only. All batches must be durable already.

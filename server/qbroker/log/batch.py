@@ -14,6 +14,7 @@ from qbroker.log.errors import TooLargeError
 from qbroker.log.format import (
     BATCH_BYTES_MAX,
     BATCH_FIELDS,
+    BATCH_HEADER_BYTES,
     BATCH_MAGIC,
     BATCH_OVERHEAD_BYTES,
     CHAIN_BYTES,
@@ -27,16 +28,18 @@ from qbroker.log.format import (
     chained,
     rounded,
 )
+from qbroker.log.marks import SPACING_BYTES, Piece
 
 
 class BatchBuilder:
     """The batch being collected: volatile until Log.commit has returned.
 
     `number` is its batch number, `slots` the slots taken, `bytes` what its content
-    needs on disk before rounding up to whole sectors. Belongs to one thread at a time.
+    needs on disk before rounding up to whole sectors. `pieces` say which keys stand where.
+    Belongs to one thread at a time.
     """
 
-    __slots__ = ("bytes", "bytes_max", "number", "records", "slots")
+    __slots__ = ("bytes", "bytes_max", "number", "pieces", "records", "slots")
 
     def __init__(self, number: int, bytes_max: int = BATCH_BYTES_MAX) -> None:
         self.number = number
@@ -44,11 +47,23 @@ class BatchBuilder:
         self.bytes: int = BATCH_OVERHEAD_BYTES
         self.bytes_max = bytes_max
         self.records: list[tuple[int, int, int, int, int, Sequence[bytes]]] = []
+        self.pieces = [Piece(BATCH_HEADER_BYTES)]
 
     @property
     def body_bytes(self) -> int:
         """Bytes of the bodies alone."""
         return self.bytes - BATCH_OVERHEAD_BYTES - RECORD_HEADER_BYTES * len(self.records)
+
+    @property
+    def end(self) -> int:
+        """Where the records end, from the batch's beginning."""
+        return self.bytes - CHAIN_BYTES
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """The lowest and highest key of all records, (0, 0) for none."""
+        key_max = max(piece.key_max for piece in self.pieces)
+        return (min(piece.key_min for piece in self.pieces), key_max) if key_max else (0, 0)
 
     @property
     def empty(self) -> bool:
@@ -71,11 +86,13 @@ class BatchBuilder:
         body: bytes | Sequence[bytes],
         count: int = 1,
         flags: int = 0,
+        keys: tuple[int, int] = (0, 0),
     ) -> int:
         """The record is in this batch; returns its position, which is that of its first slot.
 
         `body` may be parts; they are kept as they are and joined once, in commit, so
-        they must not change until then. TooLargeError, and nothing added, if the body
+        they must not change until then. `keys` are the lowest and highest by which it is to be
+        found, (0, 0) for none. TooLargeError, and nothing added, if the body
         exceeds RECORD_BYTES_MAX or the record does not fit (see `fits`).
         """
         parts = (body,) if isinstance(body, bytes) else body
@@ -87,10 +104,21 @@ class BatchBuilder:
         if not self.fits(length, count):
             raise TooLargeError("a batch", self.bytes + length, self.bytes_max)
         slot = self.slots
+        self._note_keys(keys)
         self.records.append((type, flags, count, slot, length, parts))
         self.slots = slot + count
         self.bytes += RECORD_HEADER_BYTES + length
         return self.number << SLOT_BITS | slot
+
+    def _note_keys(self, keys: tuple[int, int]) -> None:
+        """The next record belongs to the last piece, or begins one."""
+        piece = self.pieces[-1]
+        if self.end - piece.offset >= SPACING_BYTES:
+            piece = Piece(self.end)
+            self.pieces.append(piece)
+        if keys[1]:
+            piece.key_min = min(piece.key_min, keys[0])
+            piece.key_max = max(piece.key_max, keys[1])
 
     def keep(self, record: StoredRecord, type: int, parts: Sequence[bytes]) -> None:  # noqa: A002
         """A record of the batch that this one stands for is in it, with this type and body.

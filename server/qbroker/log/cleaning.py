@@ -31,8 +31,8 @@ from qbroker.log.format import (
     pack_segment_header,
     rounded,
 )
-from qbroker.log.index import NO_KEY
 from qbroker.log.manifest import open_segment
+from qbroker.log.marks import NO_KEY
 from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment, segment_name
 

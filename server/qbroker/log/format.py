@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
+from typing import NamedTuple
 from zlib import crc32
 
 FORMAT = 2
@@ -198,6 +199,14 @@ class StoredRecord:
     count: int
     body: bytes
     wall_ms: int
+
+
+class Held(NamedTuple):
+    """A record found by what stands in it, checked: what is known without its batch's header."""
+
+    position: int
+    type: int
+    body: bytes
 
 
 @dataclass(slots=True)

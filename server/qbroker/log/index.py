@@ -2,7 +2,8 @@
 
 An entry is the first batch behind it, its offset, and the range of keys of all
 batches up to the next entry: 24 bytes. Ten million batches of one small message need
-some 7 MB. A cache: rebuilt from batch headers, never written to disk.
+some 7 MB. A large batch has an entry for itself, and marks inside. A cache: rebuilt from
+batch headers, but for the marks; never written to disk.
 
 One thread adds, any number look up. `numbers` is extended last, so an entry is
 complete before it can be found.
@@ -12,11 +13,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
-from qbroker.log.format import BatchInfo
-
-SPACING_BYTES = 16 << 10
-NO_KEY = (1 << 64) - 1
+from qbroker.log.format import BATCH_HEADER_BYTES, BatchInfo
+from qbroker.log.marks import NO_KEY, SPACING_BYTES, Marks, Piece
 
 
 class BatchIndex:
@@ -29,6 +29,7 @@ class BatchIndex:
         "key_min",
         "key_minima",
         "last",
+        "marks",
         "numbers",
         "offsets",
     )
@@ -42,14 +43,22 @@ class BatchIndex:
         self.key_maxima = array("Q")
         self.key_min = NO_KEY  # of the whole segment; above key_max while there is none
         self.key_max = 0
+        self.marks = Marks()
 
-    def add(self, info: BatchInfo, offset: int) -> None:
-        """The batch at `offset` can be found. In order, each once."""
+    def add(self, info: BatchInfo, offset: int, pieces: Sequence[Piece] = (), end: int = 0) -> None:
+        """The batch at `offset` can be found. In order, each once.
+
+        Of the one that writes it, the pieces and where the last of them ends are known, too.
+        """
         low, high = info.key_min, info.key_max
         self.last = info.number
         if high:
             self.key_min = min(self.key_min, low)
             self.key_max = max(self.key_max, high)
+        if len(pieces) > 1 and high:  # over SPACING_BYTES: the next one has its own entry, too
+            self.marks.note(offset, pieces, end, low)
+            self.begin(info.number, offset, (low, high))
+            return
         if self.offsets and offset - self.offsets[-1] < SPACING_BYTES:
             if high:
                 self.key_minima[-1] = min(self.key_minima[-1], low)
@@ -71,8 +80,25 @@ class BatchIndex:
 
     def floor(self, number: int) -> tuple[int, int]:
         """Number and offset of the last entry at or before batch `number`, else of the first."""
-        at = max(bisect_right(self.numbers, number - self.first) - 1, 0)
+        at = self._floor(number)
         return self.first + self.numbers[at], self.offsets[at]
+
+    def parts(self, batches: range, key: int) -> Iterator[tuple[range, list[range] | None]]:
+        """These batches, entry by entry, and where in the file records with the key may be.
+
+        None: anywhere in them.
+        """
+        at, start = self._floor(batches.start), batches.start
+        while start < batches.stop:
+            first = self.offsets[at] + BATCH_HEADER_BYTES
+            stretches = self.marks.stretches(first, key, self.key_minima[at])
+            at += 1
+            stop = self.first + self.numbers[at] if at < len(self.numbers) else batches.stop
+            yield range(start, min(stop, batches.stop)), stretches
+            start = stop
+
+    def _floor(self, number: int) -> int:
+        return max(bisect_right(self.numbers, number - self.first) - 1, 0)
 
     def candidates(self, key: int, last: int) -> list[range]:
         """Batch numbers that may hold `key`, as ranges, oldest first; `last` ends the segment.

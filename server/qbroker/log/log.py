@@ -153,13 +153,11 @@ class Log(Reads):
         sync: bool,
         wall_ms: int,
         epoch: int,
-        keys: tuple[int, int] = (0, 0),
     ) -> None:
         """The batch is written; if `sync`, it and all before it are durable.
 
-        An empty batch is written too: it tells recovery what was durable. `keys` is the
-        lowest and highest key in it, (0, 0) for none. LogFailed, and the log fenced,
-        if the disk refuses: the batch may then be on disk or not. NoRoom if it needs a
+        An empty batch is written too: it tells recovery what was durable. LogFailed, and the
+        log fenced, if the disk refuses: the batch may then be on disk or not. NoRoom if it needs a
         new segment and the disk is full: nothing of it was written, commit it again.
         One write; one fdatasync if asked; a new segment now and then (see prepare_next).
         """
@@ -170,7 +168,7 @@ class Log(Reads):
             length = rounded(batch.bytes)
             if not self._active.has_room(length):
                 self._make_room(length)
-            stamp = Stamp(self.durable, epoch, wall_ms, keys[0], keys[1])
+            stamp = Stamp(self.durable, epoch, wall_ms, *batch.keys)
             self._active.append(batch, stamp)
             self.written = batch.number
             self._books.user += batch.body_bytes

@@ -20,6 +20,7 @@ from qbroker.log.format import (
     SLOT_BITS,
     SLOTS_MAX,
     BatchInfo,
+    Held,
     Malformed,
     StoredRecord,
     unpack_record,
@@ -31,6 +32,8 @@ from qbroker.log.window import Window
 
 LOOKUP_BYTES = 16 << 10
 """Read at once when one record is looked up: about the distance of two index entries."""
+SEARCH_BYTES = 64 << 10
+"""Read at once when batches are searched: some of 16 KiB and their headers."""
 CLEANED = "nothing needed it any more when its segment was cleaned"
 
 
@@ -93,20 +96,48 @@ def find_block(
 
 
 def find_holding(
-    segment: Segment, file: File, batches: range, needle: bytes
-) -> Iterator[StoredRecord]:
+    segment: Segment, file: File, batches: range, needle: bytes, key: int
+) -> Iterator[Held]:
     """The records of these batches in whose bodies `needle` stands: see Reads.holding."""
-    window = Window(file, LOOKUP_BYTES)
+    window = Window(file, SEARCH_BYTES)
+    for part, stretches in segment.indexed(file).parts(batches, key):
+        found = _marked(segment, file, part.start, stretches, needle)
+        yield from _searched(segment, window, part, needle) if found is None else found
+
+
+def _marked(
+    segment: Segment, file: File, number: int, stretches: list[range] | None, needle: bytes
+) -> list[Held] | None:
+    """Those of this batch in the stretches that its marks lead to.
+
+    None if it has no marks, or if what stands there makes no sense: then it is read whole.
+    """
+    found: list[Held] = []
+    for stretch in stretches or ():
+        try:
+            data = file.read_at(stretch.start, len(stretch))
+            found += _holding(segment, data, range(len(data)), (number, SLOTS_MAX), needle)
+        except Malformed:
+            return None
+        except OSError as error:
+            raise segment.damaged(stretch.start, number, error) from error
+    return None if stretches is None else found
+
+
+def _searched(segment: Segment, window: Window, batches: range, needle: bytes) -> Iterator[Held]:
+    """Those of these batches, which are read whole, one by one."""
     number, offset = batches.start, SEGMENT_HEADER_BYTES
     try:
         offset, info = _locate(segment, window, number)
         while info is not None and info.number < batches.stop:
             at = window.batch(offset, info, segment.end)
+            places = range(at + BATCH_HEADER_BYTES, at + info.length - CHAIN_BYTES)
             try:
-                found = _holding(segment, window.data, at, info, needle)
+                batch = (info.number, info.records)
+                found = _holding(segment, window.data, places, batch, needle)
             except Malformed as error:
                 intact, _ = salvaged(segment, window, offset, info, str(error))
-                found = [record for record in intact if needle in record.body]
+                found = [Held(r.position, r.type, r.body) for r in intact if needle in r.body]
             yield from found
             offset += info.length
             number = info.number + 1
@@ -118,42 +149,43 @@ def find_holding(
 
 
 def _holding(
-    segment: Segment, data: bytes, at: int, info: BatchInfo, needle: bytes
-) -> list[StoredRecord]:
-    """The records of the batch at `at` with `needle` in them, or Malformed.
+    segment: Segment, data: bytes, places: range, batch: tuple[int, int], needle: bytes
+) -> list[Held]:
+    """The records with `needle` in them that stand in `places`, or Malformed.
 
-    Searches backwards: that is five times as fast, for forwards Python guards against long needles
-    that nearly match. Headers are looked at only if there is a hit.
+    They are of the batch with this number, and so many at most. Searches backwards: that is
+    five times as fast, for forwards Python guards against long needles that nearly match.
+    Headers are looked at only if there is a hit.
     """
-    here, end = at + BATCH_HEADER_BYTES, at + info.length - CHAIN_BYTES
-    hit = data.rfind(needle, here, end)
+    hit = data.rfind(needle, places.start, places.stop)
     if hit < 0:
         return []
-    starts = array("I", _record_places(data, range(here, end), info, sparse=segment.sparse))
-    found: list[StoredRecord] = []
+    starts = array("I", _record_places(data, places, *batch))
+    found: list[Held] = []
     while hit >= 0:
         start = starts[bisect_right(starts, hit) - 1]
-        record = unpack_record(data, start, info.wall_ms, segment.seed)
+        record = unpack_record(data, start, 0, segment.seed)
         if needle in record.body:  # else it stands across records, or behind them
-            found.append(record)
-        hit = data.rfind(needle, here, start)
+            found.append(Held(record.position, record.type, record.body))
+        hit = data.rfind(needle, places.start, start)
     found.reverse()
     return found
 
 
-def _record_places(data: bytes, places: range, info: BatchInfo, *, sparse: bool) -> Iterator[int]:
+def _record_places(data: bytes, places: range, number: int, count: int) -> Iterator[int]:
     """Where each record of the batch begins in `data`; Malformed if a header makes no sense."""
     here, end = places.start, places.stop
-    position = info.number << SLOT_BITS
-    for _ in range(info.records):
+    for _ in range(count):
+        if here == end:
+            return
         if here + RECORD_HEADER_BYTES > end:
             raise Malformed("a record reaches beyond its batch")
-        _, length, where, _, _, count = RECORD_HEADER.unpack_from(data, here)
+        _, length, where, _, _, _ = RECORD_HEADER.unpack_from(data, here)
         after = here + RECORD_HEADER_BYTES + length
-        if after > end or (where != position and not (sparse and where > position)):
+        if after > end or where >> SLOT_BITS != number:
             raise Malformed(f"record header senseless (position {where}, length {length})")
         yield here
-        here, position = after, where + count
+        here = after
 
 
 def find_digest(segment: Segment, file: File, number: int) -> bytes:

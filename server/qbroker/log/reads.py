@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from qbroker.log.disk import File
-from qbroker.log.format import SLOT_BITS, StoredRecord
+from qbroker.log.format import SLOT_BITS, Held, StoredRecord
 from qbroker.log.lookup import find_block, find_holding, find_record
 from qbroker.log.salvage import Damage
 from qbroker.log.segment import Segment
@@ -52,11 +52,13 @@ class Reads:
         segment, file = self._found(batch << SLOT_BITS)
         return find_block(segment, file, batch, min_bytes, damaged)
 
-    def holding(self, batches: range, needle: bytes) -> Iterator[StoredRecord]:
+    def holding(self, batches: range, needle: bytes, key: int) -> Iterator[Held]:
         """The records of these batches, all of one segment, whose bodies hold `needle`; checked.
 
         Those alone are checked: what does not verify is left out, and if there is no record it
-        need not be so. Reads the batches whole, and makes no object of other records.
+        need not be so. Of large batches with marks only the records are looked at whose keys
+        may include `key`, in one read if they are neighbours; others are read whole. Makes no
+        object of other records.
         """
         segment, file = self._found(batches.start << SLOT_BITS)
-        return find_holding(segment, file, batches, needle)
+        return find_holding(segment, file, batches, needle, key)

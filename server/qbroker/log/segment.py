@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qbroker.log.disk import File
 from qbroker.log.errors import CorruptError, UnreadableError
@@ -19,7 +19,8 @@ from qbroker.log.format import (
     pack_segment_header,
     unpack_footer,
 )
-from qbroker.log.index import NO_KEY, BatchIndex
+from qbroker.log.index import BatchIndex
+from qbroker.log.marks import NO_KEY, Piece
 from qbroker.log.meta import Span
 from qbroker.log.salvage import Damage, next_header
 from qbroker.log.walk import Walk
@@ -105,10 +106,15 @@ class Segment:
         """What it takes on disk, less what is allocated ahead."""
         return self.end + FOOTER_BYTES if self.sealed else self.end
 
-    def extend(self, info: BatchInfo, chain: bytes) -> None:
-        """The batch behind the last one belongs to it, and readers can find it."""
+    def extend(
+        self, info: BatchInfo, chain: bytes, pieces: Sequence[Piece] = (), end: int = 0
+    ) -> None:
+        """The batch behind the last one belongs to it, and readers can find it.
+
+        For `pieces` and `end` see BatchIndex.add.
+        """
         assert self.index is not None, "a sealed segment grows no more"
-        self.index.add(info, self.end)
+        self.index.add(info, self.end, pieces, end)
         self.end += info.length
         self.records += info.records
         self.chain = self.content = chain
