@@ -196,9 +196,17 @@ def check_places(state: BrokerState) -> dict[int, str]:
         queue = grant.run_of(position).lane.queue
         leased[queue] += 1
         put(position, f"leased from {queue.name}")
+    held = Counter[Queue]()
+    for position in state.graphs.positions():
+        number = state.graphs.held_in(position)
+        if number >= 0:
+            queue = state.run_numbered(number).lane.queue
+            held[queue] += 1
+            put(position, f"held for {queue.name}")
     check_shelves(state)
     check_lanes(state)
     for queue in state.numbered:
+        assert queue.nodes == held[queue], f"{queue.name}: {queue.nodes} held"
         assert queue.scheduled == delayed[queue], f"{queue.name}: {queue.scheduled} scheduled"
         assert queue.leased == leased[queue], f"{queue.name}: {queue.leased} leased"
     check_grants(state)

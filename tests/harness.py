@@ -12,7 +12,7 @@ each, what went into the log (`log`), what was sent to whom, and who was hung up
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +25,15 @@ from qbroker.core.settings import Settings
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
+from qprotocol.graphs import KINDS, Link, Node
 from qprotocol.lanekeys import KEY_OPTIONS, LaneKeys
 from qprotocol.limitrules import parse_rate, show_rate
-from qprotocol.message import Message, Outcome, pack_fields, unpack_message, walk
+from qprotocol.message import Message, Outcome, meta_fields, pack_fields, unpack_message, walk
 from qprotocol.names import pack_task_names
 from qprotocol.options import RetryPolicy
 from qprotocol.uniquekeys import IdempotencyKey, UniqueKey, unpack_existing
 from transcript import (
+    inputs,
     peeked,
     read_grant,
     read_position,
@@ -159,6 +161,9 @@ class Harness:
             grace_ms = getattr(frame, "grace_ms", 0)
             end += f" after {grace_ms} ms" if grace_ms else ""
             return kind + (f" {word}={','.join(tokens)}" if tokens else "") + end
+        if isinstance(frame, f.Inputs):
+            of = f"{shown_position(frame.position)} {frame.first}+{frame.count} of {frame.total}"
+            return f"Inputs {of}: {', '.join(inputs(frame))}"
         if isinstance(frame, f.Report):
             return f"Report {shown_report(raw)}"
         values = shown_fields(frame, ("correlation", "raw"))
@@ -189,7 +194,8 @@ class Harness:
             counts = zip(names, touched.get(index, ()), strict=False)
             note = " ".join(f"{key}={value}" for key, value in counts if value)
             at_ = shown_position(positions[index])
-            via = " by {}:{}".format(*message.origin) if message.fields else ""
+            is_node = wire.NODE in meta_fields(message.fields)
+            via = " by {}:{}".format(*message.origin) if message.fields and not is_node else ""
             items.append(f"{body}@{at_}{via}" + (f" ({note})" if note else ""))
         assert len(items) == frame.count
         return f"grant={shown_grant(frame.grant)} {', '.join(items)}"
@@ -245,12 +251,13 @@ class Harness:
             raw=raw,
         )
 
-    def message(self, words: Words, body: str) -> bytes:
+    def message(self, words: Words, body: str, among: Sequence[str] = ()) -> bytes:
+        """A packed message; with links, one of the nodes that have the bodies ``among``."""
         size = words.number("size")
         packed = Message(
             words.text("key", words.text("q", "q")),
             body.encode().ljust(size, b"."),
-            id=words.text("id"),
+            id=name_of(words, body, among),
             task=words.text("task"),
             exchange=words.text("exchange"),
             priority=words.number("priority"),
@@ -258,7 +265,7 @@ class Harness:
             expires_ms=self.at(words, "expires"),
             keys=self.lane_keys(words),
             flags=sum(MESSAGE_FLAGS[name] for name in words.text("flags").split(",") if name),
-            fields=bytes.fromhex(words.text("fields")) or key_fields(words, body),
+            fields=bytes.fromhex(words.text("fields")) or meta_of(words, body, among),
             root=words.text("root"),
             headers=headers_of(words.text("headers")),
         )
@@ -371,7 +378,10 @@ class Harness:
     # Verbs: publishing.
 
     def publish(self, words: Words) -> None:
-        raw = b"".join(self.message(words, body) for body in words.plain)
+        """Messages; with `links=a-b>c,c>d:error` a graph: from a and those up to b to c, from c
+        to d. `later=c:5s` has c wait once it is let go.
+        """
+        raw = b"".join(self.message(words, body, words.plain) for body in words.plain)
         self.ask(words, self.publish_frame(words, raw))
 
     def publish_frame(self, words: Words, raw: bytes) -> f.Publish:
@@ -452,10 +462,11 @@ class Harness:
         elif "retries" in words.options:
             backoff = words.duration("backoff", 1_000)
             policy = RetryPolicy(words.number("retries"), backoff, jitter=False).pack()
-        then = [self.message(words, each) for each in words.text("then").split(",") if each]
+        bodies = [each for each in words.text("then").split(",") if each]
         if "instead" in words.options:
             flags |= wire.HAS_REPLACEMENT
-            then.insert(0, self.message(words, words.text("instead")))
+            bodies.insert(len(bodies) if "links" in words.options else 0, words.text("instead"))
+        then = [self.message(words, each, bodies) for each in bodies]
         delay = words.duration("delay", wire.DELAY_BY_POLICY)
         packed = Outcome(
             kind,
@@ -469,6 +480,12 @@ class Harness:
             follow_on=tuple(then),
         )
         return packed.pack()
+
+    def inputs(self, words: Words) -> None:
+        """`inputs join first=2`: what a node that was delivered is given, from the third on."""
+        position, grant = self.token(words.text("c", "A"), words.plain[0])
+        first = words.number("first")
+        self.ask(words, f.FetchInputs(position=position, grant=grant, first=first))
 
     def running(self, words: Words) -> None:
         self.ask(words, f.Running(raw=self.tokens(words, words.plain)))
@@ -723,6 +740,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "unsubscribe": Harness.unsubscribe,
     "ack": Harness.ack,
     "settle": Harness.settle,
+    "inputs": Harness.inputs,
     "running": Harness.running,
     "heartbeat": Harness.heartbeat,
     "limit": Harness.limit,
@@ -756,11 +774,36 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)
 
 
-def key_fields(words: Words, body: str) -> bytes:
-    """The meta fields of `unique=KEY scope= until= held= conflict=` and `idem=KEY window=`; % in
-    a key is the body.
+def name_of(words: Words, body: str, among: Sequence[str]) -> str:
+    """The id that is said; of nodes that of the last one, others have their bodies."""
+    if "links" not in words.options:
+        return words.text("id")
+    return words.text("id", body) if body == among[-1] else body
+
+
+def node_of(words: Words, body: str, among: Sequence[str]) -> Node:
+    """The place of the node with that body: `links=a-b>c:after,...` and `later=body:5s`."""
+    links = []
+    for each in words.text("links").split(","):
+        way, _, kind = each.partition(":")
+        (first, last), (target, end) = (
+            (side.split("-")[0], side.split("-")[-1]) for side in way.split(">")
+        )
+        if first == body:
+            at, to = among.index(target), among.index(end)
+            sources = among.index(last) - among.index(first) + 1
+            links.append(Link(KINDS[kind or "success"], at, sources, to - at + 1))
+    name, _, later = words.text("later").partition(":")
+    return Node(tuple(links), duration_ms(later) if name == body else 0)
+
+
+def meta_of(words: Words, body: str, among: Sequence[str]) -> bytes:
+    """The meta fields of `unique=KEY scope= until= held= conflict=` and `idem=KEY window=`, in
+    which % is the body; and of `links=`.
     """
     fields = {}
+    if "links" in words.options:
+        fields[wire.NODE] = node_of(words, body, among).pack()
     if "unique" in words.options:
         until = "time" if "held" in words.options else words.text("until", "finished")
         unique = UniqueKey(

@@ -13,6 +13,7 @@ from qbroker.core.keys import unpack_held
 from qprotocol import frames as f
 from qprotocol import wire
 from qprotocol.failure import Failure
+from qprotocol.graphs import KINDS
 from qprotocol.ids import unpack_id
 from qprotocol.lanekeys import KEY_OPTIONS, NO_KEYS, LaneKeys
 from qprotocol.limitrules import LimitRule
@@ -69,7 +70,7 @@ def shown_batch(batch: r.MessageBatch) -> str:
         f"lane{lane}"
         + (f"/{priority}" if priority else "")
         + f"×{count}"
-        + (f"@{shown_value('due_ms', due)}" if due else "")
+        + (" held" if due == r.HELD else f"@{shown_value('due_ms', due)}" if due else "")
         for lane, priority, count, due in batch.runs
     ]
     expiring = [f"expires[{i}]={shown_value('expires_ms', ms)}" for i, ms in batch.expiring]
@@ -77,7 +78,29 @@ def shown_batch(batch: r.MessageBatch) -> str:
     revoked = [
         f"revoked[{i}]={unpack_id(name[1:], minted=bool(name[0]))}" for i, name in batch.revoked
     ]
-    return " ".join([*runs, *expiring, *named, *shown_keyed(batch.keyed), *revoked])
+    rest = [*shown_keyed(batch.keyed), *revoked, *shown_woven(batch.woven)]
+    return " ".join([*runs, *expiring, *named, *rest])
+
+
+def shown_woven(woven: r.Woven | None) -> Iterator[str]:
+    """The links of a graph, and who waits once it is let go."""
+    if woven is None:
+        return
+    names = {number: name for name, number in KINDS.items()}
+    for kind, source, sources, target, targets in woven.links:
+        yield f"{names[kind]}[{source}+{sources}>{target}+{targets}]"
+    for index, delay_ms, due_ms in woven.delays:
+        due = f" due_ms={shown_value('due_ms', due_ms)}" if due_ms else ""
+        yield f"later[{index}]={delay_ms}{due}"
+
+
+def inputs(frame: f.Inputs) -> Iterator[str]:
+    """What a node is given, each."""
+    at = 0
+    for _ in range(frame.count):
+        state, _, size = wire.INPUT.unpack_from(frame.raw, at)
+        at += wire.INPUT.size + size
+        yield f"{State(state).name} {shown_bytes(frame.raw[at - size : at])}".rstrip()
 
 
 def shown_keyed(keyed: r.Keyed | None) -> Iterator[str]:
@@ -152,6 +175,11 @@ def shown_record(record: r.Record) -> str:
     if isinstance(record, r.CancelNoted):
         names = [unpack_id(name[1:], minted=bool(name[0])) for name in record.ids]
         return " ".join([kind, *names, shown_fields(record, ("ids",))])
+    if isinstance(record, r.Advanced | r.NodesSwept):
+        rows = [f"{shown_position(row[0])}={State(row[3]).name}" for row in record.ends if row[3:]]
+        rows += [shown_position(row[0]) for row in record.ends if not row[3:]]
+        more = shown_fields(record, ("wall_ms", "keep_until_ms", "ends"))
+        return " ".join([kind, *rows, more]).rstrip()
     if isinstance(record, r.KeysDropped):
         keys = [":".join(map(str, unpack_held(key))) for key in record.keys]
         return " ".join([kind, *keys, *(["lapsed"] if record.lapsed else [])])

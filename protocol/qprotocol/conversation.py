@@ -92,6 +92,7 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.EditDead: (f.Ok,),
     f.DropDead: (f.Ok,),
     f.Declare: (f.Ok,),
+    f.FetchInputs: (f.Inputs,),
     f.Purge: (f.Ok,),
     f.Peek: (f.Peeked,),
     f.Inspect: (f.Report,),

@@ -277,6 +277,30 @@ class Deliver(Frame):
     touched: "int"
 
 
+@frame(0x24, SERVER)
+class Inputs(Frame):
+    """What a node of a graph is given: ``count`` of ``total`` inputs, from number ``first`` on.
+
+    Raw: of each wire.INPUT and the bytes of a result, or of a packed failure. The first of them
+    come before the Deliver of the node, on the same connection; the others answer FetchInputs.
+    """
+
+    position: "int"
+    grant: "int"
+    total: "int"
+    first: "int"
+    count: "int"
+
+
+@frame(0x25, CLIENT)
+class FetchInputs(Frame):
+    """The inputs of a node that was delivered, from number ``first`` on. Answered by Inputs."""
+
+    position: "int"
+    grant: "int"
+    first: "int"
+
+
 # Settling.
 
 
@@ -404,10 +428,10 @@ class CancelMany(Frame):
     """Cancel all for which everything that is said is true. Answered by Ok with their count.
 
     Empty text asks for nothing, and one of ``queue``, ``task`` and ``key`` must be said; ``key`` is
-    one of a message's lane keys. ``states`` are some of "ready,scheduled,started"; empty: all.
+    one of a message's lane keys. ``states`` are some of "ready,scheduled,started,held"; empty: all.
     ``older_ms``: published longer ago. What is published after the order is not meant.
-    ``terminate`` and ``grace_ms`` are those of Cancel. With ``purge`` what waits is dropped and
-    nothing is kept of it; with ``dry_run`` it is counted alone.
+    ``terminate`` and ``grace_ms`` are those of Cancel. With ``purge`` what waits is dropped, held
+    nodes only if they are named, and nothing is kept of it; with ``dry_run`` it is counted alone.
     """
 
     queue: "str" = ""
@@ -427,7 +451,7 @@ class Move(Frame):
 
     Counters, order, due times and expiries are kept. ``count`` is how many. With ``id`` it is this
     message alone, ``position`` being the one from Published or 0; else all for which everything
-    that is said is true: see CancelMany.
+    that is said is true: see CancelMany. Held nodes are meant if they are named.
     """
 
     queue: "str"
@@ -446,12 +470,13 @@ class Why(Frame):
     """What does a message wait for? Answered by Report.
 
     {"id", "state", "position", "queue", "task", "priority", "reasons": [{"reason": word, ...}]}.
-    All reasons that keep it: due, unique (others have moved its time), paused, large_order (a
-    cancel, purge or move by filter of its queue is under way), ordering_key (another with its key
-    goes first), a limit's word, no_consumer, no_worker_knows, single_active_consumer (the next one
-    waits until others hold nothing), consumers_full, fair (other tenants had less), behind; or
-    started, settled, unknown (``noticed_until_ms`` if it was cancelled). None: it goes in a coming
-    turn.
+    All reasons that keep it: inputs (a node of a graph that is held: ``met`` of ``of`` before it
+    have ended, the next are at ``positions``), due, unique (others have moved its time), paused,
+    large_order (a cancel, purge or move by filter of its queue is under way), ordering_key (another
+    with its key goes first), a limit's word, no_consumer, no_worker_knows, single_active_consumer
+    (the next one waits until others hold nothing), consumers_full, fair (other tenants had less),
+    behind; or started, settled, unknown (``noticed_until_ms`` if it was cancelled). None: it goes
+    in a coming turn.
     """
 
     id: "str"
@@ -541,7 +566,10 @@ class Purge(Frame):
 
 @frame(0x52, CLIENT)
 class Peek(Frame):
-    """Look at up to ``count`` waiting messages without taking them. Answered by Peeked."""
+    """Look at up to ``count`` waiting messages without taking them. Answered by Peeked.
+
+    Behind those that are ready come nodes of graphs that are held and will wait in the queue.
+    """
 
     queue: "str"
     count: "int" = 10

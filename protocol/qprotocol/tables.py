@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from json import dumps
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from qprotocol import lanekeys, limits, states, wire
+from qprotocol import graphs, lanekeys, limits, states, wire
 from qprotocol.conversation import ANSWERS, TRANSITIONS
 from qprotocol.errors import ERRORS
 from qprotocol.exchanges import ExchangeOptions
@@ -29,9 +30,9 @@ COMMAND = "python -m qprotocol.tables"
 
 OUTCOME_NAMES = tuple(name.upper() for name in wire.OUTCOMES.values())
 MESSAGE_FLAG_NAMES = ("ID_MINTED", "IGNORE_RESULT", "ACK_EARLY", "MARKED", "MAY_DROP")
-META_FIELD_NAMES = ("ORIGIN", "UNIQUE", "IDEMPOTENCY")
+META_FIELD_NAMES = ("ORIGIN", "UNIQUE", "IDEMPOTENCY", "NODE")
 OUTCOME_FLAG_NAMES = ("HAS_RESULT", "HAS_POLICY", "NO_RETRY", "HAS_REPLACEMENT", "IN_PARTS")
-STRUCT_NAMES = ("TOKEN", "RUN", "TOUCHED", "ACK_RUN", "POLICY", "PEEKED", "META_FIELD")
+STRUCT_NAMES = ("TOKEN", "RUN", "TOUCHED", "INPUT", "ACK_RUN", "POLICY", "PEEKED", "META_FIELD")
 
 
 def table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
@@ -109,8 +110,9 @@ def layouts() -> str:
     return f"```text\n{text}\n```"
 
 
-def lane_keys() -> str:
-    text = (lanekeys.__doc__ or "").split("\n\n", 1)[1].rstrip()
+def prose(module: ModuleType) -> str:
+    """What a module's docstring says behind its first paragraph."""
+    text = (module.__doc__ or "").split("\n\n", 1)[1].rstrip()
     return f"```text\n{text}\n```"
 
 
@@ -207,7 +209,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "transitions": transitions,
     "frames": frame_table,
     "layouts": layouts,
-    "lane keys": lane_keys,
+    "lane keys": lambda: prose(lanekeys),
+    "graph": lambda: prose(graphs),
     "message flags": lambda: constants(MESSAGE_FLAG_NAMES),
     "meta fields": lambda: constants(META_FIELD_NAMES),
     "outcomes": lambda: constants(OUTCOME_NAMES),

@@ -59,6 +59,11 @@ reason, length of the error."""
 LETTER = Struct("<QQ")
 """A dead letter, as it is told from all others, also from the same message once it dies again:
 its position, its number."""
+INPUT = Struct("<BBI")
+"""Before each input of a node: the state of the task that it is of, how it is encoded, its
+length."""
+LOST = 0
+"""In the place of a state: the result cannot be read any more."""
 NUMBERS, ROWS, WHOLE = range(3)
 """How much DeadLetters asks for of each: its names, what is known of it too, or all its bytes."""
 
@@ -90,6 +95,8 @@ UNIQUE = 2
 """The unique key of the message: see uniquekeys.py."""
 IDEMPOTENCY = 3
 """Its idempotency key: see uniquekeys.py."""
+NODE = 4
+"""Its place in a graph: see graphs.py."""
 
 # Outcomes.
 ACK = 1

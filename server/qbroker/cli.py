@@ -217,6 +217,7 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
         "ready",
         "scheduled",
         "leased",
+        "held",
         "consumers",
         "oldest",
         "quarantined",
@@ -226,7 +227,7 @@ def queues_command(broker: str, why: bool, as_json: bool) -> None:
     )
     rows = [
         (
-            *(queue[column] for column in ("name", *header[1:5])),
+            *(queue[column] for column in ("name", *header[1:6])),
             ago(queue["oldest_ready_ms"]) if queue["ready"] else "",
             queue["quarantined"],
             *(queue["counts"].get(outcome, 0) for outcome in counted),

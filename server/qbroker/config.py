@@ -154,6 +154,10 @@ class Config:
         "Cancels of ids not known yet, kept until their messages come: beyond it the oldest go.")
     cancel_notice_ttl_ms: int = setting(HOUR, DURATION, (SECOND, 366 * DAY),
         "How long such a cancel is kept: as long as a publish may be sent again, and arrive late.")
+    graph_nodes_max: int = setting(1_000_000, COUNT, (0, 100_000_000),
+        "Nodes of graphs at once, until all of a graph has ended: beyond it publishes are refused.")
+    fan_out_max: int = setting(100_000, COUNT, (1, 1_000_000),
+        "Messages that one link of a graph may lead to, or come from.")
     delay_max_ms: int = setting(365 * DAY, DURATION, (SECOND, 3650 * DAY),
         "Furthest a message may be scheduled: catches seconds mistaken for milliseconds.")
     retry_max_ms: int = setting(DAY, DURATION, (SECOND, 365 * DAY),

@@ -72,7 +72,7 @@ def told(count: int, done: str, *, dry_run: bool, noun: str = "message") -> str:
 @click.command("cancel")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--queue", default="", help="All in this queue, or what else is said.")
-@filters("ready", "scheduled", "started")
+@filters("ready", "scheduled", "started", "held")
 @click.option("--terminate", is_flag=True, help="Kill what runs, after --grace.")
 @click.option("--grace", "grace_ms", type=Span(), default=0, metavar="SPAN", help="Ask first.")
 @BROKER
@@ -145,7 +145,7 @@ def noticed(until_ms: int) -> str:
 
 @click.command("purge")
 @click.argument("queue")
-@filters("ready", "scheduled")
+@filters("ready", "scheduled", "held")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @BROKER
 @JSON
@@ -200,6 +200,13 @@ def why_command(task_id: str, broker: str, as_json: bool) -> None:
 def due(row: dict[str, Any]) -> str:
     after = f" after {counted(row['failures'], 'failure')}" if row["failures"] else ""
     return f"it waits for its time{after}" + (f", in {ago(row['in_ms'])}" if row["due_ms"] else "")
+
+
+def inputs(row: dict[str, Any]) -> str:
+    named = ", ".join(str(each) for each in row["positions"])
+    left = row["of"] - row["met"]
+    which = f": {named}" + (", ..." if left > len(row["positions"]) else "") if named else ""
+    return f"it waits for others: {row['met']} of {row['of']} have ended{which}"
 
 
 def paused(row: dict[str, Any]) -> str:
@@ -264,6 +271,7 @@ def behind(row: dict[str, Any]) -> str:
 
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "due": due,
+    "inputs": inputs,
     "unique": redelayed,
     "paused": paused,
     "limit": at_limit,

@@ -11,7 +11,7 @@ from qprotocol import wire
 from qprotocol.causes import CAUSES, cause_of
 from qprotocol.codec import encode, encode_in_parts
 from qprotocol.failure import Failure
-from qprotocol.frames import Deliver, Peeked, Report, Result
+from qprotocol.frames import Deliver, Inputs, Peeked, Report, Result
 from qprotocol.limits import FRAME_BYTES_MAX
 from qprotocol.states import State
 
@@ -46,6 +46,8 @@ class Outgoing:
             return self._deliver(effect)
         if isinstance(effect, e.Tell):
             return self._tell(effect)
+        if isinstance(effect, e.GiveInputs):
+            return self._inputs(effect)
         if isinstance(effect, e.LettersShown):
             found = letters_report(self._bodies, effect)
             return encode_in_parts(report(found, effect.frame.correlation))
@@ -61,6 +63,9 @@ class Outgoing:
         at = damaged.position
         if isinstance(effect, e.Tell):
             effect.entry = replace(effect.entry, record=0)
+        elif isinstance(effect, e.GiveInputs):
+            gone = e.Input(wire.LOST, 0, 0)
+            effect.rows = [gone if row.record == at else row for row in effect.rows]
         elif isinstance(effect, e.LettersShown):
             leave_out(effect, at)
         elif isinstance(effect, e.Peeked):
@@ -92,6 +97,8 @@ class Outgoing:
         """A position of every record whose bytes the effect will show."""
         if isinstance(effect, e.Hand):
             needed = [first for first, _ in effect.runs]
+        elif isinstance(effect, e.GiveInputs):
+            return [row.record for row in effect.rows if row.record]
         elif isinstance(effect, e.Tell):
             return [effect.entry.record] if effect.entry.record and effect.kept is None else []
         elif isinstance(effect, e.LettersShown):
@@ -186,6 +193,25 @@ class Outgoing:
             correlation=tell.correlation,
         )
         return encode_in_parts(result)
+
+    def _inputs(self, give: e.GiveInputs) -> list[bytes]:
+        out = []
+        for state, content, record in give.rows:
+            raw = self._bodies.head(record) if record else b""
+            out.append(wire.INPUT.pack(state, content, len(raw)) + raw)
+        frame = Inputs(
+            position=give.position,
+            grant=give.grant,
+            total=give.total,
+            first=give.first,
+            count=len(out),
+            raw=b"".join(out),
+            correlation=give.correlation,
+        )
+        if not frame.correlation and len(frame.raw) > _DELIVER_ROOM:
+            self._pushes += 1
+            frame.correlation = self._pushes
+        return encode_in_parts(frame)
 
     def _peeked(self, peeked: e.Peeked) -> list[bytes]:
         out = []

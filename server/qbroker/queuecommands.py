@@ -16,6 +16,7 @@ from qbroker.terminal import BROKER, JSON, Commands, asking, echo_json
 from qprotocol.frames import Move, Ok, PauseQueue, ResumeQueue
 
 LOOK_EVERY_S = 0.5
+PLACES = ("ready", "scheduled", "leased", "held")
 
 
 @click.group("queue", cls=Commands)
@@ -141,7 +142,7 @@ def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
         row = next((each for each in rows if each["name"] == queue), None)
         if row is None:
             return 0
-        counts: dict[str, int] = {name: row[name] for name in ("ready", "scheduled", "leased")}
+        counts: dict[str, int] = {name: row[name] for name in PLACES}
         left = sum(counts.values())
         if shown:
             told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -161,7 +162,7 @@ def wait_until_empty(admin: Admin, queue: str, deadline: float) -> int:
 @click.argument("queue", metavar="FROM")
 @click.argument("to")
 @click.option("--id", "ids", multiple=True, help="Only this one; may be said more than once.")
-@filters("ready", "scheduled")
+@filters("ready", "scheduled", "held")
 @BROKER
 @JSON
 def move_command(

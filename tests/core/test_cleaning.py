@@ -46,9 +46,10 @@ def expected(state: BrokerState) -> set[int]:
     }
     staged |= {row[1] for upload in state.uploads.values() for row in upload.timers.entries()}
     staged |= {at for u in state.uploads.values() for parts in u.continued.values() for at in parts}
-    return (
-        set(check_places(state)) | set(state.quarantined) | errors | results | parts | staged
-    ) - {0}
+    graphs = [*state.graphs.all(), *(u.graph for u in state.uploads.values() if u.graph)]
+    inputs = {record for graph in graphs for record in graph.records}
+    places = set(check_places(state)) | set(state.quarantined)
+    return (places | errors | results | inputs | parts | staged) - {0}
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ import pytest
 
 from digest import exact
 from harness import Harness
+from machine import Machine
 from qbroker.core import closing
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
@@ -16,6 +17,7 @@ from qbroker.core.buckets import Bucket
 from qbroker.core.catalogue import Catalogue
 from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
+from qbroker.core.graphs import Graph, Graphs
 from qbroker.core.keys import Holder, Keys
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
@@ -27,6 +29,7 @@ from qbroker.core.policies import Policy, Terms
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Results
 from qbroker.core.runs import Run
+from qbroker.core.sections import version_of
 from qbroker.core.settings import PRODUCER_IDLE_MS, Settings
 from qbroker.core.shelves import Shelf
 from qbroker.core.snapshot import SECTIONS, VOLATILE, SnapshotError, decode, encode, tidy
@@ -35,6 +38,10 @@ from qbroker.core.timers import Timers
 from qbroker.core.uploads import Upload
 from qbroker.core.weights import Weights
 from qbroker.log.log import Log
+from qprotocol import wire
+from qprotocol.frames import Hello, Part, Publish
+from qprotocol.graphs import SUCCESS, Link, Node
+from qprotocol.message import Message, pack_fields
 from qprotocol.options import QueueOptions
 from qprotocol.states import State
 
@@ -63,7 +70,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
         {"name", "number", "terms", "ready", "scheduled", "delayed", "leased", "counts", "shelves"},
         {
             *("options", "synced", "life", "retired", "held", "gates", "gated"),
-            "holds_letters",
+            *("holds_letters", "nodes"),
             *("selections", "behind", "opened", "parked", "shares", "_dirty"),
         },
     ),
@@ -104,7 +111,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Upload: (
         {
             *("staged", "timers", "expiries", "delayed", "named", "continued", "weighed", "last"),
-            *("count", "parts", "revoked"),
+            *("count", "parts", "revoked", "graph", "held"),
         },
         {"scheduled"},
     ),
@@ -129,6 +136,8 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Terms: ({"declared", "changed", "owner", "deleted"}, set()),
     Policy: ({"name", "pattern", "priority", "operator", "options"}, set()),
     Weights: ({"_firsts", "_pieces", "bytes"}, set()),
+    Graph: (set(Graph.__slots__), set()),
+    Graphs: ({"firsts", "owners", "todo", "sweeps"}, {"nodes", "held", "lanes"}),
     Finished: ({each.name for each in fields(Finished)}, set()),
     Results: (
         {"finished", "names", "forgotten"},
@@ -245,8 +254,35 @@ def test_a_section_that_is_missing_is_named() -> None:
 
 def test_a_newer_version_is_refused() -> None:
     sections = dict(encode(BrokerState(Settings())))
-    sections["broker"] = pack_columns([6, 1, {}, {}, "news"])
-    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 6.*reads 5"):
+    sections["broker"] = pack_columns([7, 1, {}, {}, "news"])
+    with pytest.raises(SnapshotError, match=r"'broker' cannot be read.*version 7.*reads 6"):
+        decode(Settings(), sections)
+
+
+def test_a_snapshot_without_graphs_is_one_for_brokers_that_know_none() -> None:
+    """They look for no section that they do not know; and none is looked for in theirs."""
+    machine = Machine()
+    peer = machine.connect()
+    machine.submit(peer, Hello(correlation=1, protocol=1, role="producer", client_id="t"))
+    sections = dict(encode(machine.core.state))
+    assert version_of(sections["broker"]) == 5
+    del sections["graphs"]
+    assert not decode(Settings(), sections).graphs
+    links = (Link(SUCCESS, 1),), ()
+    raws = [
+        Message("q", b"x", fields=pack_fields({wire.NODE: Node(each).pack()})).pack()
+        for each in links
+    ]
+    machine.submit(peer, Part(correlation=2, index=0, of=Publish.TYPE, raw=raws[0]))
+    machine.settle()
+    assert version_of(dict(encode(machine.core.state))["broker"]) == 6
+    machine.submit(peer, Publish(producer=1, sequence=1, count=2, correlation=2, raw=raws[1]))
+    machine.settle()
+    sections = dict(encode(machine.core.state))
+    assert version_of(sections["broker"]) == 6
+    assert decode(Settings(), sections).numbered[0].nodes == 1
+    del sections["graphs"]
+    with pytest.raises(SnapshotError, match="section 'graphs' is missing"):
         decode(Settings(), sections)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ def keyed_batch() -> r.MessageBatch:
     return found
 
 
+def woven_batch() -> r.MessageBatch:
+    """A node, and two that run behind it, the second a minute later."""
+    batch = revoked_batch()
+    batch.revoked = []
+    batch.woven = r.Woven(
+        *(array("I", (0, 1, 1)), array("H", (1, 0, 0)), array("I", (0,))),
+        *(array("H", (0, 1, 1)), array("I", (0, 0)), [[1, 0, 1, 1, 2]], [[2, 60_000, 0]]),
+        [[1, bytes((90, 0, 0, 0))]],
+    )
+    return batch
+
+
 def revoked_batch() -> r.MessageBatch:
     found = batch("a", "b")
     found.revoked = [[1, b"\x00invoice-1"]]
@@ -120,6 +133,17 @@ EXAMPLES: dict[str, r.Record] = {
     ),
     "published_revoked": r.Published(7, 3, 1_700_000_000_000, revoked_batch()),
     "cancel_noted": r.CancelNoted([b"\x00invoice-1", b"\x01" + bytes(16)], 1_700_003_600_000, 2),
+    "published_woven": r.Published(7, 3, 1_700_000_000_000, woven_batch()),
+    "advanced": r.Advanced(
+        7,
+        1_700_000_000_000,
+        1_700_086_400_000,
+        [[2 << 20, 3, -5, 7, 1 << 20, 5 << 20]],
+        [[2 << 20 | 1, 1_700_000_060_000]],
+    ),
+    "nodes_swept": r.NodesSwept(
+        1_700_000_000_000, 1_700_086_400_000, [[2 << 20, 3, -5]], 1 << 20, 500
+    ),
     "redelayed": r.Redelayed([[0, 0, 2 << 20, 0, 1_700_000_000_500, KEY]]),
     "keys_dropped": r.KeysDropped([KEY], lapsed=True),
     "granted": r.Granted(1 << 40 | 1, b"s" * 16, 1, [[0, 0, 2 << 20, 3]]),
@@ -141,6 +165,7 @@ EXAMPLES: dict[str, r.Record] = {
     "upload_dropped": r.UploadDropped(4, 9),
     "handed_down": r.HandedDown(b"s" * 16, 1, [2 << 20, 2 << 20 | 1]),
     "moved": r.Moved([[0, 0, 1, 2 << 20, 3]], [[0, -5, 2, 3 << 20, 1_700_000_000_500]]),
+    "moved_held": r.Moved([], [], [[0, -5, 2, 3 << 20]]),
     "queue_paused": r.QueuePaused(0, True, False, "broken", "ana", 1_700_000_000_000, 0),
     "queue_resumed": r.QueueResumed(0, False, True),
     "exchange_declared": r.ExchangeDeclared("e", "topic", {"alternate": "", "unroutable": "drop"}),

@@ -340,6 +340,17 @@ FRAMES: dict[str, f.Frame] = {
     ),
     "forget_key": f.ForgetKey(key="user-7", name="shop.mail", correlation=21),
     "result_noticed": f.Result(id="order:42", state=0, noticed_until_ms=3_600_000, correlation=9),
+    "inputs": f.Inputs(
+        position=4 << 20,
+        grant=5 << 40 | 9,
+        total=3,
+        first=1,
+        count=2,
+        raw=wire.INPUT.pack(6, 1, 1) + b"\x05" + wire.INPUT.pack(wire.LOST, 0, 0),
+    ),
+    "fetch_inputs": f.FetchInputs(
+        position=4 << 20, grant=5 << 40 | 9, first=1_000, correlation=TOP
+    ),
 }
 
 CASES: dict[str, dict[str, Any]] = {

@@ -28,6 +28,8 @@ class Changes:
     acked: list[Row] = field(default_factory=list)
     """They replace nothing: a dead letter that was acked stays a failure."""
     results: dict[int, bytes] = field(default_factory=dict)
+    inherited: dict[int, int] = field(default_factory=dict)
+    """By position: another one whose error and failure it has, in the order in which they ended."""
     attempts: dict[int, list[Row]] = field(default_factory=dict)
     """By position, the values of ATTEMPT: those of messages that did not succeed at once."""
     unlearned: set[int] = field(default_factory=set)
@@ -46,6 +48,12 @@ class Changes:
         self.results[position] = result
         self.result_bytes += len(result)
 
+    def inherit(self, position: int, row: Row, cause: int) -> None:
+        """The task ended because of the one at ``cause``, whose failure it has; 0: it has none."""
+        self.settled[position] = row
+        if cause:
+            self.inherited[position] = cause
+
     def learn(self, position: int, *attempt: Any) -> None:
         """One more attempt of the message, or what else happened to it."""
         self.attempts.setdefault(position, []).append((position, *attempt))
@@ -62,6 +70,7 @@ class Changes:
         for position in gone:
             self.settled.pop(position, None)
             self.results.pop(position, None)
+            self.inherited.pop(position, None)
         self.acked = [row for row in self.acked if row[0] not in gone]
 
     def rename(self, position: int, after: int) -> None:
@@ -75,5 +84,8 @@ class Changes:
             self.settled[after] = (after, *row[1:])
         if position in self.results:
             self.results[after] = self.results.pop(position)
+        for heir, cause in self.inherited.items():
+            if cause == position:
+                self.inherited[heir] = after
         if position in self.attempts:
             self.attempts[after] = [(after, *row[1:]) for row in self.attempts.pop(position)]

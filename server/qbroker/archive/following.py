@@ -3,7 +3,7 @@
     Granted ------> who has it, and since when          Acked -----> SUCCESS, nothing to keep
     Settled ------> SUCCESS, FAILURE, or another try    Removed ---> REVOKED
     Returned -----> nobody has it any more              Purged ----> no row: they never ran
-    Forgotten ----> its row goes
+    Forgotten ----> its row goes                        Advanced --> as a node before it
 
 No I/O here: records come in, changes to the archive's tables come out. What is needed
 of a message itself (id, task, queue) is read through ``messages``, in runs of neighbours.
@@ -12,7 +12,7 @@ of a message itself (id, task, queue) is read through ``messages``, in runs of n
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
-from qbroker.archive import deadletters
+from qbroker.archive import deadletters, nodes
 from qbroker.archive.changes import COLUMNS, Changes, Row
 from qbroker.archive.columns import failure_of, meta_of, overlaps
 from qbroker.archive.known import Grant, Known, Lane, Queue
@@ -264,10 +264,12 @@ class Follower:
         tries = self.known.tried(record.position, lane)
         tries.failures += failed
         if record.replaced:
-            self.changes.rename(record.position, at + 1)
+            batch = record.follow_on  # of a graph it is the last node that takes its place
+            place, run = (at + batch.count, -1) if batch.woven else (at + 1, 0)
+            self.changes.rename(record.position, place)
             first_ms = tries.published_ms or next(self.heads(record.position, 1))[_PUBLISHED]
             self.known.forget(record.position)
-            after = self.known.tried(at + 1, record.follow_on.runs[0][0])
+            after = self.known.tried(place, batch.runs[run][0])
             after.failures, after.published_ms = tries.failures, first_ms or 0
 
     def removed(self, stored: StoredRecord) -> None:
@@ -298,6 +300,7 @@ class Follower:
         record = unpacked(stored, r.Moved)
         runs = [(lane, to, first, count) for lane, _, to, first, count in record.ready]
         runs += [(lane, to, position, 1) for lane, _, to, position, _ in record.scheduled]
+        runs += [(lane, to, position, 1) for lane, _, to, position in record.held]
         for lane, to, first, count in runs:
             revived = self.is_dead(lane) and not self.is_dead(to)
             for position in range(first, first + count) if revived or self.known.tries else ():
@@ -378,5 +381,7 @@ RULES: dict[int, Callable[[Follower, StoredRecord], None]] = {
     r.Purged.TYPE: Follower.purged,
     r.QueueDeleted.TYPE: Follower.queue_deleted,
     r.Forgotten.TYPE: Follower.forgotten,
+    r.Advanced.TYPE: nodes.advanced,
+    r.NodesSwept.TYPE: nodes.swept,
 }
 """Records that say nothing here are left out: the log has more of them than these."""

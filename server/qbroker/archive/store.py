@@ -22,6 +22,10 @@ ATTEMPTS_MAX = 50
 VACUUM_PAGES = 2_000
 """Free pages that stay in the file, to be used again; what is more goes back to the disk."""
 _INSERT = f"INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_INHERIT = (
+    "UPDATE tasks SET (error, message, content) = "
+    "(SELECT error, message, content FROM tasks WHERE position = ?) WHERE position = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,11 @@ class Store:
         self._save_attempts(changes)
         if changes.results:
             many("INSERT OR REPLACE INTO results VALUES (?, ?)", changes.results.items())
+        heirs = changes.inherited.items()
+        many(
+            "INSERT OR REPLACE INTO results SELECT ?, bytes FROM results WHERE position = ?", heirs
+        )
+        many(_INHERIT, ((cause, heir) for heir, cause in heirs))
 
     def _save_attempts(self, changes: Changes) -> None:
         many = self._db.executemany

@@ -12,6 +12,7 @@ from itertools import islice
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Tell
+from qbroker.core.leases import UNTOUCHED
 from qbroker.core.moment import Now
 from qbroker.core.notices import noticed
 from qbroker.core.refusals import RefusedError, checked
@@ -74,7 +75,7 @@ def in_memory(
         candidates = {p: raw for p, raw in read.messages.items() if raw and id_of(raw) == name}
     for position, raw in candidates.items():
         at = state.current(position)
-        entry = state.results.get(at, now.wall_ms) or state.pending(at) or waiting(state, at, raw)
+        entry = state.results.get(at, now.wall_ms) or pending(state, at) or waiting(state, at, raw)
         if entry is not None:
             yield at, entry
 
@@ -87,6 +88,26 @@ def name_of(frame: Named) -> bytes:
 def named_position(state: BrokerState, name: bytes) -> int:
     """The position of the task with that chosen id: alive, or finished and remembered."""
     return state.named.get(name) or state.results.names.get(name, 0)
+
+
+def pending(state: BrokerState, position: int) -> Finished | None:
+    """The state of an unfinished message, as far as it is known by position alone."""
+    touched = state.touched(position)
+    attempts = touched or UNTOUCHED
+    if state.graphs.is_held(position):
+        status = State.HELD
+    elif position in state.leases:
+        status = State.STARTED
+    elif not touched:
+        return None
+    elif attempts.reason:
+        status = State.FAILURE
+    elif not attempts.waits:
+        status = State.QUEUED
+    else:
+        status = State.RETRY if attempts.failures else State.SCHEDULED
+    failures = attempts.failures
+    return Finished(status, attempts.error, 0, 0, 0, 0, failures, attempts.reason)
 
 
 def waiting(state: BrokerState, position: int, raw: bytes) -> Finished | None:
@@ -188,6 +209,9 @@ def run_known(state: BrokerState, position: int, found: Found | None) -> Run | N
     grant = state.leases.get(position)
     if grant:
         return grant.run_of(position)
+    number = state.graphs.held_in(position)
+    if number >= 0:
+        return state.run_numbered(number)
     attempts = state.touched(position)
     if attempts and attempts.run:
         return attempts.run

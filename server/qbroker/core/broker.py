@@ -23,8 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 from qbroker.core import (
+    advancing,
     asking,
     binding,
+    cleaning,
     closing,
     consuming,
     deadletters,
@@ -33,6 +35,7 @@ from qbroker.core import (
     deleting,
     endings,
     freeing,
+    giving,
     limiting,
     moving,
     orders,
@@ -146,7 +149,7 @@ class Broker:
         """Whether another turn has something to do at once, though nothing arrives."""
         state = self.state
         begun = state.leaving or state.remains or state.orders or state.peeks
-        return bool(state.dirty or begun)
+        return bool(state.dirty or begun or state.graphs.has_news)
 
     def due(self, now: Now, append: AppendRaw) -> list[Effect]:
         """Do what time has made due."""
@@ -252,6 +255,8 @@ class Broker:
             position = self._make_true(record, append)
         if self.state.keys.doomed:
             freeing.remove_doomed(self.state, now, lambda record: self._make_true(record, append))
+        if self.state.graphs.todo:
+            advancing.advance(self.state, now, lambda record: self._make_true(record, append))
         if self.state.catalogue.arrived:
             overflow.relieve(self.state, now, lambda record: self._make_true(record, append))
         if self.state.catalogue.untold:
@@ -297,11 +302,6 @@ def apply_booted(state: BrokerState, position: int, record: r.Booted) -> None:
     purging.drop_transient(state)
 
 
-def apply_kept(_state: BrokerState, position: int, _record: r.Kept) -> None:
-    """Never: a start begins behind the last checkpoint, and cleaning ends before it."""
-    raise AssertionError(f"the record at {position} was cleaned: it is no history to replay")
-
-
 # The tables of contents. A test holds them against frames.py and records.py, so that a
 # new frame or record without a rule fails by name.
 
@@ -312,6 +312,7 @@ DECIDE: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any], Decision]] = 
     f.Consume: consuming.decide_consume,
     f.Credit: consuming.decide_credit,
     f.Unsubscribe: consuming.decide_unsubscribe,
+    f.FetchInputs: giving.decide_fetch,
     f.Ack: settling.decide_ack,
     f.Settle: settling.decide_settle,
     f.Running: settling.decide_running,
@@ -390,5 +391,7 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.Unbound: binding.apply_unbound,
     r.Redelayed: freeing.apply_redelayed,
     r.KeysDropped: freeing.apply_keys_dropped,
-    r.Kept: apply_kept,
+    r.Advanced: advancing.apply_advanced,
+    r.NodesSwept: advancing.apply_swept,
+    r.Kept: cleaning.apply_kept,
 }

@@ -54,7 +54,8 @@ def expiring_run(state: BrokerState, group: int, entry: Entry) -> Run | None:
     attempts = state.attempts.get(position)
     if attempts is None:
         run = state.run_numbered(number)
-        return run if position in run.lane.queue.delayed or position in run else None
+        here = position in run.lane.queue.delayed or position in run
+        return run if here or state.graphs.is_held(position) else None
     waits = attempts.run
     if waits is None or waits.is_purged:
         return None

@@ -85,6 +85,7 @@ class Census:
             dict(why.outside(queue) + tally.waiting),
             alarms.age_ms(queue.number),
             alarm.why if alarm else "",
+            queue.nodes,
         )
 
     def statistics(self) -> Statistics:

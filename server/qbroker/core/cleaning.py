@@ -94,6 +94,7 @@ def others(state: BrokerState) -> Iterator[int]:
     yield from (each.record for _, each in state.results.entries() if each.record)
     for parts in state.continued.values():
         yield from parts
+    yield from state.graphs.wanted()
     for upload in state.uploads.values():
         for positions in upload.staged.values():
             yield from positions
@@ -101,6 +102,8 @@ def others(state: BrokerState) -> Iterator[int]:
             yield from positions
         for parts in upload.continued.values():
             yield from parts
+        if upload.graph:
+            yield from upload.graph.wanted()
 
 
 # What is left of a record.
@@ -167,3 +170,8 @@ def name_alone(raw: bytes) -> bytes:
     rest = raw[size : size + n_route + n_id]
     fixed = (version, kind, priority, flags, due, expires, n_route, n_id, content, 0, 0)
     return wire.MESSAGE.pack(size - 4 + len(rest), *fixed) + rest
+
+
+def apply_kept(_state: BrokerState, position: int, _record: r.Kept) -> None:
+    """Never: a start begins behind the last checkpoint, and cleaning ends before it."""
+    raise AssertionError(f"the record at {position} was cleaned: it is no history to replay")

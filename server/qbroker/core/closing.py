@@ -148,11 +148,13 @@ def is_idle(state: "BrokerState", lane: Lane) -> bool:
 
 
 def held_numbers(state: "BrokerState") -> set[int]:
-    """Numbers of lanes that something else speaks of: uploads under way, and the quarantine."""
+    """Numbers of lanes that something else speaks of: uploads under way, the quarantine, graphs."""
     found = {row[0] for row in state.quarantined.values()}
+    found.update(state.graphs.lanes)
     for upload in state.uploads.values():
         found.update(number for number, _ in upload.staged)
         found.update(upload.scheduled)
+        found.update(upload.graph.lanes if upload.graph else ())
     return found
 
 

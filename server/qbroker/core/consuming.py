@@ -11,6 +11,7 @@ from qbroker.core.alone import active
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Effect, Hand
 from qbroker.core.gates import around, charge
+from qbroker.core.giving import inputs_given
 from qbroker.core.leases import UNTOUCHED, Consumer, Grant, Member, Session, epoch_and_count, lend
 from qbroker.core.moment import Now
 from qbroker.core.owners import check_owner
@@ -273,6 +274,9 @@ class Handout:
             self.append(r.Granted(number, *holder, rows))
         touched = lease(state, number, consumer.member, entries, consumer)
         runs = merged(entries)
+        if state.graphs.owners:
+            inputs = inputs_given(state, consumer.connection, number, runs, synced=queue.synced)
+            self.out += inputs
         positions = (p for first, count in runs for p in range(first, first + count))
         effect = Hand(
             consumer.connection,

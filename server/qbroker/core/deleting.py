@@ -30,13 +30,13 @@ def decide_delete(state: BrokerState, _now: Now, connection: int, frame: DeleteQ
     """The queue is no more, and what waits in it; count says how many those were."""
     queue = queue_named(state, frame.queue)
     check_owner(state, connection, queue)
-    there = queue.messages
+    there = queue.messages + queue.nodes
     if frame.if_empty and there:
         raise in_use(queue, f"has {there} messages, {queue.leased} of them handed out")
     listeners = len(state.listening[queue.number])
     if frame.if_unused and listeners:
         raise in_use(queue, f"has {listeners} consumers")
-    waiting = queue.ready + queue.scheduled
+    waiting = queue.ready + queue.scheduled + queue.nodes
     return Decision([r.QueueDeleted(queue.number, "deleted by an operator")], Ok(count=waiting))
 
 
@@ -88,7 +88,7 @@ def bury_more(state: BrokerState, append: Append) -> None:
         queue = state.numbered[number]
         if queue.ready or queue.scheduled:
             append(r.Purged(number))
-        elif not queue.leased and queue not in remains:
+        elif not (queue.leased or queue.nodes) and queue not in remains:
             catalogue.dying.discard(number)
 
 
@@ -141,4 +141,5 @@ def is_used(state: BrokerState, queue: Queue, use: Use) -> bool:
     """Whether anything has happened to it since the last look, or it is in use now."""
     before = use.books
     use.books = (queue.counts["published"], queue.ready, queue.scheduled, queue.leased)
-    return bool(use.books != before or queue.leased or state.listening[queue.number])
+    is_needed = queue.leased or queue.nodes or state.listening[queue.number]
+    return bool(use.books != before or is_needed)

@@ -17,7 +17,9 @@ __all__ = [
     "Close",
     "Delivery",
     "Effect",
+    "GiveInputs",
     "Hand",
+    "Input",
     "LetterRow",
     "LettersShown",
     "Lookup",
@@ -59,6 +61,27 @@ class Hand(Effect):
     touched: list[tuple[int, int, int, int]]
     """(index, deliveries, failures, crashes)"""
     continued: Continued = field(kw_only=True, default_factory=dict)
+
+
+class Input(NamedTuple):
+    """What became of a task, for one that runs behind it."""
+
+    state: int
+    content: int
+    record: int
+    """Where the result or failure is in the log; 0 if there is none."""
+
+
+@dataclass(slots=True)
+class GiveInputs(Effect):
+    """What a node is given, before its delivery or on demand: the engine reads the bytes."""
+
+    position: int
+    grant: int
+    total: int
+    first: int
+    rows: list[Input]
+    correlation: int = 0
 
 
 @dataclass(slots=True)

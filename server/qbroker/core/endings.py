@@ -20,7 +20,7 @@ def apply_acked(state: BrokerState, _position: int, record: r.Acked) -> None:
     leases = state.leases
     # As they are now: what ends first may empty one of the tables that the rest is still in.
     kept = bool(state.attempts or state.names or state.continued or state.keys.of)
-    asked = bool(state.results.waiters or state.origin)
+    asked = bool(state.results.waiters or state.origin or state.graphs.owners)
     weights = state.catalogue.weights
     for _number, first, count in record.runs:
         pieces = state.unlease_neighbours(leases[first], first, count)
@@ -54,27 +54,36 @@ def apply_settled(state: BrokerState, position: int, record: r.Settled) -> None:
     if shares:
         ran = record.change != r.RELEASED
         shares.measured(run.lane.fair, record.run_ms, ran=ran)
+    if state.graphs.owners:
+        for place in state.places_of(record.position):
+            state.graphs.weigh(place, len(record.result))
     CHANGES[record.change](state, position, record, run)
     if record.change in r.DEAD:
         worker = session.id if session else b""
         buried(state, run, record.position, record.finished_ms, worker)
     if record.follow_on.count or record.follow_on.keyed:
+        # The first replaces it; of a graph the last, for whose end those behind it wait then.
+        which = record.follow_on.count if record.follow_on.woven else 1
         if record.replaced:
-            state.replace(record.position, position + 1)
+            state.replace(record.position, position + which)
             state.catalogue.gone(run.lane.queue, record.position)
             state.forget(record.position)
         apply_messages(state, position + 1, record.follow_on)
         if record.replaced:
-            lane, priority = record.follow_on.runs[0][:2]
-            after = state.lanes[lane].run(priority)
-            state.attempts[position + 1] = state.attempts[position + 1]._replace(
-                run=after, waits=bool(record.due_ms)
-            )
-            if not after.lane.queue.holds_letters and position + 1 in state.letters.by_position:
-                revive(state, position + 1)
-            ordering = run.lane.ordering
-            if ordering and after.lane.ordering is ordering:
-                ordering.waits(after, position + 1, is_ready=not record.due_ms)
+            replaced(state, record, run, position + which)
+
+
+def replaced(state: BrokerState, record: r.Settled, run: Run, position: int) -> None:
+    """The message at ``position`` has the counters of the one that was in ``run``."""
+    lane, priority = record.follow_on.runs[-1 if record.follow_on.woven else 0][:2]
+    after = state.lanes[lane].run(priority)
+    waits = bool(record.due_ms)
+    state.attempts[position] = state.attempts[position]._replace(run=after, waits=waits)
+    if not after.lane.queue.holds_letters and position in state.letters.by_position:
+        revive(state, position)
+    ordering = run.lane.ordering
+    if ordering and after.lane.ordering is ordering and not record.follow_on.woven:
+        ordering.waits(after, position, is_ready=not record.due_ms)
 
 
 def succeed(state: BrokerState, position: int, record: r.Settled, run: Run) -> None:

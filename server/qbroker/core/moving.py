@@ -13,21 +13,23 @@ from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import Survey
-from qbroker.core.walking import SCHEDULED, Spot
+from qbroker.core.walking import HELD, SCHEDULED, Spot
 
 
 def moved(state: BrokerState, now: Now, target: Queue, spots: list[Spot]) -> list[r.Record]:
     """The record that moves these, and those that open the lanes it needs."""
-    survey, ready, scheduled = Survey(state, now), [], []
+    survey, ready, scheduled, held = Survey(state, now), [], [], []
     for spot in spots:
         assert spot.run is not None
         lane, priority = spot.run.lane, spot.run.priority
         number = survey.lane_beyond(target.name, lane)
-        if spot.place == SCHEDULED:
+        if spot.place == HELD:
+            held.append([lane.number, priority, number, spot.first])
+        elif spot.place == SCHEDULED:
             scheduled.append([lane.number, priority, number, spot.first, spot.due_ms])
         else:
             ready.append([lane.number, priority, number, spot.first, spot.size])
-    return [*survey.opened, r.Moved(ready, scheduled)]
+    return [*survey.opened, r.Moved(ready, scheduled, held)]
 
 
 def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
@@ -53,6 +55,14 @@ def apply_moved(state: BrokerState, _position: int, record: r.Moved) -> None:
         state.later(target, position, due_ms)
     for group, entries in gone.items():
         state.timers.remove(group, entries)
+    for number, priority, to, position in record.held:
+        source, target = state.lanes[number].run(priority), state.lanes[to].run(priority)
+        known = state.attempts.get(position, UNSEEN)
+        state.attempts[position] = known._replace(run=target, waits=False)
+        state.graphs.move(position, target.number, is_keyed=bool(target.lane.keys))
+        source.lane.queue.nodes -= 1
+        target.lane.queue.nodes += 1
+        count_moved(source, target, 1)
 
 
 def leave_key(source: Run, positions: range) -> None:
@@ -77,8 +87,13 @@ def note(state: BrokerState, source: Run, target: Run, positions: range, due_ms:
         attempts[position] = after
     if state.catalogue.shaped:
         weigh_again(state, source, target, positions, due_ms)
-    source.lane.queue.counts["moved_out"] += len(positions)
-    target.lane.queue.counts["moved_in"] += len(positions)
+    count_moved(source, target, len(positions))
+
+
+def count_moved(source: Run, target: Run, count: int) -> None:
+    """So many went from one queue to the other."""
+    source.lane.queue.counts["moved_out"] += count
+    target.lane.queue.counts["moved_in"] += count
 
 
 def weigh_again(

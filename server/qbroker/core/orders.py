@@ -20,7 +20,7 @@ from qbroker.core.results import Found
 from qbroker.core.settings import ORDER_WORK_MAX, ORDERS_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import limit
-from qbroker.core.walking import PLACES, READY, SCHEDULED, STARTED, Picked, Spot, walk
+from qbroker.core.walking import HELD, PLACES, READY, SCHEDULED, STARTED, Picked, Spot, walk
 from qprotocol.frames import CancelMany, Move, Ok
 
 Act = Callable[[BrokerState, Now, list[Spot]], list[r.Record]]
@@ -174,7 +174,7 @@ def decide_move(
             return Decision(reply=Ok())
     elif frame.older_ms and found is None:
         return asked_when(connection, frame, now, frame.older_ms)
-    where = places(frame.states, (READY, SCHEDULED))
+    where = places(frame.states, (READY, SCHEDULED, HELD) if frame.id else (READY, SCHEDULED))
     if STARTED in where:
         raise RefusedError("BAD_REQUEST", "what is started cannot be moved: it is with a worker")
     before = state.head if frame.id else cutoff(state, found)

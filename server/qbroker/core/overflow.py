@@ -211,7 +211,7 @@ def note_arrivals(state: BrokerState, first: int, batch: r.MessageBatch) -> None
     at = first
     for number, priority, count, due_ms in batch.runs:
         lane = state.lanes[number]
-        if lane.queue.options.is_bounded:
+        if lane.queue.options.is_bounded and due_ms != r.HELD:
             state.catalogue.arrived.append((lane.run(priority), range(at, at + count), due_ms))
         at += count
     for queue, position, packed in weighed(state, first, batch):

@@ -7,6 +7,7 @@ from functools import partial
 
 from qbroker.core import peeking
 from qbroker.core import records as r
+from qbroker.core.advancing import advance
 from qbroker.core.alone import look_again
 from qbroker.core.burying import expiring_run, lies_in
 from qbroker.core.closing import close_idle
@@ -159,7 +160,8 @@ def next_due(state: BrokerState, now: Now) -> int:
     begun = (
         held or state.leaving or state.remains or state.orders or state.peeks or catalogue.crowded
     )
-    return 0 if begun or catalogue.untold or catalogue.reached >= 0 else max(0, min(waits))
+    news = state.graphs.has_news
+    return 0 if news or begun or catalogue.untold or catalogue.reached >= 0 else max(0, min(waits))
 
 
 def see_to_queues(state: BrokerState, now: Now, append: Append) -> None:
@@ -198,6 +200,8 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
     if state.peeks:
         peeking.carry_on(state)
     see_to_queues(state, now, append)
+    if state.graphs.has_news:
+        advance(state, now, append)
     close_idle(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

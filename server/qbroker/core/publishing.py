@@ -11,17 +11,19 @@ from qbroker.core import records as r
 from qbroker.core.chunks import answer_to, note_chunk, seen_before
 from qbroker.core.copying import copies
 from qbroker.core.decision import Decision
+from qbroker.core.graphs import Graph
 from qbroker.core.keying import hold, tell_existing
 from qbroker.core.moment import Now
 from qbroker.core.overflow import note_arrivals
 from qbroker.core.pausing import check_intake
-from qbroker.core.refusals import RefusedError
+from qbroker.core.refusals import RefusedError, too_large
 from qbroker.core.settings import RETRY_AFTER_MS
 from qbroker.core.shaping import check_deleted
 from qbroker.core.state import BrokerState
-from qbroker.core.survey import Survey, check_named, duplicate, too_large
+from qbroker.core.survey import Survey, check_named, duplicate
 from qbroker.core.timers import Entry
 from qbroker.core.uploads import Arrival, Upload
+from qbroker.core.weaving import add_piece
 from qprotocol import wire
 from qprotocol.frames import Frame, Part, Publish, Published
 from qprotocol.limits import (
@@ -68,6 +70,9 @@ def decide_publish(state: BrokerState, now: Now, connection: int, frame: Publish
         check_paused(survey, batch)
         if survey.shape:
             survey.shape.check_room()
+        if survey.weaving:
+            survey.weaving.check_end()
+            survey.weaving.check_room(state.graphs.nodes)
         records = [r.Published(frame.producer, frame.sequence, now.wall_ms, batch)]
     if count != frame.count or not count:
         raise RefusedError("BAD_MESSAGE", f"{count} messages where {frame.count} were announced")
@@ -174,6 +179,9 @@ def last_part(
     stored = piece(survey, arrival, key, frame.raw, begins=False)
     if arrival.tail or arrival.lacking:
         raise RefusedError("BAD_MESSAGE", "the parts end inside a message")
+    if arrival.weaving:
+        arrival.weaving.check_end()
+        arrival.weaving.check_room(state.graphs.nodes)
     check_size(state, upload, stored.batch)
     check_twice(upload, stored.batch)
     check_staged(state, upload, stored.batch)
@@ -255,13 +263,16 @@ def piece(
             break
         cut = end
     arrival.tail, raw = bytearray(raw[cut:]), raw[:cut]
-    arrival.lacking, survey.staging = lacking, True
+    arrival.lacking, survey.staging, survey.weaving = lacking, True, arrival.weaving
     batch = copies(survey, survey.walk(raw, lead, cut + lacking))
     check_paused(survey, batch)
     for mark in batch.marks:
         mark.number += arrival.count
         mark.index += arrival.placed
         mark.others = tuple(each + arrival.placed for each in mark.others)
+    if survey.weaving and arrival.count and not arrival.weaving:
+        raise RefusedError("BAD_MESSAGE", "nodes of a graph behind messages that are none")
+    arrival.weaving = survey.weaving
     arrival.marks += batch.marks
     arrival.count += survey.count
     arrival.placed += batch.count
@@ -279,11 +290,13 @@ def apply_messages(
     for (number, priority, count, due_ms), there in by_lane(first, batch.runs):
         lane = state.lanes[number]
         run = lane.run(priority)
-        if due_ms:
+        if not due_ms:
+            state.ready(run, there)
+        elif due_ms == r.HELD:
+            lane.queue.nodes += count  # they are in their graph alone
+        else:
             timed.setdefault(lane.queue.number, []).append((due_ms, there[0], run.number))
             lane.scheduled += count
-        else:
-            state.ready(run, there)
         lane.queue.counts[count_as] += len(there)
     for group, entries in timed.items():
         state.timers.add(group, entries)
@@ -299,6 +312,10 @@ def apply_messages(
         state.names[first + index] = name
     if state.catalogue.shaped:
         note_arrivals(state, first, batch)
+    if batch.woven:
+        graph = Graph()
+        add_piece(state.lanes, graph, first, batch)
+        state.graphs.add(graph)
     if batch.keyed or batch.revoked:
         places = places_in(state, first, batch)
         if batch.keyed:
@@ -370,7 +387,7 @@ def expiring(
         group = lane.queue.number
         entry = expires_ms, position, lane.run(priority).number
         expiries.setdefault(group, []).append(entry)
-        if due_ms:
+        if due_ms and due_ms != r.HELD:
             both.setdefault(group, set()).add(position)
     return expiries, both
 

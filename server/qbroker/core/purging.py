@@ -47,6 +47,8 @@ def apply_purged(state: BrokerState, _position: int, record: r.Purged) -> None:
 def purge(state: BrokerState, queue: Queue) -> None:
     """Nothing waits in the queue. What is handed out counts as no bytes from now on."""
     queue.counts["purged"] += queue.ready + queue.scheduled
+    if state.graphs.owners:
+        state.graphs.sweeps.append((0, 0))
     trees = state.timers.drop(queue.number)
     state.remains.append(Remains(queue, trees, queue.delayed, queue.lanes))
     queue.begin_anew()

@@ -47,6 +47,7 @@ class Queue:
         "leased",
         "life",
         "name",
+        "nodes",
         "number",
         "opened",
         "options",
@@ -88,6 +89,7 @@ class Queue:
         """What happened here, for metrics."""
         self.life = 0
         """How often it was purged."""
+        self.nodes = 0  # of graphs that are held, and will wait here: follows from the graphs
         # Follows from the runs, the rules and what is leased.
         self.held = 0
         """For how many reasons nothing is handed out; not saved, it follows from those."""

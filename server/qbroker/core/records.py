@@ -10,6 +10,7 @@ result have ``u32 length`` of that array before it and the raw bytes behind it. 
 lines because every record stands here, and a reader looks for it in one place.
 """
 
+import sys
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -87,6 +88,58 @@ class Keyed:
         return [self.taken, self.existing, self.replaced, *dropped]
 
 
+HELD = 1
+"""In the place of when a message is due: it is a node of a graph, and others come before it."""
+
+
+@dataclass(slots=True)
+class Woven:
+    """The messages of a batch as nodes of a graph: see graphs.py."""
+
+    unmet: "array[int]" = field(default_factory=lambda: array("I"))
+    """How many others each waits for."""
+    out_sizes: "array[int]" = field(default_factory=lambda: array("H"))
+    """How many links each is a source of."""
+    out: "array[int]" = field(default_factory=lambda: array("I"))
+    """Their numbers, those of one node behind those of the one before."""
+    into_sizes: "array[int]" = field(default_factory=lambda: array("H"))
+    """The same of the links that each is a target of."""
+    into: "array[int]" = field(default_factory=lambda: array("I"))
+    links: list[list[int]] = field(default_factory=list)
+    """[kind, index of the first source, sources, index of the first target, targets], by number."""
+    delays: list[list[int]] = field(default_factory=list)
+    """[index, how long in ms it waits once it is held no more, and until when at least]"""
+    sizes: list[list[Any]] = field(default_factory=list)
+    """[index of the first, sizes as u32] of neighbours that are held, where bytes are limited."""
+
+    def listed(self) -> list[Any]:
+        """Numbers of each node as little-endian u32 and u16."""
+        columns = self.unmet, self.out_sizes, self.out, self.into_sizes, self.into
+        return [*map(_little, columns), self.links, self.delays, self.sizes]
+
+    @classmethod
+    def of(cls, listed: list[Any]) -> "Woven":
+        """What ``listed`` gave."""
+        *columns, links, delays, sizes = listed
+        unmet, out_sizes, out, into_sizes, into = map(_read, "IHIHI", columns)
+        return cls(unmet, out_sizes, out, into_sizes, into, links, delays, sizes)
+
+
+def _little(numbers: "array[int]") -> bytes:
+    return _swapped(numbers).tobytes()
+
+
+def _read(typecode: str, raw: bytes) -> "array[int]":
+    return _swapped(array(typecode, raw))
+
+
+def _swapped(numbers: "array[int]") -> "array[int]":
+    if sys.byteorder == "big":
+        numbers = numbers[:]
+        numbers.byteswap()
+    return numbers
+
+
 @dataclass(slots=True)
 class MessageBatch:
     """Messages that become true together, and what apply must know of them."""
@@ -106,6 +159,8 @@ class MessageBatch:
     revoked: list[list[Any]] = field(default_factory=list)
     """[index, id behind a byte that says whether it is minted] of messages that were cancelled
     before they came: Removed says so next."""
+    woven: Woven | None = None
+    """If they are nodes of a graph."""
     offsets: "array[int] | None" = None
     """Volatile: where each message begins in ``raw``."""
     keys: tuple[int, int] = (0, 0)
@@ -115,11 +170,16 @@ class MessageBatch:
 
     def listed(self) -> list[Any]:
         """The durable part, as a list."""
-        more: list[Any] = [self.sizes] if self.sizes or self.keyed or self.revoked else []
-        if self.keyed or self.revoked:
-            more.append(self.keyed.listed() if self.keyed else [])
-        if self.revoked:
-            more.append(self.revoked)
+        if not (self.sizes or self.keyed or self.revoked or self.woven):
+            return [self.runs, self.expiring, self.named]
+        more = [
+            self.sizes,
+            self.keyed.listed() if self.keyed else [],
+            self.revoked,
+            self.woven.listed() if self.woven else [],
+        ]
+        while more and not more[-1]:
+            more.pop()
         return [self.runs, self.expiring, self.named, *more]
 
     @classmethod
@@ -129,8 +189,9 @@ class MessageBatch:
         sizes = more[0] if more else []
         keyed = Keyed(*more[1]) if len(more) > 1 and more[1] else None
         revoked = more[2] if len(more) > 2 else []
+        woven = Woven.of(more[3]) if len(more) > 3 else None
         count = sum(run[2] for run in runs)
-        return cls(runs, expiring, named, raw, count, sizes, keyed, revoked)
+        return cls(runs, expiring, named, raw, count, sizes, keyed, revoked, woven)
 
 
 @dataclass(slots=True)
@@ -606,6 +667,12 @@ class Moved(Record):
     """[lane number, priority, lane number it is now, first position, how many]"""
     scheduled: list[list[int]]
     """[lane number, priority, lane number it is now, position, due_ms]"""
+    held: list[list[int]] = field(default_factory=list)
+    """[lane number, priority, lane number it is now, position] of nodes of graphs."""
+
+    def listed(self) -> list[Any]:
+        """Without what there is none of."""
+        return [self.ready, self.scheduled, *([self.held] if self.held else [])]
 
 
 @dataclass(slots=True)
@@ -760,6 +827,35 @@ class KeysDropped(Record):
     def lazy(self) -> bool:
         """Time frees a key without a record, too."""
         return self.lapsed
+
+
+@dataclass(slots=True)
+class Advanced(Record):
+    """Nodes that have ended are news to those behind them: so many steps of that are done."""
+
+    TYPE: ClassVar[int] = 50
+    steps: int
+    wall_ms: int
+    keep_until_ms: int
+    ends: list[list[int]]
+    """[position, lane number, priority, state, the position of the one before, where the failure
+    is that it has from there] of nodes that end by it; the state 0 is that nobody needs it."""
+    expiring: list[list[int]]
+    """[position, until when it may begin] of nodes that are let go, where their queue says so."""
+
+
+@dataclass(slots=True)
+class NodesSwept(Record):
+    """Nodes were looked at after a purge; those that were purged have ended."""
+
+    TYPE: ClassVar[int] = 51
+    wall_ms: int
+    keep_until_ms: int
+    ends: list[list[int]]
+    """[position, lane number, priority]"""
+    graph: int
+    """The graph that is next, by its first position, and the node; 0 if all were looked at."""
+    node: int
 
 
 @dataclass(slots=True)

@@ -74,3 +74,13 @@ def refusal(connection: int, frame: Frame, refused: Refused) -> Send:
         correlation=0 if type(frame) is Part else frame.correlation,
     )
     return Send(connection, error)
+
+
+def too_large(index: int, size: int, most: int) -> RefusedError:
+    """A message is over body_bytes_max."""
+    return RefusedError(
+        "BODY_TOO_LARGE",
+        f"message {index} has {size} bytes: body_bytes_max is {most}; "
+        "store the data elsewhere and send its address, or raise the limit",
+        index=index,
+    )

@@ -14,6 +14,7 @@ from qbroker.core.leases import Attempts, Grant, Session
 from qbroker.core.pauses import Pauses
 from qbroker.core.policies import Policy
 from qbroker.core.results import Results
+from qbroker.core.savedgraphs import restore_graphs, save_graphs
 from qbroker.core.savedkeys import restore_keys, restore_producers, save_keys, save_producers
 from qbroker.core.savedlanes import (
     count_scheduled,
@@ -31,10 +32,12 @@ from qbroker.core.state import BrokerState
 from qbroker.core.timers import Timers
 from qbroker.core.weights import Weights
 
-VERSION = 5
-READ = (1, 2, 3, 4, 5)
+VERSION = 6
+READ = (1, 2, 3, 4, 5, 6)
 """Versions that are read. The first knew nothing of what queues had counted, the first two
 nothing of which grants can be claimed. What later ones added are sections of their own."""
+WITHOUT_GRAPHS = 5
+"""The version of a snapshot in which there is no graph: a broker that knows none reads it."""
 
 Block = bytes | memoryview
 
@@ -57,7 +60,9 @@ class Section:
 
 def save_broker(state: BrokerState) -> bytes:
     """The version stands first, and is read by every version."""
-    return pack_columns([VERSION, state.epoch, state.boots, state.granted])
+    woven = state.graphs or any(upload.graph for upload in state.uploads.values())
+    version = VERSION if woven else WITHOUT_GRAPHS
+    return pack_columns([version, state.epoch, state.boots, state.granted])
 
 
 def version_of(block: Block) -> int:
@@ -313,5 +318,6 @@ SECTIONS: dict[str, Section] = {
     "notices": Section(("notices",), save_notices, restore_notices, since=4),
     "exchanges": Section(("exchanges",), save_exchanges, restore_exchanges, since=4),
     "letters": Section(("letters",), save_letters, restore_letters, since=4, without=find_letters),
+    "graphs": Section(("graphs",), save_graphs, restore_graphs, since=6),
 }
 """What a snapshot holds. Lanes come before what waits in them."""

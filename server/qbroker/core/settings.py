@@ -22,6 +22,8 @@ class Settings:
     idempotency_window_ms: int = 86_400_000
     cancel_notices_max: int = 50_000
     cancel_notice_ttl_ms: int = 3_600_000
+    graph_nodes_max: int = 1_000_000
+    fan_out_max: int = 100_000
     upload_messages_max: int = 50_000
     upload_bytes_max: int = 64 * 1024 * 1024
     heartbeat_ms: int = 10_000
@@ -89,6 +91,8 @@ ORDERS_MAX = 100
 """Large orders under way at once."""
 WHY_LEAVES_MAX = 1_000
 """Leaves of timers, of 512 messages at most, that one Why looks through for a due time."""
+WHY_INPUTS_MAX = 10
+"""Messages that Why names of those that a node of a graph waits for."""
 LAPSED_NOTICES_MAX = 1_000
 """Notices of cancels dropped in one turn because their time is over."""
 LAPSED_KEYS_MAX = 1_000
@@ -101,6 +105,8 @@ FORGET_KEYS_MAX = 1_000
 """Keys of limits looked at in one turn because nobody uses them any more."""
 PEEK_LANES_MAX = 1_500
 """Lanes that a Peek looks at in one turn."""
+PEEK_NODES_MAX = 1_500
+"""Nodes of graphs that it looks at in one turn."""
 PEEKS_MAX = 100
 """Peeks of queues with more lanes under way at once."""
 CENSUS_WORK_MAX = 1_500
@@ -161,3 +167,17 @@ ALARM_NEWS_MAX = 1_000
 """Alarms that began or ended and that nobody has told yet; of more, the oldest are not told."""
 LETTER_BACKOFF = RetryPolicy(RETRIES_FOREVER, 1_000, 3_600_000)
 """When a dead letter that failed once more is handed out again, by its deliveries."""
+LINK_EDGES_MAX = 1_000_000
+"""Pairs of a source and a target that one link of a graph stands for."""
+GRAPH_EDGES_MAX = 10_000_000
+"""The same of all links of one graph."""
+LINKS_OPEN_MAX = 1_000
+"""Links that one node of a graph is a source or a target of."""
+LINK_ENDS_MAX = 50_000
+"""The same, summed over the nodes of one frame."""
+ADVANCE_STEPS_MAX = 500
+"""Edges of graphs walked for each frame that ends nodes, and in one turn of what is left."""
+INPUTS_MAX = 1_000
+"""Inputs of a node in one page."""
+INPUT_BYTES_MAX = 1024 * 1024
+"""Their bytes; one may be larger by itself."""

@@ -33,7 +33,7 @@ from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.frames import Ack, Frame, Settle, Settled
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
-from qprotocol.message import Outcome
+from qprotocol.message import Outcome, meta_fields, unpack_message
 from qprotocol.options import RetryPolicy
 from qprotocol.states import State
 
@@ -190,8 +190,11 @@ def outcome_record(
     survey.replacing = outcome.position if replaced else -1
     survey.ending = outcome.position if change in ENDS else 0
     raw = b"".join(outcome.follow_on)
+    survey.weaving = None
     follow_on = copies(survey, survey.walk(raw, 0, len(raw))) if raw else r.MessageBatch()
-    if replaced:
+    if survey.weaving:
+        survey.weaving.check_end()
+    elif replaced:
         first = follow_on.runs[0]
         follow_on.runs[:1] = [[first[0], first[1], 1, due_ms]] + (
             [[*first[:2], first[2] - 1, first[3]]] if first[2] > 1 else []
@@ -286,13 +289,21 @@ def dead(survey: Survey, outcome: Outcome, grant: Grant, change: int, reason: st
     lane = grant.run_of(outcome.position).lane
     if outcome.flags & wire.HAS_REPLACEMENT:
         outcome.flags &= ~wire.HAS_REPLACEMENT
-        outcome.follow_on = outcome.follow_on[1:]
+        outcome.follow_on = () if is_node(outcome.follow_on[0]) else outcome.follow_on[1:]
     if lane.queue.holds_letters:
         return stays_dead(survey, outcome, change)
     number = survey.dead_lane(lane)
     return outcome_record(
         survey, outcome, change, State.FAILURE, lane=number, keep=True, reason=reason
     )
+
+
+def is_node(raw: bytes) -> bool:
+    """Whether a packed message is a node of a graph: then all that follow with it are."""
+    try:
+        return wire.NODE in meta_fields(unpack_message(raw).fields)
+    except ValueError as error:
+        raise RefusedError("BAD_MESSAGE", f"a message that follows: {error}") from error
 
 
 def stays_dead(survey: Survey, outcome: Outcome, change: int) -> r.Settled:

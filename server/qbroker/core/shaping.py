@@ -1,6 +1,7 @@
 """What the options of queues say of messages that come: priorities, expiry, room.
 
-Only queues with such options are looked at, and only when there are any.
+Only queues with such options are looked at, and only when there are any. Nodes of a graph that
+are held are not in their queues yet: of these it is seen to when they are let go.
 
 A publish that does not fit is refused whole, whatever queues it is for. What follows on an
 outcome never is: there it is overflow.py that sees to the limits.
@@ -74,20 +75,25 @@ class Shape:
         expiring = {row[0]: row[1] for row in batch.expiring}
         index = 0
         for number, priority, count, due_ms in batch.runs:
+            is_held = due_ms == r.HELD
             coming = self.of_lane(number)
             options = coming.options
             if not self.following:
                 check_priority(coming.name, options, index, priority)
-            if options.message_ttl_ms:
+            if options.message_ttl_ms and not is_held:
                 latest = (due_ms or self.now.wall_ms) + options.message_ttl_ms
                 for each in range(index, index + count):
                     expiring[each] = min(expiring.get(each, latest), latest)
-            coming.count += count
+            coming.count += 0 if is_held else count
             if options.max_bytes:
                 assert batch.offsets is not None
                 sizes = array("I", (size(batch.raw, at) for at in batch.offsets[index:][:count]))
-                coming.bytes += sum(sizes)
-                batch.sizes.append([index, sizes.tobytes()])
+                if is_held:
+                    assert batch.woven is not None
+                    batch.woven.sizes.append([index, sizes.tobytes()])
+                else:
+                    coming.bytes += sum(sizes)
+                    batch.sizes.append([index, sizes.tobytes()])
             index += count
         batch.expiring = [[each, expires_ms] for each, expires_ms in expiring.items()]
 

@@ -4,12 +4,14 @@ from array import array
 
 from qbroker.core import records as r
 from qbroker.core.chunks import note_chunk
+from qbroker.core.graphs import Graph
 from qbroker.core.keying import hold
 from qbroker.core.overflow import note_upload, weighed
 from qbroker.core.publishing import expiring, met_by, places_in, revoke
 from qbroker.core.state import BrokerState
 from qbroker.core.timers import Entry
 from qbroker.core.uploads import Upload
+from qbroker.core.weaving import add_piece
 
 
 def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
@@ -24,7 +26,9 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
     at = position
     timed: dict[int, list[Entry]] = {}
     for number, priority, count, due_ms in batch.runs:
-        if due_ms:
+        if due_ms == r.HELD:
+            upload.held[state.lanes[number].queue.number] += count
+        elif due_ms:
             lane = state.lanes[number]
             entry = due_ms, at, lane.run(priority).number
             timed.setdefault(lane.queue.number, []).append(entry)
@@ -41,6 +45,9 @@ def apply_part(state: BrokerState, position: int, record: r.PartStored) -> None:
             upload.expiries.add(group, entries)
         for group, positions in both.items():
             upload.delayed.setdefault(group, set()).update(positions)
+    if batch.woven:
+        upload.graph = upload.graph or Graph()
+        add_piece(state.lanes, upload.graph, position, batch)
     upload.named.update((name, position + i) for i, name in batch.named)
     upload.weighed += weighed(state, position, batch)
     if batch.revoked:
@@ -83,6 +90,11 @@ def apply_commit(state: BrokerState, _position: int, record: r.PartsCommitted) -
     state.expiries.adopt(upload.expiries)
     for group, both in upload.delayed.items():
         state.numbered[group].delay(both)
+    if upload.graph:
+        state.graphs.add(upload.graph)
+        for group, count in upload.held.items():
+            state.numbered[group].counts["published"] += count
+            state.numbered[group].nodes += count
     state.named.update(upload.named)
     state.names.update(zip(upload.named.values(), upload.named, strict=True))
     state.continued.update(upload.continued)

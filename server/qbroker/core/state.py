@@ -15,6 +15,7 @@ from qbroker.core.closing import Idle
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper
+from qbroker.core.graphs import Graphs
 from qbroker.core.keys import Keys
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import (
@@ -40,7 +41,6 @@ from qbroker.core.settings import Settings
 from qbroker.core.timers import Timers
 from qbroker.core.uploads import Arrival, Upload
 from qprotocol.options import FSYNC_MODES, TRANSIENT, QueueOptions
-from qprotocol.states import State
 
 
 @dataclass(slots=True)
@@ -95,6 +95,7 @@ class BrokerState:
     """(queue number, ordering key) to who holds it."""
     keys: Keys = field(default_factory=Keys)
     notices: Notices = field(default_factory=Notices)
+    graphs: Graphs = field(default_factory=Graphs)
     results: Results = field(init=False)
     # Durable until the next start, which makes them void.
     uploads: dict[tuple[int, int], Upload] = field(default_factory=dict)
@@ -268,9 +269,11 @@ class BrokerState:
             self.listen_again(consumer)
 
     def withdraw(self, run: Run, position: int, due_ms: int = 0) -> None:
-        """A message that waits, ready or for its time, is in no place now. Of one that is not over
+        """A message that waits, ready, for its time or held, is in no place now. Of one not over
         the time must be said: its old entry would be taken for one that is made later.
         """
+        if self.graphs.is_held(position):
+            return
         attempts = self.attempts.get(position)
         if due_ms or (attempts.waits if attempts else position not in run):
             if due_ms:
@@ -285,7 +288,9 @@ class BrokerState:
             run.lane.ordering.is_left(position)
 
     def is_waiting(self, run: Run, position: int, due_ms: int) -> bool:
-        """Whether a message that was never handed out waits in ``run``, or for its time."""
+        """Whether a message that was never handed out waits in ``run``, for its time, or held."""
+        if self.graphs.is_held(position):
+            return True
         if position in run:
             return True
         held = self.timers.holds(run.lane.queue.number, due_ms, position)
@@ -348,6 +353,11 @@ class BrokerState:
 
     def finish(self, position: int, entry: Finished, *, keep: bool, synced: bool) -> None:
         """The task is finished: tell who waits, and keep the entry if it is to be kept."""
+        if self.graphs.owners:
+            for place in self.places_of(position):
+                number = self.graphs.ended(place, entry.state, entry.record, entry.content)
+                if number >= 0:
+                    self.run_numbered(number).lane.queue.nodes -= 1
         if keep:
             entry.name = self.names.get(position, b"")
             self.drop_move(self.results.store(position, entry))
@@ -359,6 +369,11 @@ class BrokerState:
                     waiter.connection, waiter.correlation, waiter.id, position, entry, synced=synced
                 )
             )
+
+    def places_of(self, position: int) -> tuple[int, ...]:
+        """Where a message is, and, if it replaced others, where the first of them was."""
+        first = self.origin.get(position)
+        return (position,) if first is None else (position, first)
 
     def current(self, position: int) -> int:
         """The position that stands for ``position`` now, if its message was replaced."""
@@ -379,20 +394,3 @@ class BrokerState:
         first = self.origin.pop(position, None)
         if first is not None:
             self.moved.pop(first, None)
-
-    def pending(self, position: int) -> Finished | None:
-        """The state of an unfinished message, as far as it is known by position alone."""
-        touched = self.touched(position)
-        attempts = touched or UNTOUCHED
-        if position in self.leases:
-            state = State.STARTED
-        elif not touched:
-            return None
-        elif attempts.reason:
-            state = State.FAILURE
-        elif not attempts.waits:
-            state = State.QUEUED
-        else:
-            state = State.RETRY if attempts.failures else State.SCHEDULED
-        failures = attempts.failures
-        return Finished(state, attempts.error, 0, 0, 0, 0, failures, attempts.reason)

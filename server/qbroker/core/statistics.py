@@ -31,6 +31,8 @@ class QueueStatistics:
     """Of dead letters: for how long the oldest has been dead."""
     alarm: str = ""
     """Why there is an alarm about them."""
+    held: int = 0
+    """Nodes of graphs that will wait here once others have ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from qbroker.core.closing import free_numbers, lanes_open
 from qbroker.core.keying import Keying, mark_of, note_dues, without
 from qbroker.core.lanes import Lane, kind_of
 from qbroker.core.moment import Now
-from qbroker.core.refusals import RefusedError, bad
+from qbroker.core.refusals import RefusedError, bad, too_large
 from qbroker.core.shaping import Shape
 from qbroker.core.state import BrokerState
+from qbroker.core.weaving import Weaving, hold_back
 from qprotocol import wire
 from qprotocol.ids import minted_ms, pack_id
 from qprotocol.lanekeys import LaneKeys
@@ -69,6 +70,8 @@ class Survey:
     """The position of a message that is over when these come."""
     keying: Keying | None = None
     """What keys of messages come to, if one has any."""
+    weaving: Weaving | None = None
+    """The graph that they are nodes of, if they are."""
 
     def walk(self, raw: bytes, at: int, end_max: int) -> r.MessageBatch:
         """The batch in ``raw[at:]``; the last message may end as late as ``end_max``.
@@ -132,6 +135,9 @@ class Survey:
         assert batch.offsets is not None
         index = len(batch.offsets)
         fields = check_meta(index, flags, meta)
+        if wire.NODE in fields:
+            self.weaving = self.weaving or Weaving(self.state.settings)
+            self.weaving.take(batch, index, fields, route)
         if fields and (index or self.replacing < 0):
             mark = mark_of(index, fields, route, flags, raw_id)
             batch.marks += [mark] if mark else []
@@ -166,6 +172,8 @@ class Survey:
         self.check_dues(batch)
         self.settle_ids(batch, minted)
         self.note_queues(batch)
+        if self.weaving:
+            hold_back(batch)
         if not self.routed:
             self.fit(batch)
         return batch
@@ -380,16 +388,6 @@ def no_exchange(index: int, exchange: str) -> RefusedError:
     return RefusedError(
         "NO_EXCHANGE",
         f"message {index}: exchange {exchange!r} does not exist: declare it first",
-        index=index,
-    )
-
-
-def too_large(index: int, size: int, most: int) -> RefusedError:
-    """A message is over body_bytes_max."""
-    return RefusedError(
-        "BODY_TOO_LARGE",
-        f"message {index} has {size} bytes: body_bytes_max is {most}; "
-        "store the data elsewhere and send its address, or raise the limit",
         index=index,
     )
 

@@ -1,10 +1,13 @@
 """Frames that arrive in parts: what has come of each, and what is staged of a publish."""
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 
+from qbroker.core.graphs import Graph
 from qbroker.core.keys import Mark
 from qbroker.core.timers import Timers
+from qbroker.core.weaving import Weaving
 
 
 @dataclass(slots=True)
@@ -30,6 +33,8 @@ class Arrival:
     """A publish: messages that its pieces bring, copies and all."""
     marks: list[Mark] = field(default_factory=list)
     """A publish: those of them that say something of keys, by number among all of them."""
+    weaving: Weaving | None = None
+    """A publish: the graph that its messages are nodes of, if they are."""
 
 
 @dataclass(slots=True)
@@ -49,6 +54,10 @@ class Upload:
     """(queue number, first position, sizes as u32) of neighbours, where bytes are limited."""
     revoked: list[tuple[int, int, bytes]] = field(default_factory=list)
     """(position, run number, id as its notice has it) of those that were cancelled before."""
+    graph: Graph | None = None
+    """If its messages are nodes of one."""
+    held: Counter[int] = field(default_factory=Counter)
+    """Nodes that are held, by queue number."""
     last: int = 0
     """The last message that began."""
     count: int = 0

@@ -1,11 +1,11 @@
 """What a large order is about, and the walk over it: piece by piece, over many turns.
 
-    leased, those of every queue --> scheduled --> ready --> leased once more
+    leased, those of every queue --> held --> scheduled --> ready --> leased once more
 
 What is found is what was there when the order was given: positions below ``before``. A message
-may go from a lease to the timers or its run meanwhile, and from the timers to its run, but
-not the other way round, for nothing is handed out of a queue while an order walks it (``held``):
-so none is passed by.
+may go from a lease to the timers or its run meanwhile, from a graph to these, and from the timers
+to its run, but not the other way round, for nothing is handed out of a queue while an order walks
+it (``Queue.held``): so none is passed by.
 """
 
 from bisect import bisect_left
@@ -20,8 +20,8 @@ from qbroker.core.settings import SWEEP_STEP
 from qbroker.core.state import BrokerState
 from qprotocol.lanekeys import LaneKeys
 
-READY, SCHEDULED, STARTED = "ready", "scheduled", "started"
-PLACES = (READY, SCHEDULED, STARTED)
+READY, SCHEDULED, STARTED, HELD = "ready", "scheduled", "started", "held"
+PLACES = (READY, SCHEDULED, STARTED, HELD)
 LOOK_WEIGHT, MESSAGE_WEIGHT = 1, 5
 """A lane or a message that is not meant, and one that is, against a turn's ORDER_WORK_MAX."""
 CHUNKS_A_WEIGHT = 20
@@ -76,6 +76,8 @@ def walk(state: BrokerState, picked: Picked) -> Iterator[Spot]:
     seen: set[int] = set()
     if STARTED in picked.places:
         yield from leased(state, picked, seen)
+    if HELD in picked.places:
+        yield from held(state, picked)
     for queue in picked.queues:
         life = queue.life
         if SCHEDULED in picked.places:
@@ -106,6 +108,21 @@ def leased(state: BrokerState, picked: Picked, seen: set[int]) -> Iterator[Spot]
             yield Spot(MESSAGE_WEIGHT, STARTED, run, position, 1)
         else:
             yield LOOKED
+
+
+def held(state: BrokerState, picked: Picked) -> Iterator[Spot]:
+    """Nodes of graphs that wait for others."""
+    numbers = {queue.number for queue in picked.queues if queue.nodes}
+    if picked.position:
+        places = iter((picked.position,))
+    else:
+        places = state.graphs.positions() if numbers else iter(())
+    for position in places:
+        yield LOOKED
+        number = state.graphs.held_in(position) if picked.has(position) else -1
+        run = state.run_numbered(number) if number >= 0 else None
+        if run and run.lane.queue.number in numbers and picked.has_lane(run.lane):
+            yield Spot(MESSAGE_WEIGHT, HELD, run, position, 1)
 
 
 def scheduled(state: BrokerState, picked: Picked, queue: Queue) -> Iterator[Spot]:

@@ -7,6 +7,7 @@ somebody set first; a message for which none holds goes in a coming turn.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from qbroker.core.alone import holds_all
@@ -14,13 +15,14 @@ from qbroker.core.asking import known, lookup, run_known
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Send
 from qbroker.core.gates import around
+from qbroker.core.graphs import Graph
 from qbroker.core.keys import unpack_held
 from qbroker.core.leases import UNTOUCHED, Consumer
 from qbroker.core.moment import Now
 from qbroker.core.queues import Queue
 from qbroker.core.results import Finished, Found
 from qbroker.core.runs import Run
-from qbroker.core.settings import WHY_LEAVES_MAX
+from qbroker.core.settings import WHY_INPUTS_MAX, WHY_LEAVES_MAX
 from qbroker.core.shelves import Shelf
 from qbroker.core.state import BrokerState
 from qprotocol.frames import Report, Why
@@ -70,7 +72,10 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
         }
         return
     queue = run.lane.queue
-    if position not in run:
+    node = state.graphs.find(position)
+    if node and state.graphs.is_held(position):
+        yield inputs(*node)
+    elif position not in run:
         due_ms = state.timers.due_of(queue.number, position, WHY_LEAVES_MAX)
         in_ms = max(0, due_ms - now.wall_ms) if due_ms else None
         yield {"reason": "due", "due_ms": due_ms, "in_ms": in_ms, "failures": attempts.failures}
@@ -98,6 +103,14 @@ def reasons(state: BrokerState, now: Now, run: Run, position: int) -> Iterator[R
     before = ahead(run, position) if position in run else 0
     if before:
         yield {"reason": "behind", "of_its_lane": before}
+
+
+def inputs(graph: Graph, index: int) -> Row:
+    """The node waits for others: how many, and the positions of the first of them."""
+    sources = (graph.link(number) for number in graph.into.of(index))
+    total = sum(link.sources for link in sources)
+    unmet = [graph.position(each) for each in islice(graph.unmet_of(index), WHY_INPUTS_MAX)]
+    return {"reason": "inputs", "met": total - graph.unmet[index], "of": total, "positions": unmet}
 
 
 def redelayed(state: BrokerState, position: int) -> Iterator[Row]:
@@ -174,6 +187,8 @@ def by_reason(state: BrokerState, queue: Queue, shelves: Iterable[Shelf]) -> Cou
 def outside(queue: Queue) -> Counter[str]:
     """How many of its messages wait for what elsewhere: in parked lanes, for their time."""
     found = +queue.behind
+    if queue.nodes:
+        found["inputs"] = queue.nodes
     if queue.scheduled:
         found["due"] = queue.scheduled
     return found

@@ -47,6 +47,8 @@ OUTCOMES = (
     "edited",
     "dropped",
     "quarantined",
+    "upstream",
+    "skipped",
 )
 """What is counted of messages, in the order of their lives."""
 
@@ -122,6 +124,7 @@ def depths(_: Snapshot, queues: Queues) -> Samples:
         sums[label, "ready"] += queue.ready
         sums[label, "scheduled"] += queue.scheduled
         sums[label, "leased"] += queue.leased
+        sums[label, "held"] += queue.held
         sums[label, "quarantined"] += queue.quarantined
     return sums.items()
 
@@ -184,7 +187,7 @@ METRICS: tuple[Row, ...] = (
         f"Messages by what happened to them: {', '.join(OUTCOMES)}.",
         ("queue", "outcome"), outcomes),
     Row("qbroker_queue_messages", "gauge", "messages",
-        "Messages in a queue now: ready, scheduled, leased or quarantined (damaged on disk).",
+        "Messages in a queue now: ready, scheduled, leased, held or quarantined (damaged on disk).",
         ("queue", "state"), depths),
     Row("qbroker_queue_oldest_ready_seconds", "gauge", "seconds",
         "Age of the oldest message that could be delivered: alert on this.", ("queue",), oldest),
