@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qclient import TaskFailure
+from qclient import App, TaskFailure
 from qclient.link import Link
 from qprotocol.frames import Publish, Published
 from qprotocol.message import Message
@@ -352,4 +352,17 @@ def test_a_queue_that_is_deleted_is_made_anew(shop: Workshop):
     assert shop.call("add", 2, 3) == 5
     shop.app.queue(shop.queue).delete()
     until(lambda: "queue deleted, and made anew" in worker.log, "the worker hears of it")
+    assert shop.call("add", 3, 4) == 7
+
+
+def test_a_queue_that_is_not_served_is_told_and_asked_for_again(shop: Workshop):
+    """It is another's alone: nothing is consumed, and the log says so; then that one goes."""
+    owner = App("owner", broker=shop.broker.url, set_as_current=False)
+    owner.queue(shop.queue, exclusive=True).declare()
+    worker = shop.worker()
+    until(lambda: "consumes nothing" in worker.log, "the worker says that it is refused")
+    assert "code=QUEUE_LOCKED" in worker.log
+    assert "is exclusive, and of another connection or session" in worker.log
+    owner.close()
+    until(lambda: "consumes again" in worker.log, "it is asked for again")
     assert shop.call("add", 3, 4) == 7

@@ -35,6 +35,8 @@ from qworker.topology import unpacked
 
 SUBSCRIPTION = 1
 CONNECT_S = 5.0
+CONSUME_AGAIN_S = 5.0
+"""After the broker refused to serve the worker's queues, as one that is another's alone."""
 LEAVE_S = 5.0
 """How long a leaving member waits for the broker's word on its last settlements."""
 
@@ -65,6 +67,10 @@ class Member:
         self._heard, self._silence_s = 0.0, 30.0
         self._correlation = 10
         self._waiting: set[int] = set()
+        self._consuming = 0
+        """The correlation of the last Consume, until it is answered."""
+        self._consume_at, self._refusal = 0.0, ""
+        """When to ask again, if it was refused, and what was said; 0 and nothing if not."""
         self._on: dict[type[f.Frame], Callable[[f.Frame], object]] = {
             f.Deliver: self._on_deliver,
             f.Settled: self._on_settled,
@@ -91,6 +97,8 @@ class Member:
             timeout_s = min(timeout_s, max(0.0, self._retry_at - time.monotonic()))
         if self.hand.parcels:
             return
+        if self._consume_at:
+            timeout_s = min(timeout_s, self._consume_again())
         if self._poll.poll(timeout_s * 1000):
             self.receive()
         elif self.link and time.monotonic() - self._heard > self._silence_s:
@@ -144,7 +152,16 @@ class Member:
         frame = f.Consume(subscription=SUBSCRIPTION, queues=self.terms.queues, credit=credit)
         frame.order, frame.weights = self.terms.queue_order, self.terms.queue_weights
         frame.correlation, frame.raw = self._next(), self.known
+        self._consuming, self._consume_at = frame.correlation, 0.0
         return frame
+
+    def _consume_again(self) -> float:
+        """The broker was asked again to serve the queues, if it is time; seconds until it is."""
+        with self.network:
+            left_s = self._consume_at - time.monotonic()
+            if left_s <= 0 and self.link is not None and not self.closing:
+                self._send([self._consume()])
+            return max(0.0, left_s) or CONSUME_AGAIN_S
 
     def _drop_link(self) -> None:
         if self.link is not None:
@@ -256,10 +273,32 @@ class Member:
         if frame.correlation == 0:
             raise ConnectionLost(f"{frame.code}: {frame.message}")
         self._waiting.discard(frame.correlation)
+        if frame.correlation == self._consuming:
+            self._not_consuming(frame)
         self._send(self.settlements.refused(frame))
+
+    def _not_consuming(self, error: f.Error) -> None:
+        """The broker does not serve the queues. That may change: it is asked again."""
+        level = logging.DEBUG if error.message == self._refusal else logging.ERROR
+        queues = ",".join(self.terms.queues)
+        note(
+            level,
+            "consumes nothing",
+            queues=queues,
+            code=error.code,
+            reason=error.message,
+            next_try_s=CONSUME_AGAIN_S,
+        )
+        self._refusal, self._consuming = error.message, 0
+        self._consume_at = time.monotonic() + CONSUME_AGAIN_S
 
     def _on_ok(self, frame: f.Frame) -> None:
         self._waiting.discard(frame.correlation)
+        if frame.correlation == self._consuming:
+            self._consuming = 0
+            if self._refusal:
+                self._refusal = ""
+                note(logging.INFO, "consumes again", queues=",".join(self.terms.queues))
 
     def _on_queue_gone(self, frame: f.Frame) -> None:
         """Somebody deleted a queue of ours: it is made anew, as the application declares it.
