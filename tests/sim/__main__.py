@@ -57,6 +57,8 @@ NEEDED = (
     "a worker stalled",
     "an archivist could not read the log",
     "an archivist outlived its broker",
+    "a message was replaced by its key",
+    "a redelayed message came",
     "dead segments were dropped",
     "many were cancelled",
     "messages were moved",

@@ -77,11 +77,12 @@ class Maker:
         elif message.task or rng.random() < 0.3:
             message.id = self.name(rng)
         keyed = keyed and bool(message.id) and has("unique keys") and not self.relaxed(queue)
-        if keyed and rng.random() < 0.3:
-            self.oracle.keys.choose(rng, message, self.uids)
-        return self.oracle.add(
-            message, self.uids, relaxed=self.relaxed(queue), in_order=not in_parts
-        )
+        keyed = keyed and rng.random() < 0.3
+        if keyed:
+            self.oracle.keys.choose(rng, message, self.uids, has)
+        # Others with its key may move its time.
+        in_order = not in_parts and not (keyed and has("key conflicts"))
+        return self.oracle.add(message, self.uids, relaxed=self.relaxed(queue), in_order=in_order)
 
     def make_routed(self, rng: Random, *, in_parts: bool) -> list[Known]:
         """One message for an exchange: the copies that it becomes."""

@@ -53,6 +53,7 @@ LATE_MS = 40_000
 
 
 ENDS = ("acked", "replaced")
+"""Of a settlement; a message that is replaced by another with its key is "replaced", too."""
 AGAIN = ("failed", "failed, and runs again", "released", "crashed", "replaced")
 BURIES = ("failed", "failed for good", "rejected", "crashed")
 
@@ -238,6 +239,7 @@ class Oracle:
         self.known[uid] = known
         if message.id:
             self.by_id.setdefault(message.id, []).append(known)
+        self.keys.added(known)
         return known
 
     def add_copy(self, known: Known, uid: int, packed: bytes) -> None:
@@ -353,7 +355,8 @@ class Oracle:
                 self.reveal(known)
                 self._placed(known, position)
             early = bool(known.replays) or (dead and known.may_overflow)
-            self._check_alive(known, mark, early=early)
+            due_ms = self.keys.due_ms(known, at=mark, is_first=counters is None)
+            self._check_alive(known, mark, 0 if early else due_ms)
             if not dead and not known.elsewhere:
                 self._check_paused(known, mark)
             if dead and not known.may_be_dead:
@@ -453,14 +456,13 @@ class Oracle:
                     raise Violation(f"two consumers of {queue}: the other one has {lease.known}")
             held += [each for each in here if each.known.message.queue == queue]
 
-    def _check_alive(self, known: Known, mark: Mark, *, early: bool) -> None:
+    def _check_alive(self, known: Known, mark: Mark, due_ms: int) -> None:
         if self._is_after(known, mark):
             raise Violation(f"{known} is back: {known.why_over} at tick {known.over_tick}")
         if known.over == YES and known.why_over == "purged":
             known.over = MAYBE  # it was on its way
-        message = known.message
-        if message.due_ms and mark.wall_high < message.due_ms - EARLY_MS and not early:
-            raise Violation(f"{known} comes {message.due_ms - mark.wall_high} ms before its time")
+        if mark.wall_high < due_ms - EARLY_MS:
+            raise Violation(f"{known} comes {due_ms - mark.wall_high} ms before its time")
 
     def _is_after(self, known: Known, mark: Mark) -> bool:
         """Whether it was over when the broker decided what it sent then.
@@ -614,6 +616,7 @@ class Oracle:
             expires = known.message.expires_ms
             expired = expires and expires <= mark.wall_high
             asked_for = known.cancel_asked or known.purge_asked
+            asked_for = asked_for or self.keys.may_be_replaced(known)
             if not (expired or asked_for or self.burials.may_fade(known)):
                 raise Violation(f"REVOKED, and neither cancelled nor expired nor purged: {known}")
             self.end(known, "revoked", mark)
@@ -623,6 +626,7 @@ class Oracle:
     def _check_unknown(self, known: Known, asked: Snapshot) -> None:
         there = asked.born == YES and known.over == NO and not known.relaxed and not known.may_rot
         there = there and not self.burials.may_fade(known)
+        there = there and not self.keys.may_be_replaced(known)
         expires = known.message.expires_ms
         if there and not (expires and expires <= self.world.wall_high):
             raise Violation(f"UNKNOWN, but it was confirmed and has not ended: {known}")
@@ -751,5 +755,6 @@ class Oracle:
             if known.born == YES
             and known.over == NO
             and not self.burials.may_fade(known)
+            and not self.keys.may_be_replaced(known)
             and not (known.message.expires_ms and known.message.expires_ms <= now)
         ]

@@ -32,6 +32,8 @@ class Chunk:
     """When it was sent last."""
     first_tick: int = 0
     """When it was sent for the first time."""
+    first_ms: int = 0
+    """By the wall clock."""
     rows: list[Existing] | None = None
     """What stands for messages of it, once it was answered."""
     doubled: bool = False
@@ -116,7 +118,8 @@ class Publisher(Client):
         frame = f.Publish(
             producer=chunk.producer, sequence=chunk.sequence, count=chunk.count, raw=raw
         )
-        chunk.first_tick = chunk.first_tick or self.world.mark().tick
+        if not chunk.first_tick:
+            chunk.first_tick, chunk.first_ms = self.world.mark().tick, self.world.wall_ms()
         chunk.attempts += 1
         self.oracle.sent(chunk.messages)
         self.world.note(

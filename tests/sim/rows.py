@@ -119,8 +119,15 @@ def check_row(oracle: Oracle, known: Known, row: Row) -> None:
             return  # of what is set aside nobody can say more
         if not known.may_be_dead:
             raise Violation(f"{row}, and nothing has failed: {known}")
-    elif not (known.cancel_asked or message.expires_ms or oracle.burials.may_fade(known)):
-        raise Violation(f"{row}, and it was neither cancelled nor can it expire: {known}")
+    elif not (
+        known.cancel_asked
+        or message.expires_ms
+        or oracle.burials.may_fade(known)
+        or oracle.keys.may_be_replaced(known)
+    ):
+        raise Violation(
+            f"{row}, and it was neither cancelled nor replaced nor can it expire: {known}"
+        )
     least, most = known.failures[0] - known.failures_dead, known.failures[1]
     if not least <= row.failures <= most:
         raise Violation(f"{row} says {row.failures} failures: {least} to {most} are true")

@@ -67,6 +67,8 @@ FEATURES = (
     "moves",
     "cancels of many",
     "unique keys",
+    "untils of keys",
+    "key conflicts",
     "fair keys",
     "passing keys",
     "dead letters",
