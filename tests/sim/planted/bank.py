@@ -735,17 +735,17 @@ BANK = [
     Planted(
         "unique_keys_for_no_time",
         "a unique key that is held for a time is free at once",
-        "qbroker.core.keying:Keying.look",
-        "self.now.wall_ms + mark.unique.for_ms",
+        "qbroker.core.keying:Keying.until_ms",
+        "self.now.wall_ms + rule.for_ms",
         "self.now.wall_ms",
         focus=frozenset(("unique keys", "untils of keys", "tasks", "minted ids")),
     ),
     Planted(
         "unique_keys_for_too_long",
         "a unique key that is held for a time is held ten times as long",
-        "qbroker.core.keying:Keying.look",
-        "self.now.wall_ms + mark.unique.for_ms",
-        "self.now.wall_ms + 10 * mark.unique.for_ms",
+        "qbroker.core.keying:Keying.until_ms",
+        "self.now.wall_ms + rule.for_ms",
+        "self.now.wall_ms + 10 * rule.for_ms",
         focus=frozenset(("unique keys", "untils of keys", "tasks", "minted ids")),
     ),
     Planted(
