@@ -24,7 +24,7 @@ from qbroker.log.log import Log, LogSettings
 from qbroker.log.marks import SPACING_BYTES
 from qbroker.log.reader import LogReader
 from qbroker.log.window import Handles
-from simdisk import SimDisk
+from simdisk import SimDisk, SimFile
 
 
 def test_a_record_is_read_by_any_of_its_slots(story) -> None:
@@ -193,6 +193,24 @@ def test_keys_lead_to_few_batches(new_story) -> None:
             assert len(found) <= 64
         assert log.candidates(3) == []
         assert log.candidates(1 << 60) == []
+
+
+def test_large_batches_are_hopped_over_to_know_where_they_are(new_story, monkeypatch) -> None:
+    """The first look-up in a segment after a start reads the pages with their headers alone."""
+    story = new_story(settings=LogSettings(segment_bytes=3 << 20, batch_bytes_max=1 << 20))
+    for number in range(1, 11):
+        story.put(b"x" * 200_000, keys=(number * 10, number * 10 + 5))
+    story.log.close()
+    log, read_at, read = story.reopen(), SimFile.read_at, []
+
+    def counted(file: SimFile, offset: int, length: int) -> bytes:
+        read.append(length)
+        return read_at(file, offset, length)
+
+    monkeypatch.setattr(SimFile, "read_at", counted)
+    for number in range(1, 11):
+        assert log.candidates(number * 10 + 3) == [range(number, number + 1)]
+    assert read == [4096] * 10
 
 
 def test_key_ranges_that_overlap_are_one_answer(new_story) -> None:

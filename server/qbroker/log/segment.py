@@ -22,13 +22,15 @@ from qbroker.log.format import (
 from qbroker.log.index import BatchIndex
 from qbroker.log.marks import NO_KEY, Piece
 from qbroker.log.meta import Span
-from qbroker.log.salvage import Damage, next_header
+from qbroker.log.salvage import PAGE_BYTES, Damage, next_header
 from qbroker.log.walk import Walk
 from qbroker.log.window import Window
 
 SUFFIX = ".qlog"
 REPLAY_BYTES = 4 << 20
 """Read at once when all is read."""
+HOP_BYTES = 128 << 10
+"""Who wants headers alone hops over batches as large as this."""
 FOLLOW_BYTES = 256 << 10
 """Read at once behind a writer: what comes at a time is little."""
 
@@ -196,14 +198,18 @@ class Segment:
         than `next_header` puts up with.
         """
         if self.index is None:
-            walk = Walk(self, file, REPLAY_BYTES)
+            walk = Walk(self, file, PAGE_BYTES)
             index = BatchIndex(self.first)
             while walk.offset < self.end:
                 try:
                     info = walk.peek()
                 except (Malformed, OSError):
+                    walk.window.chunk_bytes = REPLAY_BYTES
                     self._pass(walk, index)
                 else:
+                    walk.window.chunk_bytes = (
+                        PAGE_BYTES if info.length >= HOP_BYTES else REPLAY_BYTES
+                    )
                     index.add(info, walk.offset)
                     walk.on(info)
             self.index = index
