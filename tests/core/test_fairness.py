@@ -471,3 +471,16 @@ def test_lanes_of_one_batch_keep_their_order() -> None:
         at += count
     assert [places for (_, _, due, _), places in grouped.items() if due] == [delayed]
     assert {key[:2]: places for key, places in grouped.items() if not key[2]} == apart
+
+
+def test_tasks_of_one_tenant_go_by_age_whatever_its_turn() -> None:
+    """A turn is of the tenant, not of the task that leads: its older messages are not passed by."""
+    floor = known_short("a", "b")
+    first = floor.next
+    for number in range(12):
+        floor.publish("a", 1, task=("t", "u", "v")[number % 3])
+    floor.publish("b", 12)
+    mine = []
+    while len(mine) < 12:
+        mine += [position for key, position, _ in taken(floor, 4) if key == "a"]
+    assert mine == list(range(first, first + 12))

@@ -3,7 +3,7 @@
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
-from qbroker.core.runs import Run
+from qbroker.core.runs import END, Run
 from qbroker.core.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -56,6 +56,19 @@ class Level:
             self.heap = [entry for entry in self.heap if entry[0] == entry[1].key]
             heapify(self.heap)
             self.void = 0
+
+    def before_others(self) -> int:
+        """The oldest head, behind its own, of what waits of the tenant at its priority in another
+        task, or more than any. Costs a step for each level of the tenant.
+        """
+        assert self.tenant, "only tenants have turns"
+        mine, least = self.heap[0][0], END
+        for each in self.tenant.levels:
+            if each is not self and each.priority == self.priority:
+                run = each.leading()
+                if run and mine < run.key < least:
+                    least = run.key
+        return least
 
     def close(self) -> None:
         """Nothing waits here. Who comes back makes another."""

@@ -304,13 +304,16 @@ class Selection:
         self, heap: list[tuple[int, Level]], room: int, before: int, limit: int
     ) -> tuple[int, int]:
         """How many messages of the first level's tenant, and up to where, until another's turn."""
-        tenant, shares = heap[0][1].tenant, self.queue.shares
+        level = heap[0][1]
+        tenant, shares = level.tenant, self.queue.shares
         following = second(heap, _NEVER)
         if following == _NEVER or tenant is None or shares is None:
             return room, before
         spent, head = divmod(following, END)
         if spent == tenant.spent and not tenant.cost_us:
             before = min(before, head)  # of equals the older go first, while they have no turns
+        elif len(tenant.levels) > 1:
+            before = min(before, level.before_others())  # and its own do so always
         return min(room, shares.turn(tenant, limit, spent - tenant.spent)), before
 
     def _forget_empty(self) -> None:

@@ -294,6 +294,14 @@ BANK = [
         focus=frozenset(("fair keys", "tasks", "hot queue")),
     ),
     Planted(
+        "tenants_pass_themselves",
+        "a tenant's turn is of one task, and passes by older messages of its others",
+        "qbroker.core.shelves:Selection._turn",
+        "elif len(tenant.levels) > 1:",
+        "elif False:",
+        focus=frozenset(("fair keys", "tasks", "delays")),
+    ),
+    Planted(
         "last_in_first_out",
         "lanes that wait longer leave later",
         "qbroker.core.runs:Run.turn",
