@@ -131,7 +131,9 @@ def is_name(value: Any) -> bool:
 
 
 def is_key(value: Any) -> bool:
-    return isinstance(value, str) and len(value.encode()) <= LANE_KEY_BYTES_MAX
+    if not isinstance(value, str):
+        return False
+    return 4 * len(value) <= LANE_KEY_BYTES_MAX or len(value.encode()) <= LANE_KEY_BYTES_MAX
 
 
 def is_exceptions(value: Any) -> bool:

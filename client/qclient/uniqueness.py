@@ -45,7 +45,7 @@ def are_keyed(callee: "Callee", options: Mapping[str, Any]) -> bool:
     """Whether calls with these options have keys. Raises ValueError if they have none, and say
     something of one; None is said on purpose.
     """
-    if callee.is_keyed or has_keys(options):
+    if callee.is_keyed or (options and has_keys(options)):
         return True
     for name in options:
         if name in KEY_OF and KEY_OF[name] not in options:
@@ -63,10 +63,13 @@ def own_keys(
     kwargs: Mapping[str, Any],
 ) -> tuple[str | None, str | None]:
     """The call's unique and idempotency keys. Raises what a function that makes one raises."""
-    unique = key_of(callee, "unique_key", options, args, kwargs)
-    if "idempotency_key" not in options and not callee.is_keyed:
-        return unique, None
-    return unique, key_of(callee, "idempotency_key", options, args, kwargs)
+    if callee.is_keyed or "idempotency_key" in options:
+        window = key_of(callee, "idempotency_key", options, args, kwargs)
+    else:
+        window, unique = None, options.get("unique_key")
+        if isinstance(unique, str):
+            return unique, window
+    return key_of(callee, "unique_key", options, args, kwargs), window
 
 
 def fields_of(unique: str | None, window: str | None, said: Mapping[str, Any]) -> bytes:

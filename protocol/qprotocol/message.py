@@ -56,7 +56,7 @@ class Message:
         Both are empty if no exchange brought it. Raises ValueError if they cannot be read.
         """
         packed = meta_fields(self.fields).get(wire.ORIGIN)
-        return unpack_origin(packed) if packed else ("", "")
+        return unpack_origin(packed) if packed else NO_ORIGIN
 
     def pack(self) -> bytes:
         """The message's bytes. Raises ValueError naming the field that is out of bounds."""
@@ -198,6 +198,8 @@ def unpack_message(raw: bytes, at: int = 0) -> Message:
     )
 
 
+NO_ORIGIN = "", ""
+"""Of a message that was sent to its queue by name."""
 NO_NAMES = bytes(4)
 """A meta section, or how it begins, without root, parent, principal and trace context."""
 
