@@ -2,6 +2,8 @@
 
 from qclient.app import App
 from qclient.batches import PartialPublish
+from qclient.canvas.groupresult import GroupResult
+from qclient.canvas.steps import chain, chord, group
 from qclient.context import Context
 from qclient.deadletters import DeadLetter
 from qclient.events import Event
@@ -50,6 +52,7 @@ __all__ = [
     "DuplicateId",
     "Event",
     "Exchange",
+    "GroupResult",
     "Ignore",
     "MaxRetriesExceededError",
     "NoExchange",
@@ -74,6 +77,9 @@ __all__ = [
     "TaskFailure",
     "TaskRevoked",
     "UnknownId",
+    "chain",
+    "chord",
     "current_app",
+    "group",
     "shared_task",
 ]

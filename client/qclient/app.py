@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from qclient import shared
 from qclient.address import SCHEME, Address
 from qclient.batches import atomic_chunk, chunks, chunks_async, confirm, send_many, send_many_async
+from qclient.canvas.packing import Packing, handles
+from qclient.canvas.plan import plan
+from qclient.canvas.steps import Step
 from qclient.connection import Connection
 from qclient.control import Control
 from qclient.deadletters import DeadLetterBox
@@ -148,6 +151,9 @@ class App:
         Raises TypeError or ValueError for arguments that do not fit or cannot be sent,
         NotDone or OutcomeUnknown within ``timeout_s``. One round trip.
         """
+        if signature.links or signature.errors:
+            linked: AsyncResult[R] = self.send_steps(signature)
+            return linked
         timeout_s = self.conf.broker_timeout_s
         recipe, body, key = signature.callee.prepare(signature)
         now_ms = self.connection.server_ms(timeout_s)
@@ -158,6 +164,9 @@ class App:
 
     async def send_async(self, signature: Signature[R]) -> AsyncResult[R]:
         """Like ``send``, from asyncio."""
+        if signature.links or signature.errors:
+            linked: AsyncResult[R] = await self.send_steps_async(signature)
+            return linked
         timeout_s = self.conf.broker_timeout_s
         recipe, body, key = signature.callee.prepare(signature)
         connection = self.async_connection()
@@ -249,6 +258,29 @@ class App:
             return []
         confirm(chunk.results, await connection.call(chunk.publish(), Published, timeout_s))
         return chunk.results
+
+    def send_steps(self, step: Step) -> Any:
+        """All messages of a canvas are on disk at the broker, or none; its handle.
+
+        One publish, in parts where it is large. Raises what ``send`` does.
+        """
+        timeout_s = self.conf.broker_timeout_s
+        made = plan(step)
+        chunk = Packing(self, lambda: self.connection.server_ms(timeout_s)).pack(made)
+        if chunk.results:
+            confirm(chunk.results, self.connection.call(chunk.publish(), Published, timeout_s))
+        return handles(made, chunk.results)
+
+    async def send_steps_async(self, step: Step) -> Any:
+        """Like ``send_steps``, from asyncio."""
+        timeout_s = self.conf.broker_timeout_s
+        connection = self.async_connection()
+        await connection.server_ms(timeout_s)
+        made = plan(step)
+        chunk = Packing(self, connection.now_ms).pack(made)
+        if chunk.results:
+            confirm(chunk.results, await connection.call(chunk.publish(), Published, timeout_s))
+        return handles(made, chunk.results)
 
     # Exchanges.
 

@@ -11,7 +11,7 @@ Headers of a message are the client's own, opaque to the broker: a msgpack map w
     user         what the caller passed as headers=
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Self
 
-from qclient.serialization import DecodeError, decode, decode_call, encode_call, pack
+from qclient.canvas.inputs import arguments
+from qclient.serialization import DecodeError, decode, decode_shaped, encode_call, pack
 from qprotocol import wire
 from qprotocol.lanekeys import NO_KEYS, LaneKeys
 from qprotocol.message import Delivery
@@ -78,12 +79,21 @@ class Context:
     hostname: str = ""
     """The worker's name."""
     called_directly: bool = False
+    is_given: bool = False
+    """Its first arguments are what became of the tasks before it in its workflow."""
 
     @classmethod
-    def from_delivery(cls, delivery: Delivery, hostname: str = "") -> Self:
-        """The request in a delivery. Raises DecodeError if its body or headers are not ours."""
+    def from_delivery(
+        cls, delivery: Delivery, hostname: str = "", inputs: Sequence[Any] = ()
+    ) -> Self:
+        """The request in a delivery, with what it is given by those before it.
+
+        Raises DecodeError if its body or headers are not ours, or what it is given does not fit.
+        """
         message = delivery.message
-        args, kwargs = decode_call(message.content, message.body)
+        args, kwargs, shape = decode_shaped(message.content, message.body)
+        if inputs:
+            args = (*arguments(shape, inputs), *args)
         try:
             keys = unpack_keys(message.keys) if message.keys else NO_KEYS
             exchange, routing_key = message.origin if message.fields else NOWHERE
@@ -110,6 +120,7 @@ class Context:
             acks_early=bool(message.flags & wire.ACK_EARLY),
             content=message.content,
             hostname=hostname,
+            is_given=bool(inputs),
         )
         if message.headers:
             context._read_headers(message.headers)

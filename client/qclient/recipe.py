@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qclient.canvas.inputs import NOTHING
 from qclient.context import Context, current_request, pack_headers
 from qclient.options import KEYS, RETRY, moment_ms, retry_policy
 from qclient.preview import preview_of_call
@@ -294,9 +295,15 @@ class Callee:
         self.recipe = None
         self.shared.clear()
 
-    def encode(self, recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    def encode(
+        self,
+        recipe: Recipe,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        shape: Sequence[Any] | None = None,
+    ) -> bytes:
         """A call's body. Raises TypeError or ValueError naming the argument."""
-        body = encode_call(self.name, args, kwargs, recipe.content, self.parameters)
+        body = encode_call(self.name, args, kwargs, recipe.content, self.parameters, shape=shape)
         if len(body) > BODY_BYTES_HARD_MAX:
             raise ValueError(
                 f"the arguments of {self.name} are {len(body)} bytes: at most "
@@ -339,7 +346,8 @@ class Callee:
         }
         recipe = make_recipe(self, kept, {}, request.retry_policy, preview=request.preview)
         recipe.template.root, recipe.template.parent = request.root_id, request.parent_id
-        return recipe.pack(request.id, self.encode(recipe, args, kwargs), 0)
+        shape = NOTHING if request.is_given else None  # what it was given is among the arguments
+        return recipe.pack(request.id, self.encode(recipe, args, kwargs, shape), 0)
 
 
 def make_recipe(

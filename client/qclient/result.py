@@ -22,6 +22,7 @@ from qprotocol.states import State
 
 if TYPE_CHECKING:
     from qclient.app import App
+    from qclient.canvas.groupresult import GroupResult
 
 R = TypeVar("R")
 
@@ -36,13 +37,14 @@ class AsyncResult(Generic[R]):
     """A task by its id: ``add.delay(1, 2)``, or ``AsyncResult(id, app=app)`` from anywhere."""
 
     # Thousands are made a second: slots, and those that are rarely needed are set late.
-    __slots__ = ("_app", "_existing", "_final", "_id", "_position")
+    __slots__ = ("_app", "_existing", "_final", "_id", "_parent", "_position")
 
     _app: "App | None"
     _id: bytes | str
     _position: int
     _final: Result
     _existing: bool
+    _parent: "AsyncResult[Any] | GroupResult"
 
     def __init__(self, id: str | bytes, app: "App | None" = None) -> None:  # noqa: A002
         """The handle of task ``id``; 16 bytes are a minted id as it travels.
@@ -71,6 +73,11 @@ class AsyncResult(Generic[R]):
         this is the task that stands for it.
         """
         return getattr(self, "_existing", False)
+
+    @property
+    def parent(self) -> "AsyncResult[Any] | GroupResult | None":
+        """What it waited for, if that was published with it; None for what was there at once."""
+        return getattr(self, "_parent", None)
 
     @property
     def app(self) -> "App":

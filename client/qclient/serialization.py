@@ -163,13 +163,17 @@ def encode_call(
     kwargs: Mapping[str, Any],
     content: int = MSGPACK,
     names: Sequence[str] = (),
+    *,
+    shape: Sequence[Any] | None = None,
 ) -> bytes:
     """The body of a call. ``names`` are the task's parameters, for messages.
+
+    ``shape`` says what becomes of what it is given by those before it; see canvas/inputs.py.
 
     Raises TypeError or ValueError naming the argument that cannot be sent.
     """
     try:
-        return ENCODERS[content]([[*args], {**kwargs}])
+        return ENCODERS[content]([[*args], {**kwargs}, *(() if shape is None else ([*shape],))])
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         problem = call_complaint(task, args, kwargs, content, names)
         raise type_of(error)(
@@ -203,11 +207,21 @@ def decode(content: int, raw: bytes) -> Any:
 
 def decode_call(content: int, raw: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments and keyword arguments of a body. Raises DecodeError."""
+    args, kwargs, _ = decode_shaped(content, raw)
+    return args, kwargs
+
+
+def decode_shaped(
+    content: int, raw: bytes
+) -> tuple[tuple[Any, ...], dict[str, Any], list[Any] | None]:
+    """Like ``decode_call``, and what becomes of inputs; None if the body does not say."""
     call = decode(content, raw)
-    if type(call) is list and len(call) == 2:
-        args, kwargs = call
+    if type(call) is list and len(call) in (2, 3):
+        args, kwargs, *more = call
         if type(args) is list and type(kwargs) is dict and all(type(k) is str for k in kwargs):
-            return tuple(args), kwargs
+            shape = more[0] if more else None
+            if shape is None or type(shape) is list:
+                return tuple(args), kwargs, shape
     raise DecodeError("the body is not [arguments, keyword arguments]")
 
 

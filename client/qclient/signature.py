@@ -8,6 +8,7 @@ app.signature("shop.add", (1, 2))     by name alone
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from qclient.canvas.steps import NO_OPTIONS, Step
 from qclient.options import CALL, CallOptions, check
 from qclient.result import AsyncResult
 
@@ -17,13 +18,11 @@ if TYPE_CHECKING:
 
 R_co = TypeVar("R_co", covariant=True)
 
-NO_OPTIONS: Mapping[str, Any] = {}
 
-
-class Signature(Generic[R_co]):
+class Signature(Step, Generic[R_co]):
     """One call that is not made yet. Never changes: ``set`` gives a new one."""
 
-    __slots__ = ("args", "callee", "immutable", "kwargs", "options")
+    __slots__ = ("args", "callee", "errors", "immutable", "kwargs", "links", "options")
 
     def __init__(
         self,
@@ -32,12 +31,17 @@ class Signature(Generic[R_co]):
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any] = NO_OPTIONS,
         immutable: bool = False,
+        *,
+        links: tuple[Step, ...] = (),
+        errors: tuple[Step, ...] = (),
     ) -> None:
         self.callee = callee
         self.args = args
         self.kwargs = kwargs
         self.options = options
         self.immutable = immutable
+        self.links = links
+        self.errors = errors
 
     @property
     def task(self) -> str:
@@ -52,11 +56,18 @@ class Signature(Generic[R_co]):
         shown = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.kwargs.items()]
         return f"{self.task}({', '.join(shown)})"
 
-    def set(self, **options: Unpack[CallOptions]) -> "Signature[R_co]":
-        """The same call with these options over its own."""
-        check(options, CALL, self.task)
-        merged = {**self.options, **options} if self.options else options
-        return Signature(self.callee, self.args, self.kwargs, merged, self.immutable)
+    def with_these(
+        self, options: Mapping[str, Any], links: tuple[Step, ...], errors: tuple[Step, ...]
+    ) -> "Signature[R_co]":
+        return Signature(
+            self.callee,
+            self.args,
+            self.kwargs,
+            options,
+            self.immutable,
+            links=links,
+            errors=errors,
+        )
 
     def completed(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -75,6 +86,8 @@ class Signature(Generic[R_co]):
             {**self.kwargs, **kwargs},
             {**self.options, **options},
             self.immutable,
+            links=self.links,
+            errors=self.errors,
         )
 
     def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:

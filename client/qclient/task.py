@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, Unpack
 
+from qclient.canvas.steps import NO_OPTIONS
 from qclient.context import Context, current_request
 from qclient.options import (
     CALL,
@@ -31,7 +32,7 @@ from qclient.options import (
 )
 from qclient.recipe import Callee
 from qclient.result import AsyncResult
-from qclient.signature import NO_OPTIONS, Signature
+from qclient.signature import Signature
 from qclient.verdicts import MaxRetriesExceededError, Retry
 from qprotocol.options import RetryPolicy
 

@@ -30,9 +30,10 @@ from qclient.verdicts import Ignore, Reject, Retry, SoftCancelled, SoftTimeLimit
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.limits import BODY_BYTES_HARD_MAX
-from qprotocol.message import Delivery, Message, Outcome, unpack_message
+from qprotocol.message import Delivery, Message, Outcome, meta_fields, unpack_message
 from qprotocol.options import RetryPolicy
 from qworker.hand import Parcel
+from qworker.inputs import value_of
 from qworker.logs import TaskLog, note
 from qworker.slots import CANCELLED, HARD_MS, SIGNALLED, SOFT_MS
 
@@ -55,6 +56,10 @@ class Lease(Protocol):
 
     def server_ms(self) -> int:
         """The broker's wall clock."""
+        ...
+
+    def inputs_of(self, parcel: Parcel) -> list[tuple[int, int, bytes]] | None:
+        """What a node of a workflow is given; None if the lease was lost."""
         ...
 
 
@@ -127,8 +132,14 @@ class Executor:
         task = self._known.get(message.task) or self._find(message.task)
         if task is None:
             return self._unknown(parcel, message)
+        inputs: list[Any] = []
         try:
-            request = Context.from_delivery(delivery_of(parcel, message), self.hostname)
+            if message.fields and wire.NODE in meta_fields(message.fields):
+                rows = self.lease.inputs_of(parcel)
+                if rows is None:
+                    return self._lost(parcel, message)
+                inputs = [value_of(*row) for row in rows]
+            request = Context.from_delivery(delivery_of(parcel, message), self.hostname, inputs)
         except (DecodeError, ValueError, OverflowError) as error:
             return refuse(parcel, message, Failure("DecodeError", str(error)))
         run = Run(parcel, task, request)
@@ -145,6 +156,11 @@ class Executor:
         if task is not None:
             self._known[name] = task
         return task
+
+    def _lost(self, parcel: Parcel, message: Message) -> Finished:
+        """What it is given cannot be asked for: it is somebody else's now, or comes again."""
+        outcome = Outcome(wire.RELEASE, parcel.position, parcel.grant, delay_ms=0)
+        return outcome, f"{message.task}[{message.id}]"
 
     def _unknown(self, parcel: Parcel, message: Message) -> Finished:
         if not message.task:

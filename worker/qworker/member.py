@@ -26,7 +26,8 @@ from qprotocol.errors import ProtocolError
 from qprotocol.message import Outcome
 from qworker.backoff import Backoff
 from qworker.credit import Credit
-from qworker.hand import Hand
+from qworker.hand import Hand, Parcel
+from qworker.inputs import Given
 from qworker.logs import note
 from qworker.settlements import Ended, Settlements
 from qworker.slots import MEAN_US, READY
@@ -58,6 +59,7 @@ class Member:
         self.pending = self.settlements.pending
         self.void = self.settlements.void
         self.credit = Credit()
+        self.given = Given()
         self.link: Link | None = None
         self.closing = False
         self._poll = select.poll()
@@ -73,6 +75,7 @@ class Member:
         """When to ask again, if it was refused, and what was said; 0 and nothing if not."""
         self._on: dict[type[f.Frame], Callable[[f.Frame], object]] = {
             f.Deliver: self._on_deliver,
+            f.Inputs: self._on_inputs,
             f.Settled: self._on_settled,
             f.Error: self._on_error,
             f.Ok: self._on_ok,
@@ -226,6 +229,24 @@ class Member:
         """The broker has it on disk that the task begins; False if it may not any more."""
         return self.confirm(Ended(-1, outcome.position, outcome.grant, outcome, what))
 
+    def inputs_of(self, parcel: Parcel) -> list[tuple[int, int, bytes]] | None:
+        """State, content and bytes of what the message is given; None if its lease was lost.
+
+        Asks for what has not come yet, and reconnects for as long as it takes.
+        """
+        page = self.given.of(parcel.token)
+        while page is not None and not page.is_whole:
+            if self.link is None:
+                self.wait_for_answer(1.0)
+                continue
+            known, link = len(page.rows), self.link
+            more = f.FetchInputs(position=parcel.position, grant=parcel.grant, first=known)
+            self._ask(more)
+            if len(page.rows) == known and self.link is link:
+                return None
+        self.given.drop(parcel.token)
+        return page.rows if page else []
+
     def server_ms(self) -> int:
         """The broker's wall clock; ours while there is no connection."""
         link = self.link
@@ -263,6 +284,13 @@ class Member:
     def _on_deliver(self, frame: f.Frame) -> None:
         assert isinstance(frame, f.Deliver)
         self.hand.receive(frame)
+        if self.given:
+            self.given.keep({parcel.token for parcel in self.hand.parcels})
+
+    def _on_inputs(self, frame: f.Frame) -> None:
+        assert isinstance(frame, f.Inputs)
+        self._waiting.discard(frame.correlation)
+        self.given.receive(frame)
 
     def _on_settled(self, frame: f.Frame) -> None:
         assert isinstance(frame, f.Settled)

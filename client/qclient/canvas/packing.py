@@ -1,0 +1,115 @@
+"""A plan as one publish: ids are minted, messages packed, and handles made of what it gives.
+
+Cost: some 5 µs a message whose links are like those of the one before, 15 µs for others.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qclient.batches import ATOMIC_BYTES_MAX, ATOMIC_MESSAGES_MAX, Chunk
+from qclient.canvas.groupresult import GroupResult
+from qclient.canvas.plan import Members, Plan, Planned
+from qclient.context import current_request
+from qclient.mint import minted
+from qclient.recipe import Recipe
+from qclient.result import AsyncResult
+from qprotocol import wire
+from qprotocol.graphs import BRINGS, Node
+from qprotocol.ids import unpack_id
+from qprotocol.message import pack_fields
+
+if TYPE_CHECKING:
+    from qclient.app import App
+    from qclient.context import Context
+
+_PLAIN = Node().pack()
+"""Of a message without links."""
+
+
+class Packing:
+    """One publish of a plan."""
+
+    def __init__(self, app: "App", now_ms: Callable[[], int]) -> None:
+        self.app = app
+        self.now_ms = now_ms
+        self.request: Context | None = current_request.get()
+        self.root = ""
+        """The id of the first message, for those behind it."""
+        self.woven: dict[tuple[Recipe, bytes, bool], Recipe] = {}
+
+    def pack(self, plan: Plan) -> Chunk:
+        """The plan's messages. Raises TypeError or ValueError for one that cannot be sent."""
+        ids = minted(self.now_ms)
+        pieces: list[bytes] = []
+        results: list[AsyncResult[Any]] = []
+        size = 0
+        for node in plan.nodes:
+            raw, task_id = self.message(node, next(ids))
+            if not pieces and self.request is None:
+                self.root = task_id if isinstance(task_id, str) else unpack_id(task_id, minted=True)
+            pieces.append(raw)
+            size += len(raw)
+            results.append(AsyncResult(task_id, self.app))
+        if len(pieces) > ATOMIC_MESSAGES_MAX or size > ATOMIC_BYTES_MAX:
+            raise ValueError(
+                f"{len(pieces)} messages of {size} bytes in one publish: at most "
+                f"{ATOMIC_MESSAGES_MAX:,} of {ATOMIC_BYTES_MAX >> 20} MiB; nothing was sent: make "
+                "several of it, or let a task send what comes behind it"
+            )
+        return Chunk(pieces, results)
+
+    def message(self, node: Planned, raw_id: bytes) -> tuple[bytes, bytes | str]:
+        """A node's bytes and id."""
+        call = node.signature
+        callee = call.callee
+        callee.check((None, *call.args) if node.takes else call.args, call.kwargs)
+        bare = callee.recipe_for(call.options, call.args, call.kwargs)
+        if bare.route.fields:
+            raise ValueError(
+                f"{call!r:.80} has a unique or idempotency key, and is part of several: one that "
+                "is not stored would leave a hole; let a task send it"
+            )
+        says = node.links or node.delay_ms
+        field = Node(tuple(node.links), node.delay_ms).pack() if says else _PLAIN
+        is_taken = any(link.kind in BRINGS for link in node.links)
+        recipe = self.recipe(bare, field, is_taken)
+        body = callee.encode(recipe, call.args, call.kwargs, node.shape)
+        return recipe.finish(body, call.options, self.now_ms(), raw_id)
+
+    def recipe(self, bare: Recipe, field: bytes, is_taken: bool) -> Recipe:
+        """The recipe of a node with that field; a result that somebody takes is one to be sent."""
+        found = self.woven.get((bare, field, is_taken))
+        if found is None:
+            route, request = bare.route, self.request
+            flags = route.flags & ~wire.IGNORE_RESULT if is_taken else route.flags
+            made = replace(
+                route,
+                fields=pack_fields({wire.NODE: field}),
+                flags=flags | wire.MARKED,
+                root=(request.root_id or request.id) if request else self.root,
+                parent=request.id if request else "",
+            )
+            found = Recipe(made, bare.due, bare.expires)
+            if made.root:
+                self.woven[bare, field, is_taken] = found
+        return found
+
+
+def handles(plan: Plan, results: list[AsyncResult[Any]]) -> AsyncResult[Any] | GroupResult:
+    """The handle of the whole, with those before it as its parents."""
+    groups: dict[int, GroupResult] = {}
+
+    def of(tree: Planned | Members) -> AsyncResult[Any] | GroupResult:
+        if isinstance(tree, Planned):
+            return results[tree.index]
+        found = groups.get(id(tree))
+        if found is None:
+            found = groups[id(tree)] = GroupResult([of(each) for each in tree.trees])
+            found.parent = of(tree.behind.tree) if tree.behind else None
+        return found
+
+    for node in plan.nodes:
+        if node.behind is not None:
+            results[node.index]._parent = of(node.behind.tree)  # noqa: SLF001  # see AsyncResult
+    return of(plan.given.tree)
