@@ -20,6 +20,7 @@ from qclient.batches import atomic_chunk, chunks, chunks_async, confirm, send_ma
 from qclient.canvas.packing import Packing, handles
 from qclient.canvas.plan import plan
 from qclient.canvas.steps import Step
+from qclient.canvas.stored import from_dict
 from qclient.connection import Connection
 from qclient.control import Control
 from qclient.deadletters import DeadLetterBox
@@ -213,6 +214,13 @@ class App:
         """A call of a task known by name."""
         check(options, CALL, name)
         return Signature(self._named(name), tuple(args), kwargs or {}, options, immutable)
+
+    def step(self, data: Mapping[str, Any]) -> Step:
+        """The call or canvas that ``as_dict`` made this of.
+
+        Raises ValueError or TypeError if it is none.
+        """
+        return from_dict(self, data)
 
     def send_many(
         self, signatures: Iterable[Signature[R]], *, atomic: bool = False

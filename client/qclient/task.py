@@ -13,9 +13,10 @@ that runs and whose ``retry`` gives up this run.
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, Unpack
 
 from qclient.canvas.steps import NO_OPTIONS
@@ -38,6 +39,7 @@ from qprotocol.options import RetryPolicy
 
 if TYPE_CHECKING:
     from qclient.app import App
+    from qclient.canvas.steps import group
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,6 +160,25 @@ class Task(Generic[P, R]):
         callee = self._callee or self.callee
         return Signature(callee, tuple(args), kwargs or {}, options, immutable)
 
+    def map(self, arguments: Iterable[Any]) -> Signature[list[R]]:
+        """A call that runs the task once for each, in one message; gives the list of results."""
+        return builtin(self.app, "run_map", self.name, arguments)
+
+    def starmap(self, arguments: Iterable[Iterable[Any]]) -> Signature[list[R]]:
+        """The same, each with several arguments."""
+        return builtin(self.app, "run_starmap", self.name, map(tuple, arguments))
+
+    def chunks(self, arguments: Iterable[Iterable[Any]], size: int) -> "group":
+        """A group of ``starmap``, of ``size`` each; gives a list of lists of results.
+
+        Raises ValueError unless ``size`` is 1 or more.
+        """
+        if size < 1:
+            raise ValueError(f"chunks of {size}: 1 or more")
+        from qclient.canvas.steps import group  # noqa: PLC0415  # it imports this
+
+        return group(self.starmap(each) for each in batched(arguments, size))
+
     # What the task says of itself: read by the worker, and by the task.
 
     @property
@@ -270,6 +291,20 @@ class Task(Generic[P, R]):
         new_kwargs = request.kwargs if kwargs is None else kwargs
         self.callee.check(new_args, new_kwargs)
         return self.callee.replacement(request, new_args, new_kwargs, options)
+
+
+def builtin(app: "App", name: str, task: str, arguments: Iterable[Any]) -> Signature[Any]:
+    """A call of a task that every worker has, about another one."""
+    from qclient.canvas import builtins  # noqa: PLC0415  # it imports this
+
+    return Signature(app.callee_of(getattr(builtins, name)), (task, list(arguments)), {})
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """So many at a time."""
+    rest = iter(items)
+    while batch := tuple(islice(rest, size)):
+        yield batch
 
 
 def visible_signature(function: Callable[..., Any], bind: bool) -> inspect.Signature:

@@ -47,7 +47,10 @@ def nested(nest: Nest, values: Iterator[Any]) -> Any:
     found: list[Any] = []
     for count, member in zip(nest[::2], nest[1::2], strict=True):
         if member == VALUE:
-            found += islice(values, count)
+            taken = list(islice(values, count))
+            if len(taken) != count:
+                raise IndexError(f"{len(taken)} values where {count} are to be")
+            found += taken
         else:
             found += [nested(member, values) for _ in range(count)]
     return found

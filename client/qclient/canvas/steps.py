@@ -60,6 +60,12 @@ class Step(ABC):
         check(options, CALL, f"{self!r:.80}")
         return self.with_these({**self.options, **options}, self.links, self.errors)
 
+    def as_dict(self) -> dict[str, Any]:
+        """It as plain data; ``app.step`` makes it anew. See stored.py."""
+        from qclient.canvas.stored import as_dict  # noqa: PLC0415  # it imports this
+
+        return as_dict(self)
+
     def clone(self) -> Self:
         """Itself: it never changes."""
         return self
