@@ -34,12 +34,12 @@ from qclient.options import (
 from qclient.recipe import Callee
 from qclient.result import AsyncResult
 from qclient.signature import Signature
-from qclient.verdicts import MaxRetriesExceededError, Retry
+from qclient.verdicts import MaxRetriesExceededError, Replaced, Retry
 from qprotocol.options import RetryPolicy
 
 if TYPE_CHECKING:
     from qclient.app import App
-    from qclient.canvas.steps import group
+    from qclient.canvas.steps import Step, group
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -270,6 +270,21 @@ class Task(Generic[P, R]):
             policy=policy,
             replacement=self._replacement(request, args, kwargs, options),
         )
+
+    def replace(self, step: "Step") -> NoReturn:
+        """This run ends here, and the step goes on in its place: write ``raise self.replace(...)``.
+
+        The last task of the step has this one's id: its result is this one's, and whatever waits
+        for this one waits for it. Of a group that is the list of its results. Published with the
+        end of this run, all or nothing. Raises Replaced, RuntimeError where no worker runs it, or
+        ValueError for a step of which nothing can be the last.
+        """
+        request = self.request
+        if request.called_directly:
+            raise RuntimeError(f"{self.name}.replace: it was called as a function, so it has no id")
+        from qclient.canvas.replacing import replacement  # noqa: PLC0415  # it imports this
+
+        raise Replaced(replacement(self.app, step, request))
 
     def _delay_ms(self, countdown: float | timedelta | None, eta: datetime | None) -> int | None:
         if eta is not None:

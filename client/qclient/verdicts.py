@@ -1,6 +1,7 @@
 """What a task may raise to say how this run of it ends. The worker acts on them.
 
 Retry                     run again later: raised by self.retry(...)
+Replaced                  other steps go on in its place: raised by self.replace(...)
 Ignore                    done, and no result is kept
 Reject                    set aside as a dead letter, or (requeue=True) given back
 SoftTimeLimitExceeded     raised inside the task when its soft limit passes
@@ -36,6 +37,17 @@ class Retry(QBrokerError):  # noqa: N818  # Celery's name
         self.delay_ms = delay_ms
         self.policy = policy
         self.replacement = replacement
+
+
+class Replaced(QBrokerError):  # noqa: N818  # what is true
+    """Other steps are published, and the last of them is this task from now on.
+
+    ``messages`` are packed. It has the id, and whoever waits for the task waits for that.
+    """
+
+    def __init__(self, messages: tuple[bytes, ...]) -> None:
+        super().__init__(f"{len(messages)} messages take its place")
+        self.messages = messages
 
 
 class Ignore(QBrokerError):  # noqa: N818  # Celery's name

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qclient import App
+from qclient import App, group
 
 FOLDER = Path(os.environ.get("LEDGER", "."))
 PATIENCE_S = 300.0
@@ -79,3 +79,37 @@ def hold_interpreter(self: Any, seconds: float) -> tuple[float, int]:
     thread.join()
     write_down(self.request.id)
     return max(gaps), int(self.request.deliveries)
+
+
+# Steps of canvases: see canvases.py.
+
+
+@app.task
+def f(*given: Any) -> list[Any]:
+    write_down("f")
+    return ["f", *given]
+
+
+@app.task(autoretry_for=(OSError,), default_retry_delay=0.02, max_retries=50)
+def flaky(*given: Any) -> list[Any]:
+    """Half of its runs fail."""
+    write_down("flaky")
+    if os.urandom(1)[0] & 1:
+        raise OSError("not this time")
+    return ["f", *given]
+
+
+@app.task(bind=True)
+def becomes(self: Any, *given: Any) -> Any:
+    """A chain, a group, or one call, in its place: all give the same."""
+    kind = os.urandom(1)[0] % 3
+    if kind == 0:
+        raise self.replace(f.s(*given))
+    if kind == 1:
+        raise self.replace(f.si(0) | f.si(*given))
+    raise self.replace(group(f.si(1), f.si(2)) | f.si(*given))
+
+
+@app.task(max_retries=0, autoretry_for=())
+def boom(*given: Any) -> None:
+    raise ValueError(repr(given))

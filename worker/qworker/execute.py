@@ -26,7 +26,7 @@ import qclient
 from qclient.context import Context, current_request
 from qclient.failures import failure_of
 from qclient.serialization import DecodeError, encode_result
-from qclient.verdicts import Ignore, Reject, Retry, SoftCancelled, SoftTimeLimitExceeded
+from qclient.verdicts import Ignore, Reject, Replaced, Retry, SoftCancelled, SoftTimeLimitExceeded
 from qprotocol import wire
 from qprotocol.failure import Failure
 from qprotocol.limits import BODY_BYTES_HARD_MAX
@@ -368,6 +368,14 @@ def retry(run: Run, error: Retry) -> Outcome:
     )
 
 
+def replace(run: Run, error: Replaced) -> Outcome:
+    """Other steps go on in its place."""
+    run.note(logging.INFO, "task replaced", messages=len(error.messages))
+    return run.outcome(
+        wire.RELEASE, delay_ms=0, flags=wire.HAS_REPLACEMENT, follow_on=error.messages
+    )
+
+
 def ignore(run: Run, _error: Ignore) -> Outcome | None:
     """Done, and no result is kept."""
     run.note(logging.INFO, "task ignored")
@@ -400,6 +408,7 @@ def user_frames(trace: TracebackType | None) -> TracebackType | None:
 
 JUDGES: tuple[tuple[type[BaseException], Callable[[Run, Any], Outcome | None]], ...] = (
     (Retry, retry),
+    (Replaced, replace),
     (Ignore, ignore),
     (Reject, set_aside),
 )

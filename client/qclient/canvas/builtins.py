@@ -1,4 +1,4 @@
-"""Tasks that every worker has: many calls of one task in one message."""
+"""Tasks that every worker has: many calls of one task in one message, a group as one task."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,3 +18,9 @@ def run_starmap(task: str, arguments: Iterable[Sequence[Any]]) -> list[Any]:
     """The same, each with its arguments."""
     called = current_app().tasks[task]
     return [called(*each) for each in arguments]
+
+
+@shared_task(name="qclient.collect")
+def run_collect(results: list[Any]) -> list[Any]:
+    """What a group gave, as the result of one task."""
+    return results

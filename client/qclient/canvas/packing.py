@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qclient.batches import ATOMIC_BYTES_MAX, ATOMIC_MESSAGES_MAX, Chunk
 from qclient.canvas.groupresult import GroupResult
+from qclient.canvas.inputs import NOTHING
 from qclient.canvas.plan import Members, Plan, Planned
 from qclient.context import current_request
 from qclient.mint import minted
@@ -30,27 +31,22 @@ _PLAIN = Node().pack()
 class Packing:
     """One publish of a plan."""
 
-    def __init__(self, app: "App", now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, app: "App", now_ms: Callable[[], int], becomes: "Context | None" = None
+    ) -> None:
         self.app = app
         self.now_ms = now_ms
         self.request: Context | None = current_request.get()
+        self.becomes = becomes
+        """The call whose place the last message takes."""
         self.root = ""
         """The id of the first message, for those behind it."""
         self.woven: dict[tuple[Recipe, bytes, bool], Recipe] = {}
 
     def pack(self, plan: Plan) -> Chunk:
         """The plan's messages. Raises TypeError or ValueError for one that cannot be sent."""
-        ids = minted(self.now_ms)
-        pieces: list[bytes] = []
-        results: list[AsyncResult[Any]] = []
-        size = 0
-        for node in plan.nodes:
-            raw, task_id = self.message(node, next(ids))
-            if not pieces and self.request is None:
-                self.root = task_id if isinstance(task_id, str) else unpack_id(task_id, minted=True)
-            pieces.append(raw)
-            size += len(raw)
-            results.append(AsyncResult(task_id, self.app))
+        pieces, results = self.messages(plan)
+        size = sum(map(len, pieces))
         if len(pieces) > ATOMIC_MESSAGES_MAX or size > ATOMIC_BYTES_MAX:
             raise ValueError(
                 f"{len(pieces)} messages of {size} bytes in one publish: at most "
@@ -59,9 +55,26 @@ class Packing:
             )
         return Chunk(pieces, results)
 
-    def message(self, node: Planned, raw_id: bytes) -> tuple[bytes, bytes | str]:
+    def messages(self, plan: Plan) -> tuple[list[bytes], list[AsyncResult[Any]]]:
+        """The bytes and the handle of each."""
+        ids = minted(self.now_ms)
+        pieces: list[bytes] = []
+        results: list[AsyncResult[Any]] = []
+        for node in plan.nodes:
+            raw, task_id = self.message(node, next(ids), is_last=node is plan.nodes[-1])
+            if not pieces and self.request is None:
+                self.root = task_id if isinstance(task_id, str) else unpack_id(task_id, minted=True)
+            pieces.append(raw)
+            results.append(AsyncResult(task_id, self.app))
+        return pieces, results
+
+    def message(self, node: Planned, raw_id: bytes, *, is_last: bool) -> tuple[bytes, bytes | str]:
         """A node's bytes and id."""
-        call = node.signature
+        call, shape = node.signature, node.shape
+        if is_last and self.becomes:
+            call = call.set(task_id=self.becomes.id)
+            if not node.takes:
+                shape = NOTHING  # what the other one was given comes for it as well
         callee = call.callee
         callee.check((None, *call.args) if node.takes else call.args, call.kwargs)
         bare = callee.recipe_for(call.options, call.args, call.kwargs)
@@ -74,7 +87,10 @@ class Packing:
         field = Node(tuple(node.links), node.delay_ms).pack() if says else _PLAIN
         is_taken = any(link.kind in BRINGS for link in node.links)
         recipe = self.recipe(bare, field, is_taken)
-        body = callee.encode(recipe, call.args, call.kwargs, node.shape)
+        if is_last and self.becomes:
+            own = replace(recipe.route, root=self.becomes.root_id, parent=self.becomes.parent_id)
+            recipe = Recipe(own, bare.due, bare.expires)
+        body = callee.encode(recipe, call.args, call.kwargs, shape)
         return recipe.finish(body, call.options, self.now_ms(), raw_id)
 
     def recipe(self, bare: Recipe, field: bytes, is_taken: bool) -> Recipe:

@@ -232,7 +232,10 @@ class Drawing:
 
     def finish(self, given: Given) -> Plan:
         """Nodes are numbered, and linked."""
-        nodes = sorted(self.nodes, key=lambda node: (node.depth, node.is_aside))
+        end = given.tree  # if it is one, and nothing waits for it, it comes last
+        nodes = sorted(self.nodes, key=lambda node: (node is end, node.depth, node.is_aside))
+        if any(each.leaves == [end] and each.targets for each in self.givens):
+            nodes.sort(key=lambda node: (node.depth, node.is_aside))
         for index, node in enumerate(nodes):
             node.index = index
         for each in self.givens:
