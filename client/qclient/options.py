@@ -5,11 +5,11 @@ Rule 2. A call's option beats a route's (where to, and priority), which beats th
         beats the setting's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from qclient.preview import PreviewRepr
 from qclient.serialization import CONTENTS
@@ -25,6 +25,9 @@ from qprotocol.limits import (
 )
 from qprotocol.options import RETRIES_FOREVER, RetryPolicy
 from qprotocol.uniquekeys import CONFLICTS, HOLD_MS_MAX, SCOPES, UNIQUE_KEY_BYTES_MAX
+
+if TYPE_CHECKING:
+    from qclient.canvas.steps import Step
 
 PREVIEW_CHARS_MAX = 4_096
 """Of a preview: with four bytes each it fits into the headers, and leaves room for others."""
@@ -99,6 +102,8 @@ class CallOptions(SendOptions, total=False):
     headers: Mapping[str, Any]
     argsrepr: str
     kwargsrepr: str
+    link: "Step | Sequence[Step]"
+    link_error: "Step | Sequence[Step]"
 
 
 class ReplaceOptions(KeyOptions, total=False):
@@ -169,6 +174,13 @@ def is_moment(value: Any) -> bool:
     return isinstance(value, datetime) and value.tzinfo is not None
 
 
+def is_steps(value: Any) -> bool:
+    from qclient.canvas.steps import Step  # noqa: PLC0415  # it imports this
+
+    several = value if isinstance(value, (list, tuple)) else (value,)
+    return all(isinstance(each, Step) for each in several)
+
+
 SECONDS = Option("seconds, 0 or more", is_number)
 SECONDS_OR_NONE = Option("seconds above 0, or None", lambda v: v is None or is_number(v, 0.001))
 TEXT = Option("a string", lambda v: isinstance(v, str))
@@ -177,6 +189,7 @@ REPR = Option(
     lambda v: v is None or callable(v),
 )
 FLAG = Option("True or False", lambda v: isinstance(v, bool))
+STEPS = Option("a call such as add.s(1), a canvas, or a list of them", is_steps)
 
 RETRY: dict[str, Option] = {
     "max_retries": Option(
@@ -286,6 +299,8 @@ CALL: dict[str, Option] = SEND | {
     ),
     "argsrepr": TEXT,
     "kwargsrepr": TEXT,
+    "link": STEPS,
+    "link_error": STEPS,
 }
 REPLACE: dict[str, Option] = {
     name: CALL[name] for kind in (KeyOptions, ReplaceOptions) for name in kind.__annotations__

@@ -102,7 +102,7 @@ class Signature(Step, Generic[R_co]):
     ) -> AsyncResult[R_co]:
         """Like ``delay``, with options."""
         check(options, CALL, self.task)
-        return self.app.send(self.completed(args, kwargs or {}, options))
+        return self.app.send(self.completed(args, kwargs or {}, NO_OPTIONS).with_options(options))
 
     async def delay_async(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:
         """Like ``delay``, from asyncio."""
@@ -116,4 +116,5 @@ class Signature(Step, Generic[R_co]):
     ) -> AsyncResult[R_co]:
         """Like ``apply_async``, from asyncio."""
         check(options, CALL, self.task)
-        return await self.app.send_async(self.completed(args, kwargs or {}, options))
+        called = self.completed(args, kwargs or {}, NO_OPTIONS).with_options(options)
+        return await self.app.send_async(called)

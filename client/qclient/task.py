@@ -122,7 +122,7 @@ class Task(Generic[P, R]):
         """Like ``delay``, with options: see options.py."""
         check(options, CALL, self.name)
         callee = self._callee or self.callee
-        return callee.app.send(Signature(callee, tuple(args), kwargs or {}, options))
+        return callee.app.send(called(callee, args, kwargs, options))
 
     def delay_async(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncResult[R]]:
         """Like ``delay``, from asyncio: ``await send_email.delay_async(42)``."""
@@ -138,7 +138,7 @@ class Task(Generic[P, R]):
         """Like ``apply_async``, from asyncio."""
         check(options, CALL, self.name)
         callee = self._callee or self.callee
-        return callee.app.send_async(Signature(callee, tuple(args), kwargs or {}, options))
+        return callee.app.send_async(called(callee, args, kwargs, options))
 
     def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
         """The call as a value; more arguments may come in front when it is sent."""
@@ -306,6 +306,18 @@ class Task(Generic[P, R]):
         new_kwargs = request.kwargs if kwargs is None else kwargs
         self.callee.check(new_args, new_kwargs)
         return self.callee.replacement(request, new_args, new_kwargs, options)
+
+
+def called(
+    callee: Callee,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Signature[Any]:
+    """A call with options, which were checked."""
+    if "link" not in options and "link_error" not in options:
+        return Signature(callee, tuple(args), kwargs or {}, options)
+    return Signature[Any](callee, tuple(args), kwargs or {}).with_options(options)
 
 
 def builtin(app: "App", name: str, task: str, arguments: Iterable[Any]) -> Signature[Any]:

@@ -14,6 +14,7 @@ import sys
 from difflib import get_close_matches
 from types import ModuleType
 
+import qclient.canvas.builtins  # noqa: F401  # tasks that every worker has
 from qclient import App
 
 FALLBACKS = ("app", "celery")

@@ -58,7 +58,13 @@ class Step(ABC):
     def set(self, **options: Unpack[CallOptions]) -> Self:
         """The same with these options over its own."""
         check(options, CALL, f"{self!r:.80}")
-        return self.with_these({**self.options, **options}, self.links, self.errors)
+        return self.with_options(options)
+
+    def with_options(self, options: Mapping[str, Any]) -> Self:
+        """The same with these options over its own, which were checked."""
+        merged = {**self.options, **options}
+        links, errors = (in_list(merged.pop(name, ())) for name in ("link", "link_error"))
+        return self.with_these(merged, (*self.links, *links), (*self.errors, *errors))
 
     def as_dict(self) -> dict[str, Any]:
         """It as plain data; ``app.step`` makes it anew. See stored.py."""
@@ -191,7 +197,7 @@ class chain(Several):  # noqa: N801  # Celery's names
     ) -> "chain":
         first, *others = self.steps
         made = self.of((first.completed(args, kwargs, NO_OPTIONS), *others))
-        return made.with_these({**made.options, **options}, made.links, made.errors)
+        return made.with_options(options)
 
 
 class group(Several):  # noqa: N801
@@ -207,7 +213,7 @@ class group(Several):  # noqa: N801
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> "group":
         made = self.of(tuple(step.completed(args, kwargs, NO_OPTIONS) for step in self.steps))
-        return made.with_these({**made.options, **options}, made.links, made.errors)
+        return made.with_options(options)
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> "group":
         """The same, its members ``step`` seconds apart: ``start``, ``start + step``, ...
@@ -256,7 +262,12 @@ class chord(Several):  # noqa: N801
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> "chord":
         made = self.of((self.header.completed(args, kwargs, NO_OPTIONS), self.body))
-        return made.with_these({**made.options, **options}, made.links, made.errors)
+        return made.with_options(options)
+
+
+def in_list(steps: "Step | Sequence[Step]") -> "Sequence[Step]":
+    """One step, or several, as several."""
+    return (steps,) if isinstance(steps, Step) else steps
 
 
 def step_of(value: Any) -> Step:
