@@ -126,6 +126,10 @@ SCENARIOS: dict[str, Scenario] = {
             Figure("slower_percent", "cost of `-l INFO` on the drain", "%", "lower"),
         )
     ),
+    "chord": Scenario(
+        (Figure("rate", "chord of 1,000 trivial tasks, call to result", "chords/s", times=20),),
+        group="workflows",
+    ),
     "storage_start": Scenario(
         (
             Figure("start_empty_s", "start with nothing queued", "s", "lower"),

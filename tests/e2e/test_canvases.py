@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from canvases import Failed, Plain, canvas
 from e2e.daemon import Daemon, until
 from e2e.fleet import Fleet, load_tasks
-from qclient import TaskFailure
+from qclient import App, GroupResult, TaskFailure, group
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -88,6 +89,36 @@ def test_what_is_linked_runs(broker: Daemon, make_fleet: Callable[..., Fleet]) -
         with pytest.raises(ValueError, match="1"):
             bad.get(timeout=30)
         until(lambda: fleet.marks().keys() >= {"good", "bad:ValueError", "told"}, "what is linked")
+
+
+def test_a_group_is_asked_as_one(broker: Daemon, make_fleet: Callable[..., Fleet]) -> None:
+    """RES-09: and its members may be cancelled together."""
+    fleet = make_fleet(broker).start()
+    tasks = load_tasks(broker)
+    with tasks.app:
+        members = group(group(tasks.f.s(n) for n in range(600)), tasks.boom.s(1)).delay()
+        found = members.get(timeout=60, propagate=False)
+        assert [*map(tuple, found[0])] == [("f", n) for n in range(600)]
+        assert isinstance(found[1], TaskFailure)
+        assert (members.ready(), members.successful(), members.failed()) == (True, False, True)
+        assert members.completed_count() == 600
+        again = GroupResult.from_list(members.as_list(), tasks.app)
+        with pytest.raises(ValueError, match="1"):
+            asyncio.run(ended_async(tasks.app, again))
+        held = group(tasks.wait_for.s("never") for _ in range(20)).delay()
+        with pytest.raises(TimeoutError):
+            held.get(timeout=0.2)
+        held.revoke(terminate=True)
+        until(held.ready, "the end of all")
+        assert not held.failed()
+    assert fleet.runs
+
+
+async def ended_async(app: App, handle: GroupResult) -> list[Any]:
+    try:
+        return await handle.get_async(timeout=60)
+    finally:
+        await app.close_async()
 
 
 def test_a_step_is_sent_as_an_argument(broker: Daemon, make_fleet: Callable[..., Fleet]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import task_bodies
 from celery import Celery
+from celery import chord as chord
 
 app = Celery(
     "bench", broker=os.environ["BENCH_URL"], backend=os.environ["BENCH_URL"].replace("/0", "/1")
@@ -21,6 +22,7 @@ tick = app.task(ignore_result=True)(task_bodies.tick)
 stamp = app.task(ignore_result=True)(task_bodies.stamp)
 report_pid = app.task(ignore_result=True)(task_bodies.report_pid)
 echo = app.task(task_bodies.echo)
+total = app.task(task_bodies.total)
 
 
 def send_many(name: str, arguments: Iterable[int | str]) -> None:

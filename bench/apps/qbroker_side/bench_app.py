@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import task_bodies
 
 from qclient import App
+from qclient import chord as chord
 
 app = App("bench", broker=os.environ["BENCH_URL"])
 app.conf.task_default_queue = "q"
@@ -17,6 +18,7 @@ tick = app.task(ignore_result=True)(task_bodies.tick)
 stamp = app.task(ignore_result=True)(task_bodies.stamp)
 report_pid = app.task(ignore_result=True)(task_bodies.report_pid)
 echo = app.task(task_bodies.echo)
+total = app.task(task_bodies.total)
 
 _TASKS = {"noop": noop, "tick": tick}
 

@@ -117,22 +117,45 @@ class GroupResult:
         ]
 
     def _values(self, timeout: float | None, propagate: bool) -> Iterator[Any]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-
-        def left() -> float | None:
-            return None if deadline is None else max(deadline - time.monotonic(), 0.0)
-
-        tasks = list(self.tasks())
-        for at in range(0, len(tasks), ASKED_AT_ONCE):
-            asked = [Waiting(each, left()) for each in tasks[at : at + ASKED_AT_ONCE]]
+        deadline = Deadline(timeout)
+        for some in batches(list(self.tasks())):
+            asked = [Waiting(each, deadline.left_s) for each in some]
             for waiting, answer in zip(asked, answers(asked), strict=True):
                 yield waiting.result._value(answer, propagate)  # noqa: SLF001
+
+    async def get_async(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
+    ) -> list[Any]:
+        """Like ``get``, without blocking the loop."""
+        from asyncio import create_task  # noqa: PLC0415  # it weighs 4 MB
+
+        if disable_sync_subtasks:
+            refuse_inside_task("a group")
+        for each in self.awaited():
+            await each.get_async(timeout, propagate, disable_sync_subtasks=False)
+        deadline = Deadline(timeout)
+        values: list[Any] = []
+        for some in batches(list(self.tasks())):
+            asked = [
+                create_task(each.get_async(deadline.left_s, propagate, disable_sync_subtasks=False))
+                for each in some
+            ]
+            try:
+                values += [await answer for answer in asked]
+            finally:
+                for answer in asked:
+                    answer.cancel()
+        return self.nested(iter(values))
 
     # States.
 
     def _states(self) -> list[State]:
         """Those of all tasks, one round trip for so many."""
-        return [State(each._look().state) for each in self.tasks()]  # noqa: SLF001
+        return [State(each.state) for some in batches(list(self.tasks())) for each in look(some)]
 
     def ready(self) -> bool:
         """Whether all are finished, however they ended."""
@@ -156,13 +179,44 @@ class GroupResult:
 
     def revoke(self, terminate: bool = False, grace: float = 0.0) -> None:
         """All that is not finished is REVOKED; see ``AsyncResult.revoke``."""
-        for each in self.tasks():
-            each.revoke(terminate, grace)
+        tasks = list(self.tasks())
+        if tasks:
+            ids = [each.id for each in tasks]
+            tasks[0].app.control.revoke(ids, terminate=terminate, grace=grace)
 
     def forget(self) -> None:
         """The broker has dropped the results of all that are finished."""
         for each in self.tasks():
             each.forget()
+
+
+class Deadline:
+    """How much of a timeout is left."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds, 0 or more; None is for ever."""
+        return None if self._end is None else max(self._end - time.monotonic(), 0.0)
+
+
+def batches(tasks: list[AsyncResult[Any]]) -> Iterator[list[AsyncResult[Any]]]:
+    """As many as are asked about at once."""
+    for at in range(0, len(tasks), ASKED_AT_ONCE):
+        yield tasks[at : at + ASKED_AT_ONCE]
+
+
+def look(tasks: list[AsyncResult[Any]]) -> Iterator[Result]:
+    """What the broker says of each now; all are asked before the first answer is read."""
+    connection, timeout_s = tasks[0].app.connection, tasks[0].app.timeout_s
+    asked = [connection.submit(each._watch(), timeout_s) for each in tasks]  # noqa: SLF001
+    for each, request in zip(tasks, asked, strict=True):
+        answer = connection.wait(request)
+        assert isinstance(answer, Result)
+        each._note(answer)  # noqa: SLF001
+        yield answer
 
 
 def answers(asked: list[Waiting]) -> Iterator[Result]:
