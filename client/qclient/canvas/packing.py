@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qclient.batches import ATOMIC_BYTES_MAX, ATOMIC_MESSAGES_MAX, Chunk
+from qclient.batches import ATOMIC_BYTES_MAX, Chunk
 from qclient.canvas.groupresult import GroupResult
 from qclient.canvas.inputs import NOTHING
 from qclient.canvas.plan import Members, Plan, Planned
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qclient.app import App
     from qclient.context import Context
 
+STEPS_MAX = 1_000_000
+"""The broker's default for the nodes of all graphs (graph_nodes_max)."""
 _PLAIN = Node().pack()
 """Of a message without links."""
 
@@ -47,10 +49,10 @@ class Packing:
         """The plan's messages. Raises TypeError or ValueError for one that cannot be sent."""
         pieces, results = self.messages(plan)
         size = sum(map(len, pieces))
-        if len(pieces) > ATOMIC_MESSAGES_MAX or size > ATOMIC_BYTES_MAX:
+        if len(pieces) > STEPS_MAX or size > ATOMIC_BYTES_MAX:
             raise ValueError(
                 f"{len(pieces)} messages of {size} bytes in one publish: at most "
-                f"{ATOMIC_MESSAGES_MAX:,} of {ATOMIC_BYTES_MAX >> 20} MiB; nothing was sent: make "
+                f"{STEPS_MAX:,} of {ATOMIC_BYTES_MAX >> 20} MiB; nothing was sent: make "
                 "several of it, or let a task send what comes behind it"
             )
         return Chunk(pieces, results)
