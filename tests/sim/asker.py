@@ -354,6 +354,7 @@ class Asker(Client):
             and not known.may_overflow
             and not known.elsewhere
             and not self.oracle.keys.may_move(known)
+            and not known.needs
         ]
         if answer.count < len(far):
             raise Violation(f"{answer.count} purged of {queue}, where {len(far)} must have waited")

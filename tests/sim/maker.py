@@ -8,6 +8,7 @@ from random import Random
 from qprotocol import wire as w
 from qprotocol.ids import mint, unpack_id
 from qprotocol.message import Message, pack_fields, pack_origin
+from sim.flows import links_by_chance, packed
 from sim.limits import lane_keys
 from sim.oracle import Known, Oracle
 from sim.swarm import Swarm
@@ -50,8 +51,12 @@ class Maker:
         in_parts: bool = False,
         like: Known | None = None,
         keyed: bool = False,
+        node: bytes | None = None,
     ) -> Known:
-        """A new message; ``like``: one that replaces that one, under its id; perhaps ``keyed``."""
+        """A new message; ``like``: one that replaces that one, under its id; perhaps ``keyed``.
+
+        With ``node``, packed, it is one of a graph.
+        """
         has = self.swarm.has
         self.uids += 1
         queue = like.message.queue if like else self.queue(rng)
@@ -80,9 +85,18 @@ class Maker:
         keyed = keyed and rng.random() < 0.3
         if keyed:
             self.oracle.keys.choose(rng, message, self.uids, has)
+        if node is not None:
+            message.fields, message.flags = pack_fields({w.NODE: node}), message.flags | w.MARKED
         # Others with its key may move its time.
         in_order = not in_parts and not (keyed and has("key conflicts"))
         return self.oracle.add(message, self.uids, relaxed=self.relaxed(queue), in_order=in_order)
+
+    def make_graph(self, rng: Random, count: int) -> list[Known]:
+        """The messages of a graph."""
+        links = links_by_chance(rng, count)
+        nodes = [self.make(rng, in_parts=True, node=field) for field in packed(links)]
+        self.oracle.flows.weave(nodes, links)
+        return nodes
 
     def make_routed(self, rng: Random, *, in_parts: bool) -> list[Known]:
         """One message for an exchange: the copies that it becomes."""

@@ -20,6 +20,7 @@ Promises held here (numbers are those of the list of promises):
     P20 results are what the worker sent                    ``told``
     a dead letter stays until it is replayed, edited or dropped, each once  ``sim/burials.py``
     of a unique key one is there, and what is not stored is answered  ``sim/keys.py``
+    nodes of graphs go behind what they wait for, with its results   ``sim/flows.py``
     what names an exchange is in each queue bound for it, once, or in none  ``still``, ``_placed``
 and: nothing is invented, nothing comes back after its end, nothing comes before its time,
 a lease ends only for a reason, and "definitely not done" is the truth.
@@ -35,10 +36,11 @@ from typing import Any
 from qprotocol import frames as f
 from qprotocol import wire as w
 from qprotocol.lanekeys import LaneKeys
-from qprotocol.message import Message, unpack_message, walk
+from qprotocol.message import Message, meta_fields, unpack_message, walk
 from qprotocol.states import State
-from qprotocol.wire import SLOT_BITS
+from qprotocol.wire import NODE, SLOT_BITS
 from sim.burials import Burials
+from sim.flows import Flows
 from sim.keys import Keys
 from sim.limits import Limits
 from sim.swarm import EVERY
@@ -138,10 +140,19 @@ class Known:
     """The dead letter whose place it is to take."""
     cause: Lease | None = None
     """The delivery whose settlement brought it, and that ended with it."""
+    needs: list[tuple[int, Known]] = field(default_factory=list)
+    """Kind of link, and the message that must have ended so before it goes."""
+    successors: list[Known] = field(default_factory=list)
+    """What was to replace it."""
 
     @property
     def id(self) -> str:
         return self.message.id
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it is one of a graph: a purge is an end that others are told of."""
+        return NODE in meta_fields(self.message.fields)
 
     @property
     def places(self) -> set[str]:
@@ -215,6 +226,7 @@ class Oracle:
         self.turns: Turns | None = None
         """Who went when, if the seed is a whole story."""
         self.burials = Burials(self)
+        self.flows = Flows(self)
         self.underway: list[Callable[[], object]] = []
         """Orders that are not answered: each marks again what it may mean by now."""
         self.lost_tick = -1
@@ -363,6 +375,8 @@ class Oracle:
                 raise Violation(f"a dead letter that nothing has killed: {known}")
             if not dead and not known.places & set(queues):
                 raise Violation(f"{known} came from {queues}")
+            if not dead:
+                self.flows.delivered(known)
             may_begin = known.again or known.replays
             if 0 < known.begun < mark.tick and not may_begin and not dead:
                 raise Violation(f"acks early: it has begun, and comes again: {known}")
@@ -610,14 +624,13 @@ class Oracle:
             self._check_success(known, result, asked)
             self.end(known, "a success", mark)
         elif state is State.FAILURE:
-            if not known.may_be_dead and not known.may_rot:
+            if not (known.may_be_dead or known.may_rot or self.flows.is_let_down(known)):
                 raise Violation(f"FAILURE, and nothing has failed: {known}")
         elif state is State.REVOKED:
             expires = known.message.expires_ms
             expired = expires and expires <= mark.wall_high
             asked_for = known.cancel_asked or known.purge_asked
-            asked_for = asked_for or self.keys.may_be_replaced(known)
-            if not (expired or asked_for or self.burials.may_fade(known)):
+            if not (expired or asked_for or self.may_end_unasked(known)):
                 raise Violation(f"REVOKED, and neither cancelled nor expired nor purged: {known}")
             self.end(known, "revoked", mark)
         elif known.over == YES and known.over_tick < asked.mark.tick:
@@ -625,8 +638,7 @@ class Oracle:
 
     def _check_unknown(self, known: Known, asked: Snapshot) -> None:
         there = asked.born == YES and known.over == NO and not known.relaxed and not known.may_rot
-        there = there and not self.burials.may_fade(known)
-        there = there and not self.keys.may_be_replaced(known)
+        there = there and not self.may_end_unasked(known)
         expires = known.message.expires_ms
         if there and not (expires and expires <= self.world.wall_high):
             raise Violation(f"UNKNOWN, but it was confirmed and has not ended: {known}")
@@ -744,6 +756,14 @@ class Oracle:
             raise Violation(f"{known} was running, and is taken away after a restart")
         lease.done = True
 
+    def may_end_unasked(self, known: Known) -> bool:
+        """Whether it may end by what becomes of others, or because dead letters do not stay."""
+        return (
+            self.burials.may_fade(known)
+            or self.keys.may_be_replaced(known)
+            or self.flows.is_let_down(known)
+        )
+
     def still(self) -> list[Known]:
         """What must be there: it has not ended, and its time is not over either."""
         for mean in self.underway:
@@ -754,7 +774,6 @@ class Oracle:
             for known in self.known.values()
             if known.born == YES
             and known.over == NO
-            and not self.burials.may_fade(known)
-            and not self.keys.may_be_replaced(known)
+            and not self.may_end_unasked(known)
             and not (known.message.expires_ms and known.message.expires_ms <= now)
         ]

@@ -90,6 +90,8 @@ class Publisher(Client):
         in_parts = swarm.has("uploads") and rng.random() < 0.3
         count = rng.randint(1, swarm.chunk_messages)
         messages = []
+        if swarm.has("workflows") and rng.random() < 0.3:
+            messages, count = self.maker.make_graph(rng, rng.randint(1, 9)), 0
         for _ in range(count):
             if self.maker.routes and rng.random() < 0.4:
                 messages += self.maker.make_routed(rng, in_parts=in_parts)

@@ -77,7 +77,11 @@ def check_rows(oracle: Oracle, rows: list[Row], shed: int) -> None:
     unplaced = sum(1 for each in oracle.known.values() if not each.position and each.born)
     if strangers > unplaced:
         raise Violation(f"{strangers} rows of messages that nobody knows")
-    missing = [each for each in oracle.known.values() if each.uid not in of and is_wanted(each)]
+    missing = [
+        each
+        for each in oracle.known.values()
+        if each.uid not in of and is_wanted(each) and not oracle.flows.may_be_skipped(each)
+    ]
     without = [each for each in missing if each.kept is None and each.why_over != "revoked"]
     for known in missing:
         if known not in without or len(without) > shed:
@@ -117,17 +121,15 @@ def check_row(oracle: Oracle, known: Known, row: Row) -> None:
     elif row.state is State.FAILURE:
         if known.may_rot:
             return  # of what is set aside nobody can say more
-        if not known.may_be_dead:
+        if not known.may_be_dead and not oracle.flows.is_let_down(known):
             raise Violation(f"{row}, and nothing has failed: {known}")
     elif not (
         known.cancel_asked
         or message.expires_ms
-        or oracle.burials.may_fade(known)
-        or oracle.keys.may_be_replaced(known)
+        or oracle.may_end_unasked(known)
+        or (known.purge_asked and known.is_node)
     ):
-        raise Violation(
-            f"{row}, and it was neither cancelled nor replaced nor can it expire: {known}"
-        )
+        raise Violation(f"{row}, and it was neither cancelled nor can it end so: {known}")
     least, most = known.failures[0] - known.failures_dead, known.failures[1]
     if not least <= row.failures <= most:
         raise Violation(f"{row} says {row.failures} failures: {least} to {most} are true")

@@ -188,6 +188,7 @@ class Story:
             and all(each.idle for each in self.publishers)
             and not any(taker.unsure or taker.endings for taker in self.takers)
             and not core.state.uploads
+            and not core.state.graphs
             and not self.oracle.still()
             and self.process.followed
         )
@@ -204,6 +205,7 @@ class Story:
             f"the broker is {self.process.state}, queues (ready, scheduled, leased) {books}, "
             f"archived up to {self.process.books.batch}, settlements unanswered {unsure}, "
             f"chunks unanswered {waiting}, parts of publishes {uploads}, "
+            f"nodes held {core.state.graphs.held if core else 0}, "
             f"not ended: {left}"
         )
 
@@ -234,6 +236,8 @@ class Story:
             raise Violation(f"after the end there is something left: {counts}")
         if core.state.uploads:
             raise Violation(f"parts of publishes are kept that nobody ends: {core.state.uploads}")
+        if core.state.graphs:
+            raise Violation(f"{core.state.graphs.nodes} nodes of graphs are kept for ever")
         world.sometimes["lanes were closed"] += bool(core.state.closed)
         aside = len(core.state.quarantined)
         self.world.sometimes["a message was set aside"] += aside

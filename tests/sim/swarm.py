@@ -72,6 +72,7 @@ FEATURES = (
     "fair keys",
     "passing keys",
     "dead letters",
+    "workflows",
 )
 FAULTS = (
     "power cut",

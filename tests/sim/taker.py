@@ -129,6 +129,8 @@ class Taker(Client):
     def on_push(self, frame: f.Frame, mark: Mark) -> None:
         if isinstance(frame, f.Deliver):
             self.deliver(frame, mark)
+        elif isinstance(frame, f.Inputs):
+            self.oracle.flows.came(frame)
         elif isinstance(frame, f.Revoke):
             for token in w.TOKEN.iter_unpack(frame.raw):
                 lease = self.held.get(token)
@@ -161,6 +163,8 @@ class Taker(Client):
             if lease.counters:
                 text = "%d was handed out before: deliveries, failures, crashes %s"
                 self.world.note(self.name, text, lease.known.uid, lease.counters)
+            if not dead:
+                self.oracle.flows.given(lease)
             self.held[self.token(lease)] = lease
             self.todo.append(lease)
         since = self.owner.excused_since
@@ -321,6 +325,7 @@ class Taker(Client):
         new.plain_order = new.plain_order and not new.elsewhere
         ending.replaces = new
         self.oracle.keys.inherit(new, lease.known)
+        self.oracle.flows.replaced(lease.known, new)
         return ending
 
     def flush(self) -> None:

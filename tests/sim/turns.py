@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 UNSEEN = frozenset(
     (
         *("pause", "moves", "cancels of many", "purge", "delete", "single consumer", "lengths"),
-        "dead letters",
+        *("dead letters", "workflows"),
     )
 )
 """Features by which a queue hands nothing out, or what waits is another's, and nobody is told."""

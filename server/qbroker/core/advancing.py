@@ -78,7 +78,7 @@ def let_go(state: BrokerState, free: Free, due_ms: int) -> None:
     if due_ms:
         state.later(run, place, due_ms)
     else:
-        state.ready_again(run, place, 1)
+        state.in_front(run, place, 1)
     if queue.options.is_bounded:
         state.catalogue.arrive(run, place, state.graphs.size_of(place), due_ms)
 

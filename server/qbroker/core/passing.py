@@ -199,9 +199,9 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
         carry_on(state, now, append)
     if state.peeks:
         peeking.carry_on(state)
-    see_to_queues(state, now, append)
     if state.graphs.has_news:
         advance(state, now, append)
+    see_to_queues(state, now, append)  # of what was let go just now, too
     close_idle(state, now, append)
     drop_old(state, now)
     answer_late(state, now)

@@ -79,7 +79,7 @@ class Weaving:
         woven.out_sizes.append(len(self.out))
         woven.out.extend(self.out)
         woven.into_sizes.append(len(self.into))
-        woven.into.extend(self.into)
+        woven.into.extend(sorted(self.into))
         if node.delay_ms and self.into:
             woven.delays.append([len(woven.unmet) - 1, node.delay_ms, 0])
         self.count += 1
