@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qclient.canvas.inputs import NOTHING
 from qclient.context import Context, current_request, pack_headers
 from qclient.options import KEYS, RETRY, moment_ms, retry_policy
 from qclient.preview import preview_of_call
@@ -317,37 +316,6 @@ class Callee:
         self.check(args, kwargs)
         recipe, key = self.recipe_for(signature.options, args, kwargs, request)
         return recipe, self.encode(recipe, args, kwargs), key
-
-    def replacement(
-        self,
-        request: Context,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> bytes:
-        """The message that takes the place of ``request``'s: what is not said stays.
-
-        So does the preview, as the caller made it: what it left out stays out.
-        """
-        kept = {
-            "queue": request.queue,
-            "priority": request.priority,
-            "ignore_result": request.ignore_result,
-            "acks": "early" if request.acks_early else "late",
-            "time_limit": request.time_limit,
-            "soft_time_limit": request.soft_time_limit,
-            "headers": request.headers,
-            "expires": request.expires,
-            "limit_key": request.keys.limit,
-            "ordering_key": request.keys.ordering,
-            "fair_key": request.keys.fair,
-            "weight": request.keys.weight,
-            **options,
-        }
-        recipe = make_recipe(self, kept, {}, request.retry_policy, preview=request.preview)
-        recipe.template.root, recipe.template.parent = request.root_id, request.parent_id
-        shape = NOTHING if request.is_given else None  # what it was given is among the arguments
-        return recipe.pack(request.id, self.encode(recipe, args, kwargs, shape), 0)
 
 
 def make_recipe(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from client.test_recipe import NOW_MS, packed, request_of
 from qclient import App
 from qclient.batches import chunks
+from qclient.canvas.replacing import another_try
 from qclient.options import PREVIEW_CHARS_MAX
 from qclient.preview import cut, written
 from qprotocol.message import unpack_message
@@ -104,7 +105,7 @@ def test_a_retry_with_other_arguments_keeps_the_preview_of_the_call(shop: App) -
 
     signature = work.signature(("secret",), argsrepr="(***)")
     request = request_of(packed(shop, signature))
-    again = unpack_message(work.callee.replacement(request, ("other secret",), {}, {}))
+    again = unpack_message(another_try(work.callee, request, ("other secret",), {}, {}))
     assert request_of(again).args == ("other secret",)
     assert preview_of(again.headers, 99) == "(***)"
 

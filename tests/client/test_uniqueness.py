@@ -10,6 +10,7 @@ import pytest
 
 from e2e.daemon import Daemon
 from qclient import App, NotUnique, PartialPublish
+from qclient.canvas.replacing import another_try
 from qclient.mint import mint_one
 from qprotocol import wire
 from qprotocol.message import Message, meta_fields, unpack_message
@@ -156,7 +157,7 @@ def test_a_retry_with_other_arguments_says_no_key(shop) -> None:
     from qclient.context import Context  # noqa: PLC0415
 
     task = shop.task(name="t", unique_key=True)(lambda user: None)
-    raw = task.callee.replacement(Context(id="a", task="t", queue="q"), (7,), {}, {})
+    raw = another_try(task.callee, Context(id="a", task="t", queue="q"), (7,), {}, {})
     assert unpack_message(raw).fields == b""
 
 

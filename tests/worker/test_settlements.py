@@ -12,7 +12,7 @@ from qprotocol import wire
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
-from qworker.execute import Run
+from qworker.judging import Run
 from qworker.hand import Parcel
 from qworker.settlements import Ended, Settlements
 from qworker.slots import CONFIRMED

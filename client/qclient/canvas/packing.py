@@ -15,6 +15,7 @@ from qclient.context import current_request
 from qclient.mint import minted
 from qclient.recipe import Recipe
 from qclient.result import AsyncResult
+from qclient.uniqueness import are_keyed
 from qprotocol import wire
 from qprotocol.graphs import BRINGS, Node
 from qprotocol.ids import unpack_id
@@ -79,30 +80,30 @@ class Packing:
                 shape = NOTHING  # what the other one was given comes for it as well
         callee = call.callee
         callee.check((None, *call.args) if node.takes else call.args, call.kwargs)
-        bare = callee.recipe_for(call.options, call.args, call.kwargs)
-        if bare.route.fields:
+        if are_keyed(callee, call.options):
             raise ValueError(
                 f"{call!r:.80} has a unique or idempotency key, and is part of several: one that "
                 "is not stored would leave a hole; let a task send it"
             )
+        bare, _ = callee.recipe_for(call.options, call.args, call.kwargs, None)
         says = node.links or node.delay_ms
         field = Node(tuple(node.links), node.delay_ms).pack() if says else _PLAIN
         is_taken = any(link.kind in BRINGS for link in node.links)
         recipe = self.recipe(bare, field, is_taken)
         if is_last and self.becomes:
-            own = replace(recipe.route, root=self.becomes.root_id, parent=self.becomes.parent_id)
+            own = replace(recipe.template, root=self.becomes.root_id, parent=self.becomes.parent_id)
             recipe = Recipe(own, bare.due, bare.expires)
         body = callee.encode(recipe, call.args, call.kwargs, shape)
-        return recipe.finish(body, call.options, self.now_ms(), raw_id)
+        return recipe.finish(body, b"", call.options, self.now_ms(), raw_id)
 
     def recipe(self, bare: Recipe, field: bytes, is_taken: bool) -> Recipe:
         """The recipe of a node with that field; a result that somebody takes is one to be sent."""
         found = self.woven.get((bare, field, is_taken))
         if found is None:
-            route, request = bare.route, self.request
-            flags = route.flags & ~wire.IGNORE_RESULT if is_taken else route.flags
+            template, request = bare.template, self.request
+            flags = template.flags & ~wire.IGNORE_RESULT if is_taken else template.flags
             made = replace(
-                route,
+                template,
                 fields=pack_fields({wire.NODE: field}),
                 flags=flags | wire.MARKED,
                 root=(request.root_id or request.id) if request else self.root,

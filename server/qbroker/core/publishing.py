@@ -206,9 +206,8 @@ def check_size(state: BrokerState, upload: Upload, batch: r.MessageBatch) -> Non
     most = state.settings
     if upload.parts + len(batch.raw) > most.upload_bytes_max:
         raise RefusedError("BATCH_TOO_LARGE", f"upload_bytes_max is {most.upload_bytes_max}")
-    if batch.woven:  # a graph has a limit of its own: it waits in arrays, and is walked in steps
-        return
-    if upload.count + batch.count > most.upload_messages_max:
+    # A graph has a limit of its own: it waits in arrays, and is walked in steps.
+    if upload.count + batch.count > most.upload_messages_max and not batch.woven:
         raise RefusedError("BATCH_TOO_LARGE", f"upload_messages_max is {most.upload_messages_max}")
 
 
