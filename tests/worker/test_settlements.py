@@ -12,8 +12,8 @@ from qprotocol import wire
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import ACK_RUNS_MAX, OUTCOMES_MAX
 from qprotocol.message import Outcome
-from qworker.judging import Run
 from qworker.hand import Parcel
+from qworker.judging import Run
 from qworker.settlements import Ended, Settlements
 from qworker.slots import CONFIRMED
 
