@@ -69,6 +69,8 @@ class Limits:
         self.is_sharp = not BLURS & swarm.faults
         """Whether what is seen is seen about when it was decided."""
         self.has_rules = swarm.has("limits")
+        self.is_lasting = swarm.config["fsync"] == "always"
+        """Whether rules that were confirmed outlive a power cut."""
         self.slots: InForce | None = None
         self.pace: InForce | None = None
         self.out: dict[tuple[str, ...], list[Lease]] = {}
@@ -85,6 +87,11 @@ class Limits:
             self.slots = found
         else:
             self.pace, self.begun = found, []
+
+    def power_lost(self) -> None:
+        """What was only written may be gone."""
+        if not self.is_lasting:
+            self.slots = self.pace = None
 
     def keeps_queue_order(self, known: Known) -> bool:
         """Whether nothing but its queue's order says when it goes."""

@@ -699,6 +699,8 @@ class Oracle:
     def power_lost(self) -> None:
         """What was only written may be gone, and what was only written to have ended be back."""
         self.lost_tick = self.world.tick
+        if self.limits:
+            self.limits.power_lost()
         for known in self.known.values():
             if not known.relaxed:
                 continue
