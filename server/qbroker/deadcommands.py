@@ -130,7 +130,7 @@ def show_command(task_id: str, broker: str, as_json: bool) -> None:
             moment(value) if name.endswith("_ms") else value,
         )
         for name, value in row.items()
-        if value not in (None, "", 0, False)
+        if name not in content.keys() - {"queue"} and value not in (None, "", 0, False)
     ]
     table += [
         (name, json.dumps(value, ensure_ascii=False))

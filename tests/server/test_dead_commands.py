@@ -165,6 +165,9 @@ def test_dead_letters_are_worked_on_from_the_command_line(start: Any) -> None:
     assert acks(peer) == 1
     assert daemon.ask("dead", "edit", "b", "--set", "args=[7]").stdout == "b is edited\n"
     assert json.loads(daemon.ask("dead", "show", "b", "--json").stdout)["content"]["args"] == [7]
+    assert daemon.ask("dead", "edit", "b", "--set", "priority=7").stdout == "b is edited\n"
+    rows = daemon.ask("dead", "show", "b").stdout.splitlines()
+    assert [row.split() for row in rows if row.startswith("priority")] == [["priority", "7"]]
     assert daemon.ask("dead", "drop", "d").stdout == "1 dead letter dropped\n"
 
     daemon.stop(signal.SIGKILL)
