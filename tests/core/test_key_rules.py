@@ -77,6 +77,18 @@ def test_times_of_keys_that_are_gone_do_not_pile_up() -> None:
     assert keys.lapsed(Now(15_000, 0), 10) == []
 
 
+def test_a_key_taken_anew_in_the_same_millisecond_is_told_twice_and_freed_once() -> None:
+    keys = Keys()
+    keys.take(WINDOW, Holder(5, b"\0a", TIME, 10_000))
+    keys.drop(WINDOW)
+    keys.take(WINDOW, Holder(7, b"\0b", TIME, 10_000))
+    told_of = keys.lapsed(Now(10_000, 0), 10)
+    assert told_of == [WINDOW, WINDOW]
+    for key in told_of:
+        keys.drop(key)
+    assert keys.counts() == {"unique": 0, "idempotency": 0}
+
+
 # --- Answers that are remembered with a producer's chunks
 
 
