@@ -48,6 +48,7 @@ def expected(state: BrokerState) -> set[int]:
     staged |= {at for u in state.uploads.values() for parts in u.continued.values() for at in parts}
     graphs = [*state.graphs.all(), *(u.graph for u in state.uploads.values() if u.graph)]
     inputs = {record for graph in graphs for record in graph.records}
+    inputs |= {position for graph in graphs for position in graph.kept()}
     places = set(check_places(state)) | set(state.quarantined)
     return (places | errors | results | inputs | parts | staged) - {0}
 

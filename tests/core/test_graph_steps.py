@@ -207,6 +207,53 @@ def test_a_dead_letter_takes_no_graph_along_and_garbage_is_refused(machine: Mach
     assert "a message that follows" in answer.message
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_behind_a_dead_letter_is_held_again_so_much_a_turn(
+    machine: Machine, *, dies: bool
+) -> None:
+    """Many behind it, many in a row behind one of those, and one behind all of them."""
+    client, wide, long = Client(machine), 700, 700
+    last = wide + long + 1
+    raws = [node(Link(SUCCESS, 1, 1, wide), name="first")]
+    raws += [node(Link(SUCCESS, last, wide, 1)), *[node()] * (wide - 2)]
+    raws += [node(Link(SUCCESS, wide + 1))]
+    raws += [node(Link(SUCCESS, at + 1)) for at in range(wide + 1, last - 1)] + [node(), node()]
+    assert isinstance(client.publish(raws), f.Published)
+    client.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+    ((position, grant),) = client.taken().items()
+    client.peer.received.clear()
+    fail = Outcome(wire.FAIL, position, grant, flags=wire.NO_RETRY)
+    client.ask(f.Settle(count=1, raw=fail.pack()))
+    graphs = machine.core.state.graphs
+    assert (graphs.held, graphs.nodes, len(graphs.resting)) == (0, last + 1, 1)
+    letter = machine.core.state.letters.get(position)
+    assert letter
+    replay = f.ReplayDead(correlation=99, raw=wire.LETTER.pack(position, letter.number))
+    machine.noted.clear()
+    machine.submit(client.peer, replay)
+    machine.turn()
+    machine.turn()
+    if dies:
+        machine.write_all()
+        machine.kill()
+        client = Client(machine)
+        machine.settle()
+        client.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+    machine.submit(client.peer, f.Credit(subscription=1, credit=1_000))
+    machine.settle()
+    steps = [each.steps for _, each in machine.noted if isinstance(each, r.Advanced)]
+    assert max(steps) <= ADVANCE_STEPS_MAX
+    graphs = machine.core.state.graphs
+    assert (graphs.held, len(graphs.resting)) == (last, 0)
+    for _ in range(2 * last):
+        taken = client.taken()
+        client.peer.received.clear()
+        if not taken:
+            break
+        client.ack(taken)
+    assert not machine.core.state.graphs
+
+
 PLAIN = Message("q", b"x").pack()
 
 

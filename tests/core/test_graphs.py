@@ -50,6 +50,8 @@ class Told:
     queue: str = ""
     stands_for: Told | None = None
     """What it replaced."""
+    is_void: bool = False
+    """It ended because of another one."""
     kept: bytes = b""
     """Its result or failure."""
     sources: list[tuple[int, Told]] = field(default_factory=list)
@@ -73,8 +75,33 @@ class Told:
                 if not target.unmet:
                     target.status = "OPEN"
             else:
+                target.is_void = True
                 target.kept = self.kept if status in BAD else b""
                 target.end(status if status in BAD else "SKIPPED")
+
+    def run_again(self) -> None:
+        """It failed, and has not after all."""
+        self.status = "OPEN"
+        if self.stands_for:
+            self.stands_for.run_again()
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Those that ended because of it are held again, unless something else keeps them."""
+        for kind, target in self.edges:
+            if target.status == "HELD":
+                target.unmet += "FAILURE" in MET_BY[kind]
+            elif target.is_void and target.status == "FAILURE" and not target.keeping:
+                target.status, target.is_void, target.kept = "HELD", False, b""
+                target.unmet = sum(each.status not in MET_BY[kind] for kind, each in target.sources)
+                target.take_back()
+
+    @property
+    def keeping(self) -> bool:
+        """Whether something that it needed cannot be."""
+        return any(
+            each.status not in ("HELD", "OPEN", *MET_BY[kind]) for kind, each in self.sources
+        )
 
 
 @st.composite
@@ -310,6 +337,25 @@ class Story(RuleBasedStateMachine):
             for each in held:
                 each.queue = to
 
+    def letters(self) -> dict[int, Told]:
+        """Nodes that are dead letters, by position."""
+        state = self.machine.core.state
+        return {at: each for at, each in self.told.items() if state.letters.get(at)}
+
+    @precondition(lambda self: self.letters())
+    @rule(nth=st.integers(0, 5), drop=st.sampled_from([False, False, True]))
+    def replay(self, nth: int, drop: bool) -> None:
+        """A dead letter runs again, and what ended with it is held; or it is dropped."""
+        position, told = list(self.letters().items())[-1 - nth % len(self.letters())]
+        letter = self.machine.core.state.letters.get(position)
+        assert letter
+        raw = wire.LETTER.pack(position, letter.number)
+        answer = self.ask(f.DropDead(raw=raw) if drop else f.ReplayDead(raw=raw))
+        assert isinstance(answer, f.Ok), answer
+        assert answer.count == 1
+        if not drop:
+            told.run_again()
+
     @rule(how=st.sampled_from(["kill", "crash", "save"]))
     def die(self, how: str) -> None:
         self.machine.write_all()
@@ -335,7 +381,8 @@ class Story(RuleBasedStateMachine):
         held = [told for told in self.told.values() if told.status == "HELD"]
         assert graphs.held == len(held)
         if all(told.status not in ("HELD", "OPEN") for told in self.told.values()):
-            assert not graphs
+            assert len(graphs.resting) == len(graphs.all())
+            assert graphs.resting if self.letters() else not graphs
 
     @invariant()
     def are_shown(self) -> None:

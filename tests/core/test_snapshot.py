@@ -10,14 +10,15 @@ import pytest
 from digest import exact
 from harness import Harness
 from machine import Machine
-from qbroker.core import closing
+from qbroker.core import closing, endings
 from qbroker.core import records as r
 from qbroker.core.broker import Broker
 from qbroker.core.buckets import Bucket
 from qbroker.core.catalogue import Catalogue
 from qbroker.core.chunks import Producer
 from qbroker.core.columns import column, pack_columns, unpack_columns
-from qbroker.core.graphs import Graph, Graphs
+from qbroker.core.graphs import Graph
+from qbroker.core.graphtable import Graphs
 from qbroker.core.keys import Holder, Keys
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import Attempts, Grant, Member, Session
@@ -137,7 +138,7 @@ KNOWN: dict[type, tuple[set[str], set[str]]] = {
     Policy: ({"name", "pattern", "priority", "operator", "options"}, set()),
     Weights: ({"_firsts", "_pieces", "bytes"}, set()),
     Graph: (set(Graph.__slots__), set()),
-    Graphs: ({"firsts", "owners", "todo", "sweeps"}, {"nodes", "held", "lanes"}),
+    Graphs: ({"firsts", "owners", "todo", "sweeps"}, {"nodes", "held", "lanes", "resting"}),
     Finished: ({each.name for each in fields(Finished)}, set()),
     Results: (
         {"finished", "names", "forgotten"},
@@ -304,7 +305,7 @@ def test_the_second_version_is_read_and_any_grant_can_be_claimed() -> None:
     state = BrokerState(Settings())
     closing.open_lane(state, 0, state.open_queue(0, "old", QueueOptions()), "", b"")
     run = state.run_numbered(128)
-    state.wait_in_front(run, 7, 2, 99)
+    endings.wait_in_front(state, run, 7, 2, 99)
     assert again(state).attempts[8].claims_from == 99
     sections = dict(encode(state))
     (_, *values), (reasons, columns) = (

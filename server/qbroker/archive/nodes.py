@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def advanced(self: "Follower", stored: StoredRecord) -> None:
-    """Some nodes ended as those before them did. Of what nobody needs there is no row."""
+    """Some nodes ended as those before them did; those that are held again have not, after all.
+
+    Of what nobody needs there is no row.
+    """
     record = unpacked(stored, r.Advanced)
     for position, lane, _, state, cause, failure in record.ends:
         if state:
@@ -26,6 +29,8 @@ def advanced(self: "Follower", stored: StoredRecord) -> None:
             row = ended(self, position, lane, record, about)
             self.changes.inherit(position, row, cause if failure else 0)
         self.known.forget(position)
+    for position, _ in record.again:
+        self.changes.forget((position,))
 
 
 def swept(self: "Follower", stored: StoredRecord) -> None:

@@ -1,25 +1,27 @@
-"""What the end of a node is to those behind it: they are let go, or end with it.
+"""What the end of a node is to those behind it: they are let go, or end with it; or are held
+again, if it has not ended after all.
 
 A record that ends a node says nothing of the others. What it comes to is a record of its own, in
 the same batch, ADVANCE_STEPS_MAX edges at most; the rest is done in the next turns.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from qbroker.core import records as r
-from qbroker.core.graphs import OPEN, SKIPPED, Graph
-from qbroker.core.graphwalk import End, Free, Walk
+from qbroker.core.graphs import LOOK, OPEN, SKIPPED, UPSTREAM, VOID, Graph
+from qbroker.core.graphwalk import Again, End, Free, Walk
 from qbroker.core.leases import UNSEEN
 from qbroker.core.moment import Now
 from qbroker.core.results import Finished
-from qbroker.core.settings import ADVANCE_STEPS_MAX
+from qbroker.core.settings import ADVANCE_STEPS_MAX, GRAPHS_LET_GO_MAX
 from qbroker.core.state import BrokerState
 from qprotocol.states import State
 
 Append = Callable[[r.Record], object]
 
 REASONS = {
-    State.FAILURE: "a task that it needs failed",
+    State.FAILURE: UPSTREAM,
     State.REVOKED: "a task that it needs was cancelled, or expired",
 }
 PURGED = "purged"
@@ -33,10 +35,27 @@ def advance(state: BrokerState, now: Now, append: Append) -> None:
     while state.graphs.todo and left > 0:
         walk = Walk(state.graphs, left)
         left -= walk.steps
-        rows = [row(state, end) for end in walk.ends]
-        append(r.Advanced(walk.steps, now.wall_ms, until, rows, list(expiring(state, now, walk))))
+        ends = [row(state, end) for end in walk.ends]
+        again = [[each.position, each.run >> 8] for each in walk.again]
+        late = list(expiring(state, now, walk))
+        append(r.Advanced(walk.steps, now.wall_ms, until, ends, late, again))
     if state.graphs.sweeps:
         append(sweep(state, now, until))
+
+
+def make_room(state: BrokerState, append: Append) -> None:
+    """Of graphs that rest for their dead letters the oldest go, once nodes are half the limit."""
+    graphs = state.graphs
+    if graphs.resting and graphs.nodes > state.settings.graph_nodes_max // 2:
+        append(r.GraphsLetGo(list(islice(graphs.resting, GRAPHS_LET_GO_MAX))))
+
+
+def apply_let_go(state: BrokerState, _position: int, record: r.GraphsLetGo) -> None:
+    """Nobody behind their nodes will be held again."""
+    for number in record.graphs:
+        graph, _ = state.graphs.node(number)
+        state.graphs.drop(graph)
+        state.graph_gone(graph)
 
 
 def row(state: BrokerState, end: End) -> list[int]:
@@ -55,16 +74,23 @@ def expiring(state: BrokerState, now: Now, walk: Walk) -> Iterator[list[int]]:
 
 
 def apply_advanced(state: BrokerState, position: int, record: r.Advanced) -> None:
-    """So many steps are done: nodes wait in their queues, and others have ended."""
+    """So many steps are done: nodes wait in their queues, others have ended, or are held again."""
     walk = Walk(state.graphs, record.steps)
+    walk.commit()
+    for each in walk.news:
+        if isinstance(each, End):
+            end_with(state, position, record, each)
+        elif each.run < 0:
+            state.graphs.tell(each.position, LOOK)
+        else:
+            hold_again(state, each)
     for free in walk.released:
         let_go(state, free, free.due_from(record.wall_ms))
-    walk.commit()
     for place, expires_ms in record.expiring:
         run = state.run_numbered(state.graphs.run_of(place))
         state.expiries.push(run.lane.queue.number, expires_ms, place, run.number)
-    for end in walk.ends:
-        end_with(state, position, record, end)
+    for graph in walk.leave():
+        state.graph_gone(graph)
 
 
 def let_go(state: BrokerState, free: Free, due_ms: int) -> None:
@@ -75,12 +101,23 @@ def let_go(state: BrokerState, free: Free, due_ms: int) -> None:
     known = state.attempts.get(place)
     if known or due_ms:
         state.attempts[place] = (known or UNSEEN)._replace(run=run, waits=bool(due_ms))
+    size = state.graphs.size_of(place)
+    state.graphs.let_go(place)
     if due_ms:
         state.later(run, place, due_ms)
     else:
         state.in_front(run, place, 1)
     if queue.options.is_bounded:
-        state.catalogue.arrive(run, place, state.graphs.size_of(place), due_ms)
+        state.catalogue.arrive(run, place, size, due_ms)
+
+
+def hold_again(state: BrokerState, again: Again) -> None:
+    """Nothing is remembered of the end of the node."""
+    queue = state.run_numbered(again.run).lane.queue
+    queue.nodes += 1
+    queue.counts["held_again"] += 1
+    state.results.drop(again.position)
+    state.graphs.hold_again(again.position)
 
 
 def end_with(state: BrokerState, settled: int, record: r.Advanced, end: End) -> None:
@@ -88,18 +125,18 @@ def end_with(state: BrokerState, settled: int, record: r.Advanced, end: End) -> 
     queue = state.run_numbered(end.run).lane.queue
     state.catalogue.gone(queue, end.position)
     skipped = end.status == SKIPPED
-    if skipped:
-        state.graphs.ended(end.position, SKIPPED, 0, 0)
-        queue.nodes -= 1
+    queue.nodes -= 1
+    size = state.graphs.size_of(end.cause) if end.record else 0
+    state.graphs.ended(end.position, end.status | VOID, end.record, 0)
+    state.graphs.weigh(end.position, size)
     status = State.REVOKED if skipped else State(end.status)
     reason = UNNEEDED if skipped else REASONS[status]
     until = 0 if skipped else record.keep_until_ms
     entry = Finished(status, end.record, 0, record.wall_ms, 0, until, 0, reason, settled=settled)
     queue.counts["skipped" if skipped else "upstream"] += 1
     state.finish(end.position, entry, keep=not skipped, synced=queue.synced)
-    if end.record:
-        state.graphs.weigh(end.position, state.graphs.size_of(end.cause))
-    state.forget(end.position)
+    if status is not State.FAILURE:
+        state.forget(end.position)
 
 
 # After a purge.

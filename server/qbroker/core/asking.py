@@ -12,6 +12,7 @@ from itertools import islice
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
 from qbroker.core.effects import Lookup, Tell
+from qbroker.core.graphs import UPSTREAM
 from qbroker.core.leases import UNTOUCHED
 from qbroker.core.moment import Now
 from qbroker.core.notices import noticed
@@ -91,7 +92,12 @@ def named_position(state: BrokerState, name: bytes) -> int:
 
 
 def pending(state: BrokerState, position: int) -> Finished | None:
-    """The state of an unfinished message, as far as it is known by position alone."""
+    """The state of an unfinished message, as far as it is known by position alone; and of one that
+    ended with others of its graph, and may be held again.
+    """
+    failure = state.graphs.failure_of(position)
+    if failure is not None:
+        return Finished(State.FAILURE, failure, 0, 0, 0, 0, 0, UPSTREAM)
     touched = state.touched(position)
     attempts = touched or UNTOUCHED
     if state.graphs.is_held(position):

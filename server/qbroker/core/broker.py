@@ -393,5 +393,6 @@ APPLY: dict[type[r.Record], Callable[[BrokerState, int, Any], None]] = {
     r.KeysDropped: freeing.apply_keys_dropped,
     r.Advanced: advancing.apply_advanced,
     r.NodesSwept: advancing.apply_swept,
+    r.GraphsLetGo: advancing.apply_let_go,
     r.Kept: cleaning.apply_kept,
 }

@@ -28,7 +28,9 @@ def buried(state: BrokerState, run: Run, position: int, wall_ms: int, worker: by
 
 def revive(state: BrokerState, position: int) -> None:
     """The message is no dead letter any more, and nothing of its end is remembered."""
-    state.letters.gone(position)
+    for place in state.places_of(position) if state.graphs.owners else ():
+        state.graphs.under_way(place)
+    state.letter_gone(position)
     state.results.drop(position)
     state.attempts[position] = state.attempts[position]._replace(reason="")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from qbroker.core import records as r
 from qbroker.core.burying import buried, revive
 from qbroker.core.effects import Send
-from qbroker.core.leases import Attempts, Grant, by_run
+from qbroker.core.leases import UNTOUCHED, Attempts, Grant, by_run
 from qbroker.core.publishing import apply_messages
 from qbroker.core.results import Finished
 from qbroker.core.runs import Run
@@ -184,6 +184,22 @@ CHANGES: dict[int, Callable[[BrokerState, int, r.Settled, Run], None]] = {
 }
 
 
+def wait_in_front(state: BrokerState, run: Run, first: int, count: int, number: int) -> None:
+    """Neighbours that grant ``number`` came to nothing for are ready again.
+
+    That grant can be claimed once more: its worker finds piece by piece what it runs.
+    """
+    attempts, before = state.attempts, UNTOUCHED
+    after = UNTOUCHED._replace(run=run, claims_from=number)
+    for position in range(first, first + count):
+        known = attempts.get(position, UNTOUCHED)
+        if known is not before:
+            before = known
+            after = known._replace(run=run, waits=False, claims_from=number)
+        attempts[position] = after
+    state.ready_again(run, first, count)
+
+
 def apply_returned(state: BrokerState, _position: int, record: r.Returned) -> None:
     """These messages wait in front again."""
     for grant, first, count in neighbours(state.leases, record.positions):
@@ -191,7 +207,7 @@ def apply_returned(state: BrokerState, _position: int, record: r.Returned) -> No
             run.lane.queue.counts["returned"] += length
             if run.lane.queue.shares:
                 run.lane.queue.shares.measured(run.lane.fair, 0, ran=False)
-            state.wait_in_front(run, start, length, grant.number)
+            wait_in_front(state, run, start, length, grant.number)
 
 
 def neighbours(leases: dict[int, Grant], positions: list[int]) -> list[tuple[Grant, int, int]]:

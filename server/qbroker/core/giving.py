@@ -5,11 +5,13 @@ from itertools import islice
 
 from qbroker.core.decision import Decision
 from qbroker.core.effects import GiveInputs, Input
+from qbroker.core.graphs import OPEN, how
 from qbroker.core.moment import Now
 from qbroker.core.refusals import RefusedError
 from qbroker.core.settings import INPUT_BYTES_MAX, INPUTS_MAX
 from qbroker.core.state import BrokerState
 from qprotocol.frames import FetchInputs
+from qprotocol.states import State
 
 
 def inputs_of(
@@ -27,7 +29,10 @@ def inputs_of(
         room -= graph.sizes[source] if graph.records[source] else 0
         if rows and room < 0:
             break
-        rows.append(Input(graph.status[source], graph.contents[source], graph.records[source]))
+        status = how(graph.status[source])
+        if status <= OPEN:  # a failure that this node was let go for, and that is retried
+            status = int(State.FAILURE)
+        rows.append(Input(status, graph.contents[source], graph.records[source]))
     return GiveInputs(connection, position, grant, total, first, rows)
 
 

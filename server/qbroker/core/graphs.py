@@ -1,21 +1,20 @@
 """Graphs: nodes that wait for what becomes of others, by the positions of their messages.
 
     HELD --- all its links are met ----> OPEN --- it ends ---> SUCCESS, FAILURE, REVOKED
-      '----- one of them cannot be --------------------------> FAILURE, REVOKED, SKIPPED
+      '----- one of them cannot be --------------------------> FAILURE, REVOKED, SKIPPED (VOID)
 
 A node that is HELD is in its graph and nowhere else; one that is OPEN is where messages are. That
 one has ended is known at once; what this is to the nodes behind it is worked out by a Walk, a
-target a step, as many steps as a record says: see advancing.py.
+target a step, as many steps as a record says: see advancing.py. A dead letter (LETTER) that is
+under way again is OPEN again, and those that ended with it are HELD again.
 
-A graph is 34 bytes a node, 4 for each link that a node is an end of, and 20 a link. One that
-has ended altogether is gone.
+A graph is 35 bytes a node, 4 for each link that a node is an end of, and 20 a link. One that
+has ended altogether rests while there are dead letters of it, and is gone then.
 """
 
 from array import array
-from bisect import bisect_left, bisect_right
-from collections import Counter, deque
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -23,19 +22,22 @@ from qprotocol.graphs import AFTER, BRINGS, DONE, ERROR, SUCCESS
 from qprotocol.states import State
 
 HELD, OPEN = 0, 1
-SKIPPED = 255
+SKIPPED = 9
 """Nobody needs it: its link would have told of a failure, and there was none."""
+VOID, LETTER = 0x40, 0x80
+"""Beside how a node has ended: because of one before it; as a dead letter that still is one."""
+UPSTREAM = "a task that it needs failed"
+LOOK = 255
+"""In the place of what is told: see whether the node can be held again."""
 GOOD = {int(State.SUCCESS)}
 BAD = {int(State.FAILURE), int(State.REVOKED)}
 MET_BY = {SUCCESS: GOOD, AFTER: GOOD, ERROR: BAD, DONE: GOOD | BAD}
 """Kinds of links, to the ends of a source that meet them."""
 
 
-class Cursor(NamedTuple):
-    """A node that has ended, and how many targets behind it know."""
-
-    position: int
-    told: int
+def how(status: int) -> int:
+    """How a node has ended, or HELD or OPEN."""
+    return status & 0x3F
 
 
 class Link(NamedTuple):
@@ -88,6 +90,7 @@ class Graph:
         "indexes",
         "into",
         "lanes",
+        "letters",
         "links",
         "open",
         "out",
@@ -96,13 +99,19 @@ class Graph:
         "runs",
         "sizes",
         "status",
+        "told",
         "unmet",
         "untold",
+        "void",
     )
 
     def __init__(self) -> None:
         self.unmet = array("I")
-        """How many others a node waits for."""
+        """How many of the links to a node are not met, as far as it was told."""
+        self.void: dict[int, int] = {}
+        """By index, how many of them cannot be, if any."""
+        self.told = bytearray()
+        """How a node has ended, as far as those behind it were told; OPEN if they were not."""
         self.runs = array("I")
         """The number of the run that it waits in once it is held no more."""
         self.records = array("Q")
@@ -112,7 +121,7 @@ class Graph:
         self.contents = bytearray()
         """How they are encoded."""
         self.status = bytearray()
-        """HELD, OPEN, or how it has ended."""
+        """HELD, OPEN, or how it has ended, with VOID or LETTER."""
         self.out = Ends()
         """Links that it is a source of."""
         self.into = Ends()
@@ -133,7 +142,9 @@ class Graph:
         self.held = 0
         """Those of them that wait for others."""
         self.untold = 0
-        """Nodes that have ended, and those behind them do not know."""
+        """Entries of ``Graphs.todo`` about its nodes."""
+        self.letters = 0
+        """Nodes that are dead letters."""
 
     def add(self, first: int, unmet: "array[int]", links: Sequence[Sequence[int]]) -> None:
         """The next nodes, from position ``first`` on, and the links that begin with them."""
@@ -141,6 +152,7 @@ class Graph:
         self.places.append(first)
         self.unmet.extend(unmet)
         self.status += bytes(OPEN if each == 0 else HELD for each in unmet)
+        self.told += bytes((OPEN,)) * len(unmet)
         self.records.extend(array("Q", bytes(8 * len(unmet))))
         self.sizes.extend(array("I", bytes(4 * len(unmet))))
         self.contents += bytes(len(unmet))
@@ -188,19 +200,33 @@ class Graph:
         links = (self.link(number) for number in self.into.of(index))
         return sum(link.sources for link in links if link.kind in BRINGS)
 
+    def count_void(self, index: int, count: int) -> None:
+        """So many links to the node cannot be met."""
+        if count:
+            self.void[index] = count
+        else:
+            self.void.pop(index, None)
+
+    def kept(self) -> Iterator[int]:
+        """Positions of messages that ended with others, and may be held again."""
+        for index, status in enumerate(self.status):
+            if status == int(State.FAILURE) | VOID:
+                yield self.position(index)
+
     def unmet_of(self, index: int) -> Iterator[int]:
         """The nodes that a node waits for, as far as they have not ended."""
         for number in self.into.of(index):
             link = self.link(number)
             for source in range(link.source, link.source + link.sources):
-                if self.status[source] in (HELD, OPEN):
+                if how(self.status[source]) <= OPEN:
                     yield source
 
     def wanted(self) -> Iterator[int]:
-        """What may be asked for: messages that are held, results for those that do not know."""
+        """What may be asked for: messages that are held, or may be again, and all results."""
         for index, status in enumerate(self.status):
             if status == HELD:
                 yield self.position(index)
+        yield from self.kept()
         yield from filter(None, self.records)
 
     def set_open(self, index: int) -> None:
@@ -216,160 +242,17 @@ class Graph:
             self.sizes[index] = 0
         self.status[index] = status
         self.records[index] = record
+        self.letters += bool(status & LETTER)
         self.open -= 1
-        self.untold += 1
 
-
-@dataclass(slots=True)
-class Graphs:
-    """All graphs of which some node has not ended, by the positions of their nodes."""
-
-    firsts: list[int] = field(default_factory=list)
-    """First position of each piece of a graph, ascending; and whose it is."""
-    owners: list[Graph] = field(default_factory=list)
-    todo: deque[Cursor] = field(default_factory=deque)
-    """Nodes whose end is news to those behind them."""
-    nodes: int = 0
-    """How many there are in all of them, ended ones too."""
-    held: int = 0
-    """Those of them that are held."""
-    lanes: Counter[int] = field(default_factory=Counter)
-    """Numbers of lanes that graphs keep open, to how many do."""
-    sweeps: deque[tuple[int, int]] = field(default_factory=deque)
-    """After purges: the graph that is to be looked at next, by its number, and its node."""
-
-    def __bool__(self) -> bool:
-        return bool(self.owners)
+    def begin_again(self, index: int, status: int) -> None:
+        """It has not ended, after all: it is HELD or OPEN."""
+        self.letters -= bool(self.status[index] & LETTER)
+        self.status[index] = status
+        self.open += 1
+        self.held += status == HELD
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something that the next Advanced or NodesSwept will do."""
-        return bool(self.todo or self.sweeps)
-
-    def add(self, graph: Graph) -> None:
-        """The graph is there."""
-        self.nodes += len(graph)
-        self.held += graph.held
-        self.lanes.update(graph.lanes)
-        for first in graph.places:
-            at = bisect_right(self.firsts, first)
-            self.firsts.insert(at, first)
-            self.owners.insert(at, graph)
-
-    def all(self) -> list[Graph]:
-        """Each of them, by their numbers."""
-        return list(dict.fromkeys(self.owners))
-
-    def positions(self) -> Iterator[int]:
-        """Those of the nodes of all graphs that are there now."""
-        for graph in self.all():
-            for first, start, stop in graph.pieces():
-                yield from range(first, first + stop - start)
-
-    def drop(self, graph: Graph) -> None:
-        """All of its nodes have ended, and those behind them know."""
-        self.nodes -= len(graph)
-        for lane in graph.lanes:
-            self.lanes[lane] -= 1
-            if not self.lanes[lane]:
-                del self.lanes[lane]
-        for first in graph.places:
-            at = bisect_right(self.firsts, first) - 1
-            del self.firsts[at], self.owners[at]
-
-    def find(self, position: int) -> tuple[Graph, int] | None:
-        """The graph and index of the node at a position; None if it is no node."""
-        at = bisect_right(self.firsts, position) - 1
-        if at < 0:
-            return None
-        graph = self.owners[at]
-        index = graph.index(position)
-        if index >= len(graph) or graph.position(index) != position:
-            return None
-        return graph, index
-
-    def are_any(self, first: int, count: int) -> bool:
-        """Whether one of these neighbours may be a node: not, if no graph is near."""
-        at = bisect_right(self.firsts, first + count - 1) - 1
-        if at < 0:
-            return False
-        graph = self.owners[at]
-        piece = bisect_right(graph.places, self.firsts[at]) - 1
-        end = graph.indexes[piece + 1] if piece + 1 < len(graph.indexes) else len(graph)
-        return first < self.firsts[at] + end - graph.indexes[piece]
-
-    def wanted(self) -> Iterator[int]:
-        """The same of all of them."""
-        for graph in self.all():
-            yield from graph.wanted()
-
-    def node(self, position: int) -> tuple[Graph, int]:
-        """The same of one that is there."""
-        found = self.find(position)
-        assert found, f"{position} is no node of a graph"
-        return found
-
-    def move(self, position: int, run: int, *, is_keyed: bool) -> None:
-        """The node, which is held, will wait in the run with that number."""
-        graph, index = self.node(position)
-        graph.runs[index] = run
-        lane = run >> 8
-        if is_keyed and lane not in graph.lanes:
-            graph.lanes.add(lane)
-            self.lanes[lane] += 1
-
-    def walked(self, position: int) -> None:
-        """Those behind the node are told. A graph of which nothing is left goes."""
-        graph, _ = self.node(position)
-        graph.untold -= 1
-        if not graph.open and not graph.untold:
-            self.drop(graph)
-
-    def is_held(self, position: int) -> bool:
-        """Whether the message is a node that waits for others."""
-        return self.held_in(position) >= 0
-
-    def held_in(self, position: int) -> int:
-        """The number of the run that such a node will wait in; -1 if the message is none."""
-        found = self.find(position) if self.held else None
-        return found[0].runs[found[1]] if found and found[0].status[found[1]] == HELD else -1
-
-    def behind(self, number: int) -> Graph | None:
-        """The first graph whose number is that, or higher."""
-        for at in range(bisect_left(self.firsts, number), len(self.firsts)):
-            graph = self.owners[at]
-            if graph.number == self.firsts[at]:
-                return graph
-        return None
-
-    def size_of(self, position: int) -> int:
-        """Graph.sizes of a node."""
-        graph, index = self.node(position)
-        return graph.sizes[index]
-
-    def run_of(self, position: int) -> int:
-        """Graph.runs of a node."""
-        graph, index = self.node(position)
-        return graph.runs[index]
-
-    def weigh(self, position: int, size: int) -> None:
-        """What the record that has ended the message keeps of it is so large."""
-        found = self.find(position)
-        if found:
-            found[0].sizes[found[1]] = size
-
-    def ended(self, position: int, status: int, record: int, content: int) -> int:
-        """The message has ended so. If it is a node, those behind it are to be told.
-
-        If it was held, the number of the run that it waits in no more; else -1.
-        """
-        found = self.find(position)
-        if not found or found[0].status[found[1]] not in (HELD, OPEN):
-            return -1
-        graph, index = found
-        was_held = graph.status[index] == HELD
-        self.held -= was_held
-        graph.end(index, status, record)
-        graph.contents[index] = content
-        self.todo.append(Cursor(position, 0))
-        return graph.runs[index] if was_held else -1
+    def rests(self) -> bool:
+        """Whether all of it has ended, and everybody knows."""
+        return not self.open and not self.untold

@@ -7,7 +7,7 @@ from functools import partial
 
 from qbroker.core import peeking
 from qbroker.core import records as r
-from qbroker.core.advancing import advance
+from qbroker.core.advancing import advance, make_room
 from qbroker.core.alone import look_again
 from qbroker.core.burying import expiring_run, lies_in
 from qbroker.core.closing import close_idle
@@ -201,6 +201,7 @@ def due(state: BrokerState, now: Now, append: Append) -> None:
         peeking.carry_on(state)
     if state.graphs.has_news:
         advance(state, now, append)
+    make_room(state, append)
     see_to_queues(state, now, append)  # of what was let go just now, too
     close_idle(state, now, append)
     drop_old(state, now)

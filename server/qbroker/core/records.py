@@ -842,6 +842,8 @@ class Advanced(Record):
     is that it has from there] of nodes that end by it; the state 0 is that nobody needs it."""
     expiring: list[list[int]]
     """[position, until when it may begin] of nodes that are let go, where their queue says so."""
+    again: list[list[int]]
+    """[position, lane number] of nodes that had ended with others, and are held again."""
 
 
 @dataclass(slots=True)
@@ -856,6 +858,15 @@ class NodesSwept(Record):
     graph: int
     """The graph that is next, by its first position, and the node; 0 if all were looked at."""
     node: int
+
+
+@dataclass(slots=True)
+class GraphsLetGo(Record):
+    """Graphs that were kept for their dead letters alone are gone: those are by themselves."""
+
+    TYPE: ClassVar[int] = 52
+    graphs: list[int]
+    """First position of each."""
 
 
 @dataclass(slots=True)

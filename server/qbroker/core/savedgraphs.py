@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from qbroker.core.columns import column, pack_columns, unpack_columns
-from qbroker.core.graphs import HELD, Cursor, Graph
+from qbroker.core.graphs import HELD, Graph
+from qbroker.core.graphtable import Cursor
 from qbroker.core.state import BrokerState
 
 Block = bytes | memoryview
@@ -13,8 +14,9 @@ Block = bytes | memoryview
 
 def save_graph(graph: Graph) -> "tuple[list[Any], list[array[int]]]":
     """What there is of a graph but its columns, and those."""
-    counts = graph.open, graph.held, graph.untold
-    row = [bytes(graph.status), bytes(graph.contents), graph.delays, sorted(graph.lanes), *counts]
+    counts = graph.open, graph.held, graph.untold, graph.letters
+    states = map(bytes, (graph.status, graph.told, graph.contents))
+    row = [*states, graph.delays, graph.void, sorted(graph.lanes), *counts]
     numbers = graph.unmet, graph.runs, graph.records, graph.sizes
     columns = [
         graph.links,
@@ -30,9 +32,9 @@ def save_graph(graph: Graph) -> "tuple[list[Any], list[array[int]]]":
 def restore_graph(row: list[Any], columns: "Iterator[array[int]]") -> Graph:
     """What ``save_graph`` was given."""
     graph = Graph()
-    status, contents, delays, lanes, graph.open, graph.held, graph.untold = row
+    *states, delays, graph.void, lanes, graph.open, graph.held, graph.untold, graph.letters = row
     graph.lanes = set(lanes)
-    graph.status, graph.contents = bytearray(status), bytearray(contents)
+    graph.status, graph.told, graph.contents = map(bytearray, states)
     graph.delays = {index: (ms, due_ms) for index, (ms, due_ms) in delays.items()}
     graph.links = array("I", next(columns))
     narrow = (array("I", next(columns)), next(columns), *(array("I", next(columns)) for _ in "ab"))
@@ -59,6 +61,7 @@ def restore_graphs(state: BrokerState, block: Block) -> None:
     for row in rows:
         graph = restore_graph(row, waiting)
         state.graphs.add(graph)
+        state.graphs.let_rest(graph)
         for number, status in zip(graph.runs, graph.status, strict=True):
             if status == HELD:
                 state.lanes[number >> 8].queue.nodes += 1

@@ -177,6 +177,8 @@ LINK_ENDS_MAX = 50_000
 """The same, summed over the nodes of one frame."""
 ADVANCE_STEPS_MAX = 500
 """Edges of graphs walked for each frame that ends nodes, and in one turn of what is left."""
+GRAPHS_LET_GO_MAX = 10
+"""Graphs let go in one turn that were kept for their dead letters alone."""
 INPUTS_MAX = 1_000
 """Inputs of a node in one page."""
 INPUT_BYTES_MAX = 1024 * 1024

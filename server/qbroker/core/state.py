@@ -15,7 +15,8 @@ from qbroker.core.closing import Idle
 from qbroker.core.effects import Effect, Tell
 from qbroker.core.exchanges import Exchanges
 from qbroker.core.gates import Gatekeeper
-from qbroker.core.graphs import Graphs
+from qbroker.core.graphs import LETTER, Graph
+from qbroker.core.graphtable import Graphs
 from qbroker.core.keys import Keys
 from qbroker.core.lanes import Lane
 from qbroker.core.leases import (
@@ -41,6 +42,7 @@ from qbroker.core.settings import Settings
 from qbroker.core.timers import Timers
 from qbroker.core.uploads import Arrival, Upload
 from qprotocol.options import FSYNC_MODES, TRANSIENT, QueueOptions
+from qprotocol.states import State
 
 
 @dataclass(slots=True)
@@ -316,21 +318,6 @@ class BrokerState:
         """The message's counters, once it was handed out."""
         return self.attempts.get(position, UNTOUCHED)
 
-    def wait_in_front(self, run: Run, first: int, count: int, number: int) -> None:
-        """Neighbours that grant ``number`` came to nothing for are ready again.
-
-        That grant can be claimed once more: its worker finds piece by piece what it runs.
-        """
-        attempts, before = self.attempts, UNTOUCHED
-        after = UNTOUCHED._replace(run=run, claims_from=number)
-        for position in range(first, first + count):
-            known = attempts.get(position, UNTOUCHED)
-            if known is not before:
-                before = known
-                after = known._replace(run=run, waits=False, claims_from=number)
-            attempts[position] = after
-        self.ready_again(run, first, count)
-
     def parts_of(self, positions: Iterable[int]) -> dict[int, list[int]]:
         """Those of the messages that go on in later parts, to the positions of these."""
         if not self.continued:
@@ -341,7 +328,7 @@ class BrokerState:
         """The message is over: drop what is kept beside the runs."""
         known = self.attempts.pop(position, None)
         if known and known.reason:
-            self.letters.gone(position)
+            self.letter_gone(position)
         self.continued.pop(position, None)
         self.late.discard(position)
         self.keys.end(position)
@@ -349,13 +336,27 @@ class BrokerState:
         if name is not None and self.named.get(name) == position:
             del self.named[name]
 
+    def letter_gone(self, position: int) -> None:
+        """The message is no dead letter any more, if it was one."""
+        self.letters.gone(position)
+        for place in self.places_of(position) if self.graphs.owners else ():
+            self.graph_gone(self.graphs.letter_gone(place))
+
+    def graph_gone(self, graph: Graph | None) -> None:
+        """If a graph is gone: nobody will ask for what was kept of its nodes."""
+        for position in graph.kept() if graph else ():
+            self.forget(position)
+
     # Ends.
 
     def finish(self, position: int, entry: Finished, *, keep: bool, synced: bool) -> None:
         """The task is finished: tell who waits, and keep the entry if it is to be kept."""
         if self.graphs.owners:
+            known = self.attempts.get(position)
+            is_letter = entry.state is State.FAILURE and known and known.reason
+            status = entry.state | (LETTER if is_letter else 0)
             for place in self.places_of(position):
-                number = self.graphs.ended(place, entry.state, entry.record, entry.content)
+                number = self.graphs.ended(place, status, entry.record, entry.content)
                 if number >= 0:
                     self.run_numbered(number).lane.queue.nodes -= 1
         if keep:
@@ -390,7 +391,9 @@ class BrokerState:
         self.letters.rename(position, after)
 
     def drop_move(self, position: int) -> None:
-        """Nobody will ask for the message any more."""
+        """Nobody will ask for the message any more, unless it is a dead letter."""
+        if position in self.letters.by_position:
+            return
         first = self.origin.pop(position, None)
         if first is not None:
             self.moved.pop(first, None)

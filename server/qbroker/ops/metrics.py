@@ -49,6 +49,7 @@ OUTCOMES = (
     "quarantined",
     "upstream",
     "skipped",
+    "held_again",
 )
 """What is counted of messages, in the order of their lives."""
 

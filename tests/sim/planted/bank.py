@@ -819,7 +819,7 @@ BANK = [
         "replayed_letter_stays",
         "a dead letter that is replayed is still among the dead letters",
         "qbroker.core.burying:revive",
-        "state.letters.gone(position)",
+        "state.letter_gone(position)",
         "None",
         focus=LETTERS,
     ),
