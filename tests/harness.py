@@ -622,6 +622,11 @@ class Harness:
         )
         self.ask(words, frame)
 
+    def cancel_graph(self, words: Words) -> None:
+        """`cancel_graph id=a dry terminate`"""
+        terminate, dry_run = "terminate" in words.plain, "dry" in words.plain
+        self.ask(words, self.about(f.CancelGraph, words, terminate=terminate, dry_run=dry_run))
+
     def why(self, words: Words) -> None:
         self.ask(words, self.about(f.Why, words))
 
@@ -769,6 +774,7 @@ VERBS: dict[str, Callable[[Harness, Words], list[str] | None]] = {
     "bind": Harness.bind,
     "unbind": Harness.unbind,
     "cancel_many": Harness.cancel_many,
+    "cancel_graph": Harness.cancel_graph,
     "move": Harness.move,
     "why": Harness.why,
 } | dict.fromkeys(OUTCOMES, Harness.one_outcome)

@@ -52,9 +52,9 @@ class Control:
     ) -> int:
         """All tasks for which everything that is said is true are REVOKED; how many.
 
-        ``key`` is one of their lane keys; ``states`` are some of ready, scheduled and started, all
-        if none is named; ``older`` is seconds since they were published. What is published after
-        the order is not meant. ``dry_run`` only counts.
+        ``key`` is one of their lane keys; ``states`` are some of ready, scheduled, started and
+        held, all if none is named; ``older`` is seconds since they were published. What is
+        published after the order is not meant. ``dry_run`` only counts.
         """
         frame = CancelMany(
             queue=queue,

@@ -85,6 +85,7 @@ ANSWERS: dict[type[f.Frame], tuple[type[f.Frame], ...]] = {
     f.PauseQueue: (f.Ok,),
     f.ResumeQueue: (f.Ok,),
     f.CancelMany: (f.Ok,),
+    f.CancelGraph: (f.Ok,),
     f.Move: (f.Ok,),
     f.Why: (f.Report,),
     f.DeadLetters: (f.Report,),

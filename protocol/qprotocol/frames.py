@@ -465,6 +465,22 @@ class Move(Frame):
     dry_run: "bool" = False
 
 
+@frame(0x4E, CLIENT)
+class CancelGraph(Frame):
+    """Cancel all of a graph that has not ended, by the id of any of its nodes. Answered by Ok with
+    their count.
+
+    Also of the graphs that its nodes go on as. ``terminate``, ``grace_ms`` and ``dry_run`` are
+    those of CancelMany; of a message that is no node, or that nobody knows, nothing is cancelled.
+    """
+
+    id: "str"
+    position: "int" = 0
+    terminate: "bool" = False
+    grace_ms: "int" = 0
+    dry_run: "bool" = False
+
+
 @frame(0x48, CLIENT)
 class Why(Frame):
     """What does a message wait for? Answered by Report.

@@ -11,7 +11,7 @@ from qbroker.ops.exits import Exit, Trouble
 from qbroker.ops.show import ago, counted, left, printable
 from qbroker.taskcommands import UNITS
 from qbroker.terminal import BROKER, JSON, asking, confirm, echo_json, echo_table
-from qprotocol.frames import Cancel, CancelMany, Ok, Purge, Result, Why
+from qprotocol.frames import Cancel, CancelGraph, CancelMany, Ok, Purge, Result, Why
 from qprotocol.states import State
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,6 +72,7 @@ def told(count: int, done: str, *, dry_run: bool, noun: str = "message") -> str:
 @click.command("cancel")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--queue", default="", help="All in this queue, or what else is said.")
+@click.option("--graph", "node", default="", metavar="ID", help="All of its graph.")
 @filters("ready", "scheduled", "started", "held")
 @click.option("--terminate", is_flag=True, help="Kill what runs, after --grace.")
 @click.option("--grace", "grace_ms", type=Span(), default=0, metavar="SPAN", help="Ask first.")
@@ -81,6 +82,7 @@ def cancel_command(
     *,
     ids: tuple[str, ...],
     queue: str,
+    node: str,
     states: tuple[str, ...],
     dry_run: bool,
     terminate: bool,
@@ -89,12 +91,14 @@ def cancel_command(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Cancel tasks: these IDs, or all that the filters say. What runs is told to stop.
+    """Cancel tasks: these IDs, a graph, or all that the filters say. What runs is told to stop.
 
     An ID that nobody knows is cancelled once its message comes, if it does in time.
     """
-    if bool(ids) == bool(queue or rest["task"] or rest["key"]):
-        raise Trouble("name IDs, or else a --queue, --task or --key", Exit.USAGE)
+    if bool(ids) + bool(node) + bool(queue or rest["task"] or rest["key"]) != 1:
+        raise Trouble("name IDs, or a --graph, or else a --queue, --task or --key", Exit.USAGE)
+    if node:
+        check_no_filters("--graph", state=states, older=rest["older_ms"])
     if ids:
         check_no_filters("IDs", dry_run=dry_run, state=states, older=rest["older_ms"])
     if grace_ms and not terminate:
@@ -114,7 +118,8 @@ def cancel_command(
                 echo_table(("id", "state"), [(each, state_of(found[each])) for each in found])
             return
         named: dict[str, Any] = {"queue": queue, "states": ",".join(states), "dry_run": dry_run}
-        count = admin.ask(CancelMany(**named, **how, **rest), Ok).count
+        frame = CancelGraph(id=node, dry_run=dry_run, **how) if node else None
+        count = admin.ask(frame or CancelMany(**named, **how, **rest), Ok).count
     if as_json:
         echo_json({"cancelled": count, "dry_run": dry_run})
     else:

@@ -50,6 +50,10 @@ class Told:
     queue: str = ""
     stands_for: Told | None = None
     """What it replaced."""
+    graph: list[Told] = field(default_factory=list)
+    """All that was published with it."""
+    goes_on: Told | None = None
+    """What replaced it."""
     is_void: bool = False
     """It ended because of another one."""
     kept: bytes = b""
@@ -66,7 +70,7 @@ class Told:
         self.status = status
         if self.stands_for:
             self.stands_for.kept = self.kept
-            self.stands_for.end(status)
+            self.stands_for.end("REVOKED" if status == "SKIPPED" else status)
         for kind, target in self.edges:
             if target.status != "HELD":
                 continue
@@ -94,6 +98,8 @@ class Told:
             elif target.is_void and target.status == "FAILURE" and not target.keeping:
                 target.status, target.is_void, target.kept = "HELD", False, b""
                 target.unmet = sum(each.status not in MET_BY[kind] for kind, each in target.sources)
+                if target.stands_for:
+                    target.stands_for.run_again()
                 target.take_back()
 
     @property
@@ -241,7 +247,10 @@ class Story(RuleBasedStateMachine):
             nodes[index].id = f"m{self.sequence}.{index}"
             if replaced and index == len(links) - 1:
                 nodes[index].id, nodes[index].stands_for = replaced.id, replaced
-            nodes[index].queue = "ab"[index % 2]
+                if replaced.stands_for:  # it was the last node of a graph, and that goes on
+                    nodes[index].stands_for, replaced.status = replaced.stands_for, "SUCCESS"
+                nodes[index].stands_for.goes_on = nodes[index]
+            nodes[index].queue, nodes[index].graph = "ab"[index % 2], nodes
             position = names[nodes[index].id.encode()]
             self.told[position] = nodes[index]
 
@@ -295,6 +304,31 @@ class Story(RuleBasedStateMachine):
         self.ask(f.Cancel(id=told.id, position=position))
         if told.status in ("HELD", "OPEN"):
             told.end("REVOKED")
+
+    @precondition(lambda self: self.told)
+    @rule(nth=st.integers(0, 5))
+    def cancel_graph(self, nth: int) -> None:
+        """All that was published with a node is over, and all that nodes of that went on as."""
+        position, told = list(self.told.items())[-1 - nth % len(self.told)]
+        answer = self.ask(f.CancelGraph(id=told.id, position=position))
+        graphs, over = [told.graph], list[Told]()
+        graphs += [told.stands_for.graph] if told.stands_for else []
+        for graph in graphs:
+            for each in graph:
+                if each.status in ("HELD", "OPEN"):
+                    over += [] if each.goes_on else [each]
+                    further = each.goes_on.graph if each.goes_on else graph
+                    graphs += [] if any(further is one for one in graphs) else [further]
+        assert isinstance(answer, f.Ok)
+        if answer.count or self.is_known(told):
+            assert answer.count == len(over)
+            for each in over:
+                if each.status in ("HELD", "OPEN"):
+                    each.end("REVOKED")
+
+    def is_known(self, told: Told) -> bool:
+        """Whether its id can be looked up: not if it did well and left nothing."""
+        return told.status in ("HELD", "OPEN", "FAILURE")
 
     @precondition(lambda self: len(self.told) % 3 == 1)
     @rule(queue=st.sampled_from(["a", "b"]))

@@ -351,6 +351,9 @@ FRAMES: dict[str, f.Frame] = {
     "fetch_inputs": f.FetchInputs(
         position=4 << 20, grant=5 << 40 | 9, first=1_000, correlation=TOP
     ),
+    "cancel_graph": f.CancelGraph(
+        id=MINTED, position=3 << 20, terminate=True, grace_ms=10_000, dry_run=True, correlation=11
+    ),
 }
 
 CASES: dict[str, dict[str, Any]] = {

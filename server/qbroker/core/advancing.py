@@ -118,6 +118,8 @@ def hold_again(state: BrokerState, again: Again) -> None:
     queue.counts["held_again"] += 1
     state.results.drop(again.position)
     state.graphs.hold_again(again.position)
+    for place in state.places_of(again.position)[1:]:
+        state.graphs.under_way(place)
 
 
 def end_with(state: BrokerState, settled: int, record: r.Advanced, end: End) -> None:

@@ -22,12 +22,12 @@ from qbroker.core.runs import Run
 from qbroker.core.sessions import run_of
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import id_of, place_of
-from qprotocol.frames import Cancel, DeadLetters, Forget, Move, Ok, Watch, Why
+from qprotocol.frames import Cancel, CancelGraph, DeadLetters, Forget, Move, Ok, Watch, Why
 from qprotocol.ids import pack_id
 from qprotocol.limits import WATCH_MS_MAX
 from qprotocol.states import State
 
-Named = Watch | Cancel | Forget | Move | Why | DeadLetters
+Named = Watch | Cancel | CancelGraph | Forget | Move | Why | DeadLetters
 """Frames about a task, by its id."""
 UNKNOWN = Finished(State.UNKNOWN, 0, 0, 0, 0, 0)
 

@@ -341,6 +341,7 @@ ASK: dict[type[f.Frame], Callable[[BrokerState, Now, int, Any, Found | None], De
     f.Forget: asking.decide_forget,
     f.Cancel: asking.decide_cancel,
     f.CancelMany: orders.decide_cancel_many,
+    f.CancelGraph: orders.decide_cancel_graph,
     f.Move: orders.decide_move,
     f.Why: why.decide_why,
     f.DeadLetters: deadletters.decide_dead_letters,

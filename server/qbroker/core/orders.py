@@ -20,8 +20,8 @@ from qbroker.core.results import Found
 from qbroker.core.settings import ORDER_WORK_MAX, ORDERS_MAX
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import limit
-from qbroker.core.walking import HELD, PLACES, READY, SCHEDULED, STARTED, Picked, Spot, walk
-from qprotocol.frames import CancelMany, Move, Ok
+from qbroker.core.walking import HELD, PLACES, READY, SCHEDULED, STARTED, Picked, Spot, nodes, walk
+from qprotocol.frames import CancelGraph, CancelMany, Move, Ok
 
 Act = Callable[[BrokerState, Now, list[Spot]], list[r.Record]]
 
@@ -63,7 +63,8 @@ def begin(
     """
     if len(state.orders) >= ORDERS_MAX:
         raise limit("orders under way at once", ORDERS_MAX)
-    order = Order(*asked, picked, act, walk(state, picked))
+    spots = nodes(state, picked.position) if picked.is_graph else walk(state, picked)
+    order = Order(*asked, picked, act, spots)
     records = order.step(state, now)
     if order.over:
         return Decision(records, Ok(count=order.count))
@@ -116,7 +117,19 @@ def decide_cancel_many(
     return begin(state, now, (connection, frame.correlation), picked, act)
 
 
-def canceller(frame: CancelMany) -> Act:
+def decide_cancel_graph(
+    state: BrokerState, now: Now, connection: int, frame: CancelGraph, found: Found | None
+) -> Decision:
+    """What has not ended of the graph is over; or it is counted alone."""
+    position, entry = known(state, now, frame, found)
+    if entry is None:
+        return lookup(state, connection, frame, found)
+    picked = Picked([], state.head, position=position, is_graph=True)
+    act: Act = nothing if frame.dry_run else canceller(frame)
+    return begin(state, now, (connection, frame.correlation), picked, act)
+
+
+def canceller(frame: CancelMany | CancelGraph) -> Act:
     """What cancels a piece, as the frame says."""
 
     def cancel(state: BrokerState, now: Now, spots: list[Spot]) -> list[r.Record]:

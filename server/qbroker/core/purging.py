@@ -8,7 +8,8 @@ piece a turn. Until then such a message is unknown, but the id that its caller c
 Sweeping changes nothing that a record would have to tell: replay sweeps at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from qbroker.core import records as r
 from qbroker.core.decision import Decision
@@ -68,6 +69,12 @@ def finish(state: BrokerState) -> None:
         sweep(state)
 
 
+def beside(state: BrokerState) -> list[Mapping[int, Any]]:
+    """Tables that may have an entry for a message that was never handed out."""
+    tables = state.names, state.continued, state.results.waiters, state.keys.of, state.keys.doomed
+    return [table for table in tables if table]
+
+
 def sweep(state: BrokerState) -> None:
     """Sweep the next piece. Looks at SWEEP_MESSAGES_MAX messages, or some more."""
     remains, room = state.remains[0], SWEEP_MESSAGES_MAX
@@ -77,7 +84,7 @@ def sweep(state: BrokerState) -> None:
     del remains.lanes[-SWEEP_LANES_MAX:]
     while room > 0 and queue.retired:
         run = queue.retired[-1]
-        if not run.size or not (state.attempts or state.beside()):
+        if not run.size or not (state.attempts or beside(state)):
             queue.retired.pop()
             continue
         for first, count in run.take(SWEEP_STEP):
@@ -100,7 +107,7 @@ def sweep(state: BrokerState) -> None:
 def forget(state: BrokerState, queue: Queue, positions: Iterable[int]) -> int:
     """Nothing is kept of these messages; how much that weighs."""
     gone: set[int] = set()
-    for kept in (state.attempts, *state.beside()):
+    for kept in (state.attempts, *beside(state)):
         gone.update(kept.keys() & positions)
     for position in gone:
         state.finish(position, PURGED, keep=False, synced=queue.synced)

@@ -5,7 +5,7 @@ Volatile state is about connections and is gone after a crash.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -309,11 +309,6 @@ class BrokerState:
         found = self.attempts.get(position)
         return None if found and found.run and found.run.is_purged else found
 
-    def beside(self) -> list[Mapping[int, Any]]:
-        """Tables that may have an entry for a message that was never handed out."""
-        tables = self.names, self.continued, self.results.waiters, self.keys.of, self.keys.doomed
-        return [table for table in tables if table]
-
     def known(self, position: int) -> Attempts:
         """The message's counters, once it was handed out."""
         return self.attempts.get(position, UNTOUCHED)
@@ -345,6 +340,7 @@ class BrokerState:
     def graph_gone(self, graph: Graph | None) -> None:
         """If a graph is gone: nobody will ask for what was kept of its nodes."""
         for position in graph.kept() if graph else ():
+            self.letter_gone(position)
             self.forget(position)
 
     # Ends.
@@ -353,8 +349,8 @@ class BrokerState:
         """The task is finished: tell who waits, and keep the entry if it is to be kept."""
         if self.graphs.owners:
             known = self.attempts.get(position)
-            is_letter = entry.state is State.FAILURE and known and known.reason
-            status = entry.state | (LETTER if is_letter else 0)
+            again = (known and known.reason) or self.graphs.failure_of(position) is not None
+            status = entry.state | (LETTER if again and entry.state is State.FAILURE else 0)
             for place in self.places_of(position):
                 number = self.graphs.ended(place, status, entry.record, entry.content)
                 if number >= 0:
@@ -383,6 +379,8 @@ class BrokerState:
     def replace(self, position: int, after: int) -> None:
         """``after`` stands for ``position`` now: counters and waiters go with it."""
         first = self.origin.pop(position, position)
+        if first != position:  # the last node of a graph that it went on as has nobody behind it
+            self.graphs.ended(position, State.SUCCESS, 0, 0)
         self.moved[first] = after
         self.origin[after] = first
         self.results.move(position, after)
@@ -392,7 +390,7 @@ class BrokerState:
 
     def drop_move(self, position: int) -> None:
         """Nobody will ask for the message any more, unless it is a dead letter."""
-        if position in self.letters.by_position:
+        if position in self.letters.by_position or self.graphs.failure_of(position) is not None:
             return
         first = self.origin.pop(position, None)
         if first is not None:

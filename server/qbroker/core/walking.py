@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qbroker.core.graphs import OPEN, Graph, how
 from qbroker.core.lanes import Lane
 from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
@@ -55,6 +56,8 @@ class Picked:
     """Of a lane: one of its keys."""
     position: int = 0
     """This one alone; 0 for all."""
+    is_graph: bool = False
+    """All of its graph."""
 
     def has_lane(self, lane: Lane) -> bool:
         """Whether the lane's messages are meant, as far as the lane says."""
@@ -108,6 +111,49 @@ def leased(state: BrokerState, picked: Picked, seen: set[int]) -> Iterator[Spot]
             yield Spot(MESSAGE_WEIGHT, STARTED, run, position, 1)
         else:
             yield LOOKED
+
+
+def nodes(state: BrokerState, position: int) -> Iterator[Spot]:
+    """All that has not ended of the graph with that node, and of those that nodes go on as.
+
+    Each is looked at once, wherever it is then: what goes from one place to another meanwhile is
+    passed by neither.
+    """
+    left, seen = [*state.places_of(position)], set[int]()
+    while left:
+        found = state.graphs.find(left.pop())
+        if found is None or found[0].number in seen:
+            continue
+        graph = found[0]
+        seen.add(graph.number)
+        for index in range(len(graph)):
+            yield LOOKED
+            if how(graph.status[index]) > OPEN:
+                continue
+            at = state.current(graph.position(index))
+            if at != graph.position(index) and state.graphs.find(at):
+                left.append(at)  # it is the last node of a graph that it goes on as
+                continue
+            run = run_of_node(state, graph, index, at)
+            if run:
+                yield Spot(MESSAGE_WEIGHT, STARTED, run, at, 1)
+
+
+def run_of_node(state: BrokerState, graph: Graph, index: int, position: int) -> Run | None:
+    """Where the message of a node that has not ended waits, or was handed out from; None if it was
+    purged.
+    """
+    grant = state.leases.get(position)
+    if grant:
+        return grant.run_of(position)
+    number = state.graphs.held_in(position)
+    if number >= 0:
+        return state.run_numbered(number)
+    attempts = state.touched(position)
+    if attempts and attempts.run:
+        return attempts.run
+    run = state.run_numbered(graph.runs[index])
+    return run if state.is_waiting(run, position, graph.delays.get(index, (0, 0))[1]) else None
 
 
 def held(state: BrokerState, picked: Picked) -> Iterator[Spot]:
