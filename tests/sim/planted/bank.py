@@ -15,6 +15,8 @@ LETTERS = frozenset(
     ("dead letters", "tasks", "minted ids", "retries", "reject", "crash outcome", "results")
 )
 
+FLOWS = frozenset(("workflows", "tasks"))
+
 BANK = [
     # Durability
     Planted(
@@ -838,5 +840,62 @@ BANK = [
         "zip(*columns, strict=True):",
         "list(zip(*columns, strict=True))[:1]:",
         focus=LETTERS | {"checkpoints", "clean restart", "kill"},
+    ),
+    Planted(
+        "a_join_goes_early",
+        "a node goes when one of those that it waits for is left",
+        "qbroker.core.graphwalk:Walk.meet",
+        "if left == 1:",
+        "if left == min(2, graph.unmet[target]):",
+        focus=FLOWS,
+    ),
+    Planted(
+        "a_failure_lets_go",
+        "a node goes though the one that it waits for has failed",
+        "qbroker.core.graphwalk:Walk.follow",
+        "ended in MET_BY[link.kind]",
+        "(ended in MET_BY[link.kind] or ended in BAD)",
+        focus=FLOWS | {"reject"},
+    ),
+    Planted(
+        "a_failure_is_kept_to_itself",
+        "what waits for a task that has failed waits for ever",
+        "qbroker.core.graphwalk:Walk.void",
+        "self.ends.append(",
+        "bool(",
+        focus=FLOWS | {"reject"},
+    ),
+    Planted(
+        "inputs_in_disorder",
+        "a node is given what became of others in another order",
+        "qbroker.core.weaving:Weaving.add",
+        "sorted(self.into)",
+        "sorted(self.into, reverse=True)",
+        focus=FLOWS | {"results"},
+    ),
+    Planted(
+        "what_replaces_a_node_is_none",
+        "what waits for a task that was replaced waits for ever",
+        "qbroker.core.state:BrokerState.places_of",
+        "(position,) if first is None else (position, first)",
+        "(position,)",
+        focus=FLOWS | {"replacement"},
+    ),
+    Planted(
+        "being_let_go_takes_the_key",
+        "a node that is let go has its ordering key, whoever holds it",
+        "qbroker.core.advancing:let_go",
+        "state.in_front(run, place, 1)",
+        "state.ready_again(run, place, 1)",
+        focus=FLOWS | {"ordering keys", "hot queue"},
+    ),
+    Planted(
+        "one_more_after_a_checkpoint",
+        "nodes of a checkpoint wait for one more than there is",
+        "qbroker.core.savedgraphs:restore_graphs",
+        "state.graphs.add(graph)",
+        "state.graphs.add(graph); "
+        "graph.unmet = type(graph.unmet)('I', [each + 1 for each in graph.unmet])",
+        focus=FLOWS | {"checkpoints", "kill"},
     ),
 ]
