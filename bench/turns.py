@@ -24,16 +24,21 @@ from qbroker.core.moment import Now
 from qbroker.core.settings import ACK_MESSAGES_MAX, DELIVER_MESSAGES_MAX, Settings
 from qbroker.garbage import spare_the_old
 from qprotocol import frames as f
-from qprotocol import wire
+from qprotocol import graphs, wire
+from qprotocol.graphs import Link, Node
 from qprotocol.lanekeys import LaneKeys
 from qprotocol.limits import ACK_RUNS_MAX, MESSAGES_PER_FRAME_MAX, OUTCOMES_MAX
-from qprotocol.message import Message, Outcome
+from qprotocol.message import Message, Outcome, pack_fields
 
 START_MS = 1_800_000_000_000
 DAY_MS = 86_400_000
 CHUNK = MESSAGES_PER_FRAME_MAX
 SETTINGS = Settings(
-    credit_max=1_000_000, upload_messages_max=1_000_000, upload_bytes_max=1 << 30, poison_max=9
+    credit_max=1_000_000,
+    upload_messages_max=1_000_000,
+    upload_bytes_max=1 << 30,
+    poison_max=9,
+    fan_out_max=100_000,
 )
 REPEATS = 3
 
@@ -488,6 +493,82 @@ def look_at_all(stage: Stage) -> None:
         stage.turns += 1
 
 
+def node(*links: Link, **fields: object) -> bytes:
+    """A message of a graph, and the links that begin with it."""
+    packed = pack_fields({wire.NODE: Node(links).pack()})
+    return Message("q", b"x", fields=packed, **fields).pack()  # type: ignore[arg-type]
+
+
+def fan(count: int) -> list[bytes]:
+    """One, so many behind it, and one behind those."""
+    middle = [node()] * (count - 1)
+    first, join = Link(graphs.SUCCESS, 1, 1, count), Link(graphs.SUCCESS, count + 1, count)
+    return [node(first), node(join), *middle, node()]
+
+
+def graph_published(count: int) -> Stage:
+    """The parts of a graph: one, all the others behind it, and one behind those."""
+    stage = Stage()
+    stage.hello(1)
+    messages = fan(count)
+    stage.measured()
+    stage.upload(messages)
+    stage.commit(len(messages))
+    assert stage.broker.state.graphs.held == count + 1
+    return stage
+
+
+def fanned(count: int) -> Stage:
+    """A graph of that kind, and its first task."""
+    stage = graph_published(count)
+    stage.hello(2)
+    stage.consume(2, 1)
+    return stage
+
+
+def let_go(count: int) -> Stage:
+    """The first of them succeeds: all the others go."""
+    stage = fanned(count)
+    ack_all(stage, measured=True)
+    assert stage.broker.state.graphs.held == 1
+    return stage
+
+
+def let_down(count: int) -> Stage:
+    """The first of them fails: all the others end."""
+    stage = fanned(count)
+    ((position, grant),) = stage.tokens()
+    outcome = Outcome(wire.FAIL, position, grant, flags=wire.NO_RETRY, result=b"e")
+    stage.measured()
+    stage.turn((2, f.Settle(count=1, raw=outcome.pack())))
+    stage.rest()
+    assert not stage.broker.state.graphs
+    return stage
+
+
+def joined(count: int) -> Stage:
+    """All but the last end, in frames as large as they may be, and that is let go."""
+    stage = fanned(count)
+    ack_all(stage, measured=False)
+    stage.turn((2, f.Credit(subscription=1, credit=count)))
+    stage.rest()
+    ack_all(stage, measured=True)
+    assert not stage.broker.state.graphs.held
+    return stage
+
+
+def ack_all(stage: Stage, *, measured: bool) -> None:
+    """What is held is acked, as many runs in a frame as there may be messages."""
+    grants = {grant.number: grant for grant in stage.broker.state.leases.values()}.values()
+    runs = [wire.ACK_RUN.pack(g.number, first, n) for g in grants for first, n, _ in g.entries]
+    if measured:
+        stage.measured()
+    most = ACK_MESSAGES_MAX // DELIVER_MESSAGES_MAX
+    for at in range(0, len(runs), most):
+        stage.turn((2, f.Ack(raw=b"".join(runs[at : at + most]))))
+    stage.rest()
+
+
 CASES: dict[Callable[[int], Stage], int] = {
     lost: 8_000,
     goodbye: 10_000,
@@ -518,6 +599,10 @@ CASES: dict[Callable[[int], Stage], int] = {
     evicted: 20_000,
     evicted_plain: 20_000,
     lowered: 20_000,
+    graph_published: 100_000,
+    let_go: 100_000,
+    let_down: 100_000,
+    joined: 100_000,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import settings
@@ -210,15 +211,17 @@ class Story(RuleBasedStateMachine):
             for index, each in enumerate(links)
         ]
 
-    @rule(links=graphs(), parts=st.booleans())
-    def publish(self, links: list[list[Link]], parts: bool) -> None:
+    @rule(links=graphs(), cuts=st.lists(st.floats(0, 1), max_size=3))
+    def publish(self, links: list[list[Link]], cuts: list[float]) -> None:
+        """At once, or in parts that end anywhere: one may bring no whole message, the last none."""
         self.sequence += 1
         raws = self.packed(links)
-        cut = len(raws) // 2 if parts else 0
+        raw = b"".join(raws)
         self.correlation += 1
-        if cut:
+        ends = sorted({max(1, round(cut * len(raw))) for cut in cuts})
+        for index, (start, end) in enumerate(pairwise([0, *ends])):
             part = f.Part(
-                correlation=self.correlation, index=0, of=f.Publish.TYPE, raw=b"".join(raws[:cut])
+                correlation=self.correlation, index=index, of=f.Publish.TYPE, raw=raw[start:end]
             )
             self.machine.submit(self.peer, part)
         frame = f.Publish(
@@ -226,7 +229,7 @@ class Story(RuleBasedStateMachine):
             sequence=self.sequence,
             count=len(raws),
             correlation=self.correlation,
-            raw=b"".join(raws[cut:]),
+            raw=raw[ends[-1] if ends else 0 :],
         )
         self.machine.submit(self.peer, frame)
         (answer,) = self.step()

@@ -175,7 +175,7 @@ LINKS_OPEN_MAX = 1_000
 """Links that one node of a graph is a source or a target of."""
 LINK_ENDS_MAX = 50_000
 """The same, summed over the nodes of one frame."""
-ADVANCE_STEPS_MAX = 500
+ADVANCE_STEPS_MAX = 300
 """Edges of graphs walked for each frame that ends nodes, and in one turn of what is left."""
 GRAPHS_LET_GO_MAX = 10
 """Graphs let go in one turn that were kept for their dead letters alone."""

@@ -172,7 +172,7 @@ class Survey:
         self.check_dues(batch)
         self.settle_ids(batch, minted)
         self.note_queues(batch)
-        if self.weaving:
+        if self.weaving and batch.count:  # a part may bring the middle of a message alone
             hold_back(batch)
         if not self.routed:
             self.fit(batch)
