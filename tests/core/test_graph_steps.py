@@ -254,6 +254,11 @@ def test_what_is_behind_a_dead_letter_is_held_again_so_much_a_turn(
     assert not machine.core.state.graphs
 
 
+def test_more_links_than_a_field_holds_begin_with_no_node() -> None:
+    with pytest.raises(ValueError, match="5041 links begin with one node: at most 5040"):
+        Node((Link(SUCCESS, 1),) * 5_041).pack()
+
+
 PLAIN = Message("q", b"x").pack()
 
 
