@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from digest import check_places
+from harness import Harness
 from machine import Machine, Peer
 from qbroker.core import closing
 from qbroker.core import records as r
@@ -288,3 +290,18 @@ def test_what_is_no_graph_or_too_large_a_one(machine: Machine, raws: list[bytes]
     assert isinstance(answer, f.Error), answer
     assert why in answer.message
     assert not machine.core.state.graphs
+
+
+def test_who_runs_a_node_that_is_held_again_does_not_keep_it() -> None:
+    """fsync=never: a power cut takes the end that had let it go, and the worker comes back."""
+    harness = Harness()
+    harness.run("broker fsync=never")
+    harness.run("publish task=t links=a>b a b")
+    harness.machine.log.sync()
+    harness.run("hello session=w role=worker")
+    harness.run("consume")
+    harness.run("ack a")
+    harness.run("crash")
+    assert harness.run("hello session=w role=worker of=A b") == ["A     Welcome lost=2:3#1.2"]
+    assert not harness.machine.core.state.leases
+    check_places(harness.machine.core.state)

@@ -290,9 +290,10 @@ class BrokerState:
             run.lane.ordering.is_left(position)
 
     def is_waiting(self, run: Run, position: int, due_ms: int) -> bool:
-        """Whether a message that was never handed out waits in ``run``, for its time, or held."""
-        if self.graphs.is_held(position):
-            return True
+        """Whether a message that was never handed out waits in ``run``, or for its time.
+
+        One that is held does not: whoever runs it has what a power cut took.
+        """
         if position in run:
             return True
         held = self.timers.holds(run.lane.queue.number, due_ms, position)
