@@ -9,7 +9,7 @@ import pytest
 from digest import check_places
 from harness import Harness
 from machine import Machine, Peer
-from qbroker.core import closing
+from qbroker.core import advancing, closing
 from qbroker.core import records as r
 from qbroker.core.cleaning import Live
 from qbroker.core.settings import ADVANCE_STEPS_MAX, Settings
@@ -254,6 +254,79 @@ def test_what_is_behind_a_dead_letter_is_held_again_so_much_a_turn(
             break
         client.ack(taken)
     assert not machine.core.state.graphs
+
+
+@pytest.mark.parametrize("does_well", [True, False])
+def test_a_retry_ends_before_those_behind_it_have_been_looked_at(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, does_well: bool
+) -> None:
+    monkeypatch.setattr(advancing, "ADVANCE_STEPS_MAX", 2)
+    client, peers = Client(machine), 6
+    client.publish(fan(peers))
+    client.ask(f.Consume(subscription=1, queues=["q"], credit=1))
+    fail_first(client)
+    (position,) = (letter for letter in machine.core.state.letters.by_position)
+    letter = machine.core.state.letters.get(position)
+    assert letter
+    client.peer.received.clear()
+    replay = f.ReplayDead(correlation=99, raw=wire.LETTER.pack(position, letter.number))
+    machine.submit(client.peer, replay)
+    while not client.taken():
+        machine.turn()
+        machine.write_all()
+    ((_, grant),) = client.taken().items()
+    assert machine.core.state.graphs.todo, "not all have been looked at"
+    if does_well:
+        end: f.Frame = f.Ack(correlation=100, raw=wire.ACK_RUN.pack(grant, position, 1))
+    else:
+        outcome = Outcome(wire.FAIL, position, grant, flags=wire.NO_RETRY)
+        end = f.Settle(correlation=100, count=1, raw=outcome.pack())
+    machine.submit(client.peer, end)
+    machine.submit(client.peer, f.Credit(subscription=1, credit=1_000))
+    machine.settle()
+    assert machine.core.state.graphs.held == 0
+    assert len(client.taken()) == 1 + peers * does_well
+    check_places(machine.core.state)
+
+
+def fail_first(client: Client) -> None:
+    """What was handed out fails for good."""
+    ((position, grant),) = client.taken().items()
+    fail = Outcome(wire.FAIL, position, grant, flags=wire.NO_RETRY)
+    client.ask(f.Settle(count=1, raw=fail.pack()))
+
+
+def test_only_links_that_bring_something_give_inputs() -> None:
+    harness = Harness()
+    harness.run("publish task=t links=a>c,b>c:after a b c")
+    harness.run("consume")
+    harness.run("done a result=one")
+    given = harness.run("done b result=two")
+    assert "A     Inputs 2:4 0+1 of 1: SUCCESS one" in given
+
+
+def test_a_lane_stays_open_while_one_of_two_graphs_needs_it() -> None:
+    harness = Harness()
+    for name in "ab":
+        harness.run(f"publish task=t limit_key=k links={name}1>{name}2 {name}1 {name}2")
+    harness.run("consume")
+    (lane,) = harness.machine.core.state.graphs.lanes
+    assert harness.machine.core.state.graphs.lanes[lane] == 2
+    for body in ("a1", "a2"):
+        harness.run(f"ack {body}")
+    assert harness.machine.core.state.graphs.lanes == {lane: 1}
+
+
+def test_a_cancel_of_a_graph_passes_by_what_was_purged_just_now(machine: Machine) -> None:
+    client = Client(machine)
+    client.publish([node(Link(SUCCESS, 1), name="a"), node(name="b"), node(queue="other")])
+    machine.submit(client.peer, f.Purge(correlation=98, queue="q"))
+    machine.submit(client.peer, f.CancelGraph(correlation=99, id="b"))
+    machine.settle()
+    (answer,) = [each for each in client.peer.received if each.correlation == 99]
+    assert isinstance(answer, f.Ok), answer
+    assert not machine.core.state.graphs
+    check_places(machine.core.state)
 
 
 def test_more_links_than_a_field_holds_begin_with_no_node() -> None:
