@@ -18,8 +18,11 @@ from qbroker.core.uploads import Upload
 from qprotocol.options import DEAD_SUFFIX
 
 
-def digest(state: BrokerState, now: Now) -> dict[str, Any]:
-    """All that the log must be able to rebuild. What time has made void is left out."""
+def digest(state: BrokerState, now: Now, at_ms: int = 0) -> dict[str, Any]:
+    """All that the log must be able to rebuild. What time has made void is left out.
+
+    ``at_ms`` is the time of limits, if that is later.
+    """
     return {
         "queues": [
             (q.number, q.name, told(q), q.options, q.synced)
@@ -71,7 +74,7 @@ def digest(state: BrokerState, now: Now) -> dict[str, Any]:
         "leading": {to: set(found) for to, found in state.exchanges.into.items()},
         "bindings": state.exchanges.count,
         "limits": {
-            name: (x.operator, x.code, {k: b for k, b in buckets(x, now) if b})
+            name: (x.operator, x.code, {k: b for k, b in buckets(x, max(now.wall_ms, at_ms)) if b})
             for name, x in state.limits.by_name.items()
         },
         "orders": {
@@ -101,14 +104,12 @@ def told(queue: Queue) -> tuple[Any, ...]:
     return dict(terms.declared), dict(terms.changed), terms.owner
 
 
-def buckets(limit: Limit, now: Now) -> list[tuple[str, tuple[int, ...]]]:
+def buckets(limit: Limit, at_ms: int) -> list[tuple[str, tuple[int, ...]]]:
     """By key: slots taken, and what is missing of tokens; nothing of one that is as good as new."""
     return [
         (
             key,
-            ()
-            if b.is_idle(limit.rule, now.wall_ms)
-            else (b.used, b.missing, b.missing and b.at_ms),
+            () if b.is_idle(limit.rule, at_ms) else (b.used, b.missing, b.missing and b.at_ms),
         )
         for key, b in ((key, limit.gates[key].bucket) for key in sorted(limit.gates))
     ]

@@ -228,7 +228,9 @@ class Process:
         if before is None:
             return
         now = Now(self.world.wall_ms(), 0)
-        was, is_now = digest(before.state, now), digest(core.state, now)
+        # The time of limits, which no clock that is set back takes back.
+        at_ms = before.state.limits.clock.at_ms
+        was, is_now = digest(before.state, now, at_ms), digest(core.state, now, at_ms)
         for name, value in was.items():
             if is_now[name] != value:
                 raise Violation(f"replay disagrees about {name}: was {value}, is {is_now[name]}")
