@@ -78,6 +78,10 @@ def _raw(verb: str) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
+CHAINS = (1_000, 3_000, 10_000)
+CHORDS = (1_000, 10_000, 100_000)
+"""Sizes of workflows."""
+
 SCENARIOS: dict[str, Scenario] = {
     "delay_one_caller": Scenario(
         (Figure("rate", "`.delay()`, one caller, one at a time", "calls/s", times=1.3),)
@@ -128,6 +132,17 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "chord": Scenario(
         (Figure("rate", "chord of 1,000 trivial tasks, call to result", "chords/s", times=20),),
+        group="workflows",
+    ),
+    "workflow_sizes": Scenario(
+        (
+            *(Figure(f"chain_{n}", f"chain of {n:,} steps", "steps/s") for n in CHAINS),
+            *(Figure(f"chord_{n}", f"chord of {n:,} tasks", "tasks/s") for n in CHORDS),
+            Figure("others_p99_times", "p99 of another queue meanwhile", "×", "lower", absolute=2),
+            Figure("turns_over_5_ms", "turns over 5 ms meanwhile", "of 1,000", "lower", absolute=0),
+            Figure("bytes_a_node", "broker RAM per held node", "B", "lower", absolute=200),
+        ),
+        sides=(OURS,),
         group="workflows",
     ),
     "storage_start": Scenario(

@@ -317,9 +317,12 @@ def test_a_lane_stays_open_while_one_of_two_graphs_needs_it() -> None:
     assert harness.machine.core.state.graphs.lanes == {lane: 1}
 
 
-def test_a_cancel_of_a_graph_passes_by_what_was_purged_just_now(machine: Machine) -> None:
+def test_a_cancel_of_a_graph_passes_by_what_was_purged_just_now(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advancing, "ADVANCE_STEPS_MAX", 1)
     client = Client(machine)
-    client.publish([node(Link(SUCCESS, 1), name="a"), node(name="b"), node(queue="other")])
+    client.publish([*[node() for _ in range(20)], node(queue="other", name="b")])
     machine.submit(client.peer, f.Purge(correlation=98, queue="q"))
     machine.submit(client.peer, f.CancelGraph(correlation=99, id="b"))
     machine.settle()
