@@ -194,8 +194,9 @@ def mail(shared_daemon: Any) -> Iterator[Any]:
 
 def test_queues_for_people(mail: Any) -> None:
     header, row = mail.ask("queues").stdout.splitlines()
-    assert header.split()[:6] == ["queue", "ready", "scheduled", "leased", "consumers", "oldest"]
-    assert row.split()[:5] == ["mail", "5", "0", "0", "0"]
+    columns = ["queue", "ready", "scheduled", "leased", "held", "consumers", "oldest"]
+    assert header.split()[: len(columns)] == columns
+    assert row.split()[:6] == ["mail", "5", "0", "0", "0", "0"]
     assert header.index("ready") + len("ready") == row.index("5") + 1, "numbers to the right"
     assert "\x1b" not in header, "no colour where it is not a terminal"
 

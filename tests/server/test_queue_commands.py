@@ -148,7 +148,7 @@ def test_messages_are_moved_cancelled_and_purged_by_what_fits(daemon: Daemon) ->
     assert daemon.ask(*by_key, "--dry-run").stdout == "1 message would be cancelled\n"
     assert json.loads(daemon.ask(*by_key, "--json").stdout)["cancelled"] == 1
     assert daemon.ask(*by_key, "--queue", "there").stdout == "0 messages cancelled\n"
-    assert "name IDs, or else" in daemon.ask("cancel").stderr
+    assert "name IDs, or a --graph, or else a --queue" in daemon.ask("cancel").stderr
     dry = daemon.ask("cancel", "one", "--dry-run", "--state", "ready", "--older", "1h")
     assert (dry.returncode, dry.stdout) == (Exit.USAGE, "")
     assert "--dry-run, --state, --older beside IDs" in dry.stderr
