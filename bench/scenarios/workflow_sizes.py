@@ -24,7 +24,12 @@ def measure(arena: Arena) -> dict[str, float]:
     turns = Turns()
     arena.fresh_broker(QBROKER_HTTP=turns.listen)
     tasks: Any = arena.tasks
-    figures: dict[str, float] = {}
+    held = arena.many(ours=CHORDS[-1], theirs=0)
+    before = resident_bytes(arena.broker_pid)
+    handle = (tasks.echo.s(1) | chord_of(tasks, held)).delay()
+    grown = resident_bytes(arena.broker_pid) - before
+    figures: dict[str, float] = {"bytes_a_node": grown / held}
+    handle.parent.parent.revoke()  # and with it all that is held
     with arena.worker():
         arena.wait_for_worker()
         quiet = percentile(latencies(arena.port, "other", 5, 50), 99)
@@ -43,9 +48,6 @@ def measure(arena: Arena) -> dict[str, float]:
         figures[f"chord_{CHORDS[-1]}"] = members / (time.monotonic() - began)
         figures["others_p99_times"] = busy / quiet
         figures["turns_over_5_ms"] = 1000 * turns.share_over(0.005)
-    before = resident_bytes(arena.broker_pid)
-    (tasks.echo.s(1) | chord_of(tasks, members)).delay()
-    figures["bytes_a_node"] = (resident_bytes(arena.broker_pid) - before) / members
     return figures
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import celery
 import task_bodies
-from celery import (
-    Celery,
-    chord,  # noqa: F401  # for the scenarios
-)
+from celery import Celery
 
 app = Celery(
     "bench", broker=os.environ["BENCH_URL"], backend=os.environ["BENCH_URL"].replace("/0", "/1")
 )
 app.conf.task_default_queue = "q"
+
+chord = celery.chord
 app.conf.broker_connection_retry_on_startup = True
 if "BENCH_PREFETCH" in os.environ:
     app.conf.worker_prefetch_multiplier = int(os.environ["BENCH_PREFETCH"])
