@@ -171,7 +171,9 @@ BANK = [
         "qbroker.core.sessions:claimable",
         "None if number < attempts.claims_from else attempts.run",
         "attempts.run",
-        focus=frozenset(("tasks", "crash outcome", "release", "kill", "slow network")),
+        focus=frozenset(
+            ("tasks", "release", "retries", "kill", "cut at a site", "cut on an answer")
+        ),
     ),
     Planted(
         "claims_window_skipped",
@@ -798,7 +800,17 @@ BANK = [
         "qbroker.core.closing:held_numbers",
         "found.update(number for number, _ in upload.staged)",
         "pass",
-        focus=frozenset(("passing keys", "tasks", "uploads", "large bodies", "slow network")),
+        focus=frozenset(
+            (
+                "passing keys",
+                "fair keys",
+                "tasks",
+                "uploads",
+                "blackhole",
+                "slow network",
+                "slow sync",
+            )
+        ),
     ),
     # Dead letters
     Planted(
