@@ -19,7 +19,7 @@ from qbroker.core.notices import noticed
 from qbroker.core.refusals import RefusedError, checked
 from qbroker.core.results import Finished, Found, Remembered, Waiter
 from qbroker.core.runs import Run
-from qbroker.core.sessions import run_of
+from qbroker.core.sessions import run_here, run_of
 from qbroker.core.state import BrokerState
 from qbroker.core.survey import id_of, place_of
 from qprotocol.frames import Cancel, CancelGraph, DeadLetters, Forget, Move, Ok, Watch, Why
@@ -212,16 +212,8 @@ def apply_cancel_noted(state: BrokerState, _position: int, record: r.CancelNoted
 
 def run_known(state: BrokerState, position: int, found: Found | None) -> Run | None:
     """The run that an unfinished message belongs to."""
-    grant = state.leases.get(position)
-    if grant:
-        return grant.run_of(position)
-    number = state.graphs.held_in(position)
-    if number >= 0:
-        return state.run_numbered(number)
-    attempts = state.touched(position)
-    if attempts and attempts.run:
-        return attempts.run
-    return run_of(state, (found or Found()).messages.get(position, b""))
+    here = run_here(state, position)
+    return here or run_of(state, (found or Found()).messages.get(position, b""))
 
 
 def decide_forget(

@@ -182,6 +182,18 @@ def claimable(state: BrokerState, position: int, number: int, raw: bytes) -> Run
     return run if run and state.is_waiting(run, position, place_of(raw)[-1]) else None
 
 
+def run_here(state: BrokerState, position: int) -> Run | None:
+    """The run that an unfinished message belongs to, as far as it is known by position alone."""
+    grant = state.leases.get(position)
+    if grant:
+        return grant.run_of(position)
+    number = state.graphs.held_in(position)
+    if number >= 0:
+        return state.run_numbered(number)
+    attempts = state.touched(position)
+    return attempts.run if attempts else None
+
+
 def run_of(state: BrokerState, raw: bytes) -> Run | None:
     """The run that a packed message belongs to; None if there is no such lane."""
     if not raw:

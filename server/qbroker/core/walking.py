@@ -17,6 +17,7 @@ from qbroker.core.graphs import OPEN, Graph, how
 from qbroker.core.lanes import Lane
 from qbroker.core.queues import Queue
 from qbroker.core.runs import Run
+from qbroker.core.sessions import run_here
 from qbroker.core.settings import SWEEP_STEP
 from qbroker.core.state import BrokerState
 from qprotocol.lanekeys import LaneKeys
@@ -143,15 +144,9 @@ def run_of_node(state: BrokerState, graph: Graph, index: int, position: int) -> 
     """Where the message of a node that has not ended waits, or was handed out from; None if it was
     purged.
     """
-    grant = state.leases.get(position)
-    if grant:
-        return grant.run_of(position)
-    number = state.graphs.held_in(position)
-    if number >= 0:
-        return state.run_numbered(number)
-    attempts = state.touched(position)
-    if attempts and attempts.run:
-        return attempts.run
+    here = run_here(state, position)
+    if here:
+        return here
     run = state.run_numbered(graph.runs[index])
     return run if state.is_waiting(run, position, graph.delays.get(index, (0, 0))[1]) else None
 
