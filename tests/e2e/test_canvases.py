@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from canvases import Failed, Plain, canvas
 from e2e.daemon import Daemon, until
 from e2e.fleet import Fleet, load_tasks
-from qclient import App, GroupResult, TaskFailure, group
+from qclient import App, GroupResult, Signature, TaskFailure, group
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -38,6 +39,18 @@ def ended(handle: Any, told: Callable[[], str]) -> tuple[str, Any]:
         raise AssertionError(told()) from error
 
 
+def calls_of(tasks: ModuleType) -> list[Signature[Any]]:
+    """What canvases are made of; the last one fails."""
+    return [
+        tasks.f.s(1),
+        tasks.f.s(2),
+        tasks.f.si(3),
+        tasks.flaky.s(4),
+        tasks.becomes.s(6),
+        tasks.boom.s(5),
+    ]
+
+
 def check(handle: Any, wanted: tuple[str, Any], told: Callable[[], str]) -> None:
     kind, found = ended(handle, told)
     assert kind == wanted[0]
@@ -50,14 +63,7 @@ def test_canvases_give_what_plain_python_gives(
     fleet = make_fleet(broker).start()
     tasks = load_tasks(broker)
     rng = random.Random(5)
-    calls = [
-        tasks.f.s(1),
-        tasks.f.s(2),
-        tasks.f.si(3),
-        tasks.flaky.s(4),
-        tasks.becomes.s(6),
-        tasks.boom.s(5),
-    ]
+    calls = calls_of(tasks)
     with tasks.app:
         for _ in range(40):
             step = canvas(rng, rng.choice((calls, calls[:5])))
@@ -137,14 +143,7 @@ def test_canvases_survive_kills_of_workers_and_broker(
     fleet = make_fleet(broker).start()
     tasks = load_tasks(broker)
     rng = random.Random(seed)
-    calls = [
-        tasks.f.s(1),
-        tasks.f.s(2),
-        tasks.f.si(3),
-        tasks.flaky.s(4),
-        tasks.becomes.s(6),
-        tasks.boom.s(5),
-    ]
+    calls = calls_of(tasks)
     steps = [canvas(rng, rng.choice((calls, calls[:5]))) for _ in range(60)]
     pause = threading.Event()
 

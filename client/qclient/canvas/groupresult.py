@@ -209,10 +209,20 @@ def batches(tasks: list[AsyncResult[Any]]) -> Iterator[list[AsyncResult[Any]]]:
 
 
 def look(tasks: list[AsyncResult[Any]]) -> Iterator[Result]:
-    """What the broker says of each now; all are asked before the first answer is read."""
+    """What is known of each that is final, and what the broker says of the others now.
+
+    All are asked before the first answer is read.
+    """
     connection, timeout_s = tasks[0].app.connection, tasks[0].app.timeout_s
-    asked = [connection.submit(each._watch(), timeout_s) for each in tasks]  # noqa: SLF001
-    for each, request in zip(tasks, asked, strict=True):
+    final: list[Any] = [getattr(each, "_final", None) for each in tasks]
+    asked = [
+        None if known else connection.submit(each._watch(), timeout_s)  # noqa: SLF001
+        for each, known in zip(tasks, final, strict=True)
+    ]
+    for each, known, request in zip(tasks, final, asked, strict=True):
+        if request is None:
+            yield known
+            continue
         answer = connection.wait(request)
         assert isinstance(answer, Result)
         each._note(answer)  # noqa: SLF001

@@ -211,8 +211,8 @@ class Drawing:
             for steps, is_failure in ((step.links, False), (step.errors, True)):
                 if steps:
                     one = self.gives([leaf], VALUE, leaf, leaf.depth, is_failure=is_failure)
-                    inherited = place.but(one, (*FIRST, *LAST)).within(step.options)
-                    beside = replace(inherited.but(one, (*FIRST, *LAST)), is_aside=True)
+                    inherited = place.within(step.options).but(one, (*FIRST, *LAST))
+                    beside = replace(inherited, is_aside=True)
                     for each in steps:
                         self.lay(each, beside)
 
@@ -233,9 +233,12 @@ class Drawing:
     def finish(self, given: Given) -> Plan:
         """Nodes are numbered, and linked."""
         end = given.tree  # if it is one, and nothing waits for it, it comes last
-        nodes = sorted(self.nodes, key=lambda node: (node is end, node.depth, node.is_aside))
-        if any(each.leaves == [end] and each.targets for each in self.givens):
-            nodes.sort(key=lambda node: (node.depth, node.is_aside))
+        is_awaited = any(each.leaves == [end] and each.targets for each in self.givens)
+
+        def place(node: Planned) -> tuple[bool, int, bool]:
+            return node is end and not is_awaited, node.depth, node.is_aside
+
+        nodes = sorted(self.nodes, key=place)
         for index, node in enumerate(nodes):
             node.index = index
         for each in self.givens:
